@@ -1,0 +1,100 @@
+"""ouro-edge: looped language models on CPUs, with an exit gate that saves work.
+
+    import ouro_edge
+    model = ouro_edge.load("path-or-hub-id")
+    for event in model.generate("text", max_tokens=64, exit=ouro_edge.ExitThreshold(0.7)): ...
+
+Names are loaded when first used, so that `import ouro_edge` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ouro_edge.version import __version__
+
+if TYPE_CHECKING:
+    from ouro_edge.config import ModelConfig
+    from ouro_edge.errors import (
+        BundleError,
+        CheckpointError,
+        ConfigError,
+        ContextOverflowError,
+        ExportError,
+        HubError,
+        NoGateError,
+        NoTokenizerError,
+        OuroEdgeError,
+        RequestError,
+        TemplateError,
+        VerificationError,
+    )
+    from ouro_edge.loading import load
+    from ouro_edge.runtime.cancel import Cancel
+    from ouro_edge.runtime.events import Done, Event, Timings, Token, Usage
+    from ouro_edge.runtime.exits import ExitPolicy, ExitThreshold, FixedDepth, FullDepth
+    from ouro_edge.runtime.model import Forward, Model
+    from ouro_edge.runtime.sampler import Sampler
+    from ouro_edge.runtime.sequence import TokenSequence
+    from ouro_edge.runtime.tokenizer import Tokenizer
+
+_HOMES = {
+    "config": ("ModelConfig",),
+    "errors": (
+        "BundleError", "CheckpointError", "ConfigError", "ContextOverflowError", "ExportError", "HubError",
+        "NoGateError", "NoTokenizerError", "OuroEdgeError", "RequestError", "TemplateError", "VerificationError",
+    ),
+    "loading": ("load",),
+    "runtime.cancel": ("Cancel",),
+    "runtime.events": ("Done", "Event", "Timings", "Token", "Usage"),
+    "runtime.exits": ("ExitPolicy", "ExitThreshold", "FixedDepth", "FullDepth"),
+    "runtime.model": ("Forward", "Model"),
+    "runtime.sampler": ("Sampler",),
+    "runtime.sequence": ("TokenSequence",),
+    "runtime.tokenizer": ("Tokenizer",),
+}  # fmt: skip
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "BundleError",
+    "Cancel",
+    "CheckpointError",
+    "ConfigError",
+    "ContextOverflowError",
+    "Done",
+    "Event",
+    "ExitPolicy",
+    "ExitThreshold",
+    "ExportError",
+    "FixedDepth",
+    "Forward",
+    "FullDepth",
+    "HubError",
+    "Model",
+    "ModelConfig",
+    "NoGateError",
+    "NoTokenizerError",
+    "OuroEdgeError",
+    "RequestError",
+    "Sampler",
+    "TemplateError",
+    "Timings",
+    "Token",
+    "TokenSequence",
+    "Tokenizer",
+    "Usage",
+    "VerificationError",
+    "__version__",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'ouro_edge' has no attribute {name!r}")
+    value = getattr(import_module(f"ouro_edge.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

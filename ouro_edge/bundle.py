@@ -1,0 +1,209 @@
+"""What an exported model is on disk: file names, manifest, checksums, and where each tensor lies.
+
+`export` writes it, `runtime` reads it, and they meet nowhere else. Knows config and quant; no onnx, no onnxruntime.
+
+    config.json, generation_config.json, tokenizer.json, chat_template.jinja ...   as the checkpoint had them
+    model.onnx, head.onnx    the graphs of the shared block and of the head
+    model.onnx.data          every weight once; the graphs and the manifest point into it
+    ouro_edge.json           the manifest, written last: without it a directory is not a bundle
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro_edge.config import ModelConfig, read_json_object
+from ouro_edge.errors import BundleError, ConfigError
+from ouro_edge.quant import QuantizedTensor, Scheme, dequantize, dequantize_rows
+from ouro_edge.weights import Array
+
+MANIFEST_FILE = "ouro_edge.json"
+BLOCK_FILE = "model.onnx"
+HEAD_FILE = "head.onnx"
+DATA_FILE = "model.onnx.data"
+VERSION = 1
+_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "uint8": np.dtype("u1")}
+_HASH_AT_LOAD = 64 << 20  # larger files are hashed by `verify` only: start-up must not read all weights twice
+
+
+@dataclass(frozen=True, slots=True)
+class StoredArray:
+    """One array in the data file."""
+
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return prod(self.shape) * _DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor of the model: `values` when scheme is None, else `packed`, `scales` and perhaps `zero_points`."""
+
+    shape: tuple[int, ...]
+    scheme: Scheme | None
+    parts: Mapping[str, StoredArray]
+    error: Mapping[str, float | None] | None = None  # what quantisation cost: max, RMS, SNR in dB
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The content of ouro_edge.json."""
+
+    name: str
+    source: Mapping[str, Any]  # where the checkpoint came from: path or repository, revision, storage types
+    created_by: str
+    recipe: str
+    model: ModelConfig
+    tensors: Mapping[str, StoredTensor]
+    files: Mapping[str, Mapping[str, Any]]  # name -> {"size": bytes, "sha256": hex}
+
+    def to_json(self) -> str:
+        """The manifest file's text."""
+        tensors = {name: _tensor_to_dict(tensor) for name, tensor in self.tensors.items()}
+        head = {"format": "ouro-edge", "version": VERSION, "name": self.name, "created_by": self.created_by}
+        body = {"source": dict(self.source), "recipe": self.recipe, "model": self.model.to_dict()}
+        return json.dumps({**head, **body, "files": dict(self.files), "tensors": tensors}, indent=1) + "\n"
+
+
+class Bundle:
+    """An opened bundle: its manifest, and its tensors memory-mapped on demand."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest, self.config = path, manifest, manifest.model
+
+    def array(self, stored: StoredArray) -> NDArray[Any]:
+        """A read-only memory map of one array."""
+        if not prod(stored.shape):
+            raise BundleError(f"{self.path / DATA_FILE}: an array without elements")
+        dtype = _DTYPES[stored.dtype]
+        mapped: NDArray[Any] = np.memmap(self.path / DATA_FILE, dtype, "r", stored.offset, stored.shape)
+        return mapped
+
+    def quantized(self, name: str) -> QuantizedTensor:
+        """A quantised tensor over memory maps."""
+        tensor = self.manifest.tensors[name]
+        assert tensor.scheme is not None
+        parts = {part: self.array(stored) for part, stored in tensor.parts.items()}
+        rows, columns = tensor.shape
+        zero_points = parts.get("zero_points")
+        return QuantizedTensor(tensor.scheme, (rows, columns), parts["packed"], parts["scales"], zero_points)
+
+    def values(self, name: str) -> Array:
+        """A whole tensor as float32, dequantised when it is stored in fewer bits."""
+        tensor = self.manifest.tensors[name]
+        if tensor.scheme is None:
+            return np.array(self.array(tensor.parts["values"]), np.float32)
+        return dequantize(self.quantized(name))
+
+    def embedding(self) -> Embedding:
+        """The token embedding, gathered from the memory map row by row."""
+        tensor = self.manifest.tensors["embedding"]
+        if tensor.scheme is None:
+            return Embedding(self.array(tensor.parts["values"]))
+        return Embedding(self.quantized("embedding"))
+
+    def text(self, name: str) -> str | None:
+        """The text of one of the small files, or None when the bundle has none of that name."""
+        file = self.path / name
+        return file.read_text(encoding="utf-8") if name in self.manifest.files else None
+
+
+class Embedding:
+    """Token ids -> rows. Weights stay on disk; only pages of rows that are used become resident."""
+
+    def __init__(self, table: QuantizedTensor | NDArray[np.float32]) -> None:
+        self._table = table
+
+    def __call__(self, ids: NDArray[np.integer[Any]]) -> Array:
+        """Rows [T, C] of ids [T]."""
+        if isinstance(self._table, QuantizedTensor):
+            return dequantize_rows(self._table, ids)
+        return np.asarray(self._table[ids], np.float32)
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Open an exported directory. BundleError in one line when it is incomplete, damaged or of another version."""
+    if not (path / MANIFEST_FILE).is_file():
+        raise BundleError(f"{path} has no {MANIFEST_FILE}: not an exported model; run ouro-edge export first")
+    data = read_json_object(path / MANIFEST_FILE, BundleError)
+    if data.get("format") != "ouro-edge" or data.get("version") != VERSION:
+        raise BundleError(f"{path} is version {data.get('version')!r} of {data.get('format')!r}; this program reads "
+                          f"version {VERSION} of 'ouro-edge': export again")  # fmt: skip
+    try:
+        manifest = _manifest(data)
+    except ConfigError as problem:
+        raise BundleError(f"{path / MANIFEST_FILE}: {problem}") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        raise BundleError(f"{path / MANIFEST_FILE} is damaged: {type(problem).__name__} {problem}") from None
+    for name in (BLOCK_FILE, HEAD_FILE, DATA_FILE, "config.json"):
+        if name not in manifest.files:
+            raise BundleError(f"{path / MANIFEST_FILE} does not list {name}")
+    check_files(path, manifest, _HASH_AT_LOAD)
+    size = manifest.files[DATA_FILE]["size"]
+    for name, tensor in manifest.tensors.items():
+        if any(part.offset < 0 or part.offset + part.size > size for part in tensor.parts.values()):
+            raise BundleError(f"{path / MANIFEST_FILE} puts {name} beyond the end of {DATA_FILE}")
+    return Bundle(path, manifest)
+
+
+def check_files(path: Path, manifest: Manifest, largest: int | None = None) -> None:
+    """Compare sizes of all files, and SHA-256 of those up to `largest` bytes (None: of all), with the manifest."""
+    for name, record in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            raise BundleError(f"{file} is missing: the bundle is incomplete, export again")
+        if (size := file.stat().st_size) != record["size"]:
+            raise BundleError(f"{file} has {size} bytes, the manifest says {record['size']}: export again")
+        if (largest is None or size <= largest) and sha256(file) != record["sha256"]:
+            raise BundleError(f"{file} differs from its checksum: the bundle is damaged, export again")
+
+
+def sha256(file: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _tensor_to_dict(tensor: StoredTensor) -> dict[str, Any]:
+    parts = {name: asdict(part) for name, part in tensor.parts.items()}
+    scheme = tensor.scheme and tensor.scheme.to_dict()
+    return {"shape": list(tensor.shape), "scheme": scheme, "parts": parts, "error": tensor.error}
+
+
+def _manifest(data: dict[str, Any]) -> Manifest:
+    tensors = {}
+    for name, entry in data["tensors"].items():
+        scheme = None if entry["scheme"] is None else Scheme.from_dict(entry["scheme"])
+        parts = {
+            part: StoredArray(int(at["offset"]), str(at["dtype"]), tuple(int(n) for n in at["shape"]))
+            for part, at in entry["parts"].items()
+        }
+        if any(part.dtype not in _DTYPES or min(part.shape, default=1) < 1 for part in parts.values()):
+            raise ValueError(f"tensor {name} has an unknown type or an empty shape")
+        tensors[name] = StoredTensor(tuple(int(n) for n in entry["shape"]), scheme, parts, entry["error"])
+    for name, record in data["files"].items():
+        if Path(name).name != name or type(record["size"]) is not int or type(record["sha256"]) is not str:
+            raise ValueError(f"file record {name!r}")
+    return Manifest(
+        name=str(data["name"]),
+        source=dict(data["source"]),
+        created_by=str(data["created_by"]),
+        recipe=str(data["recipe"]),
+        model=ModelConfig.from_dict(data["model"]),
+        tensors=tensors,
+        files=data["files"],
+    )

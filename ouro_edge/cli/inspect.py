@@ -1,0 +1,100 @@
+"""`ouro-edge inspect`: what a checkpoint, a .gguf file or an exported model holds."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ouro_edge.config import ModelConfig
+
+
+@click.command(name="inspect")
+@click.argument("model")
+@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option("--tensors", is_flag=True, help="Also list what quantisation cost, tensor by tensor.")
+@click.option("--json", "as_json", is_flag=True, help="Print one object.")
+def command(model: str, revision: str | None, tensors: bool, as_json: bool) -> None:
+    """Show what MODEL holds: sizes, loops, exit gate, types, memory for keys and values."""
+    from ouro_edge.bundle import MANIFEST_FILE, open_bundle
+    from ouro_edge.cli.tables import error_table
+    from ouro_edge.hub import resolve
+
+    found = resolve(model, revision=revision)
+    if (found.path / MANIFEST_FILE).is_file():
+        bundle = open_bundle(found.path)
+        facts = _bundle_facts(bundle.manifest)
+        extra = error_table(bundle.manifest) if tensors else ""
+    else:
+        facts, extra = _checkpoint_facts(found.path), ""
+    if as_json:
+        click.echo(json.dumps(facts, ensure_ascii=False))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        click.echo(f"{name.ljust(width)}  {_show(value)}")
+    if extra:
+        click.echo(extra)
+
+
+def _checkpoint_facts(path: Path) -> dict[str, Any]:
+    from ouro_edge.export.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(path)
+    kind = "checkpoint (.gguf)" if path.is_file() else "checkpoint (safetensors)"
+    facts = {"name": checkpoint.name, "kind": kind, **_model_facts(checkpoint.config)}
+    facts["tensor types"] = dict(checkpoint.tensor_types)
+    facts["files"] = sorted(checkpoint.files)
+    if checkpoint.notes:
+        facts["notes"] = list(checkpoint.notes)
+    return facts
+
+
+def _bundle_facts(manifest: Any) -> dict[str, Any]:
+    from ouro_edge.cli.tables import file_size
+
+    kinds = Counter(
+        f"int{t.scheme.bits}/{t.scheme.block_size}" if t.scheme else "fp32" for t in manifest.tensors.values()
+    )
+    size = sum(record["size"] for record in manifest.files.values())
+    facts = {"name": manifest.name, "kind": f"exported model ({manifest.recipe})", **_model_facts(manifest.model)}
+    facts["tensor types"] = dict(kinds)
+    facts["size"] = file_size(size)
+    facts["source"] = dict(manifest.source)
+    facts["made by"] = manifest.created_by
+    facts["files"] = sorted(manifest.files)
+    return facts
+
+
+def _model_facts(config: ModelConfig) -> dict[str, Any]:
+    from math import prod
+
+    from ouro_edge.cli.tables import file_size
+    from ouro_edge.weights import tensor_shapes
+
+    heads = f"{config.num_heads} heads, {config.num_kv_heads} for keys and values, of {config.head_dim}"
+    return {
+        "parameters": sum(map(prod, tensor_shapes(config).values())),
+        "loops": config.loops,
+        "layers in the block": config.num_layers,
+        "exit gate": "yes" if config.has_gate else "none: fixed depth only",
+        "exit threshold": config.exit_threshold,
+        "hidden size": config.hidden_size,
+        "feed-forward size": config.intermediate_size,
+        "attention": heads,
+        "vocabulary": config.vocab_size,
+        "context": config.max_positions,
+        "stop ids": list(config.stop_token_ids),
+        "KV per token (fp32)": file_size(config.kv_bytes_per_token()),
+    }
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,76 @@
+"""Options that several commands share, and what they turn into. Knows click; imports the runtime only when asked."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ouro_edge.errors import RequestError
+
+if TYPE_CHECKING:
+    from ouro_edge.runtime.exits import ExitPolicy
+    from ouro_edge.runtime.model import Model
+
+_GENERATION = (
+    click.option("--exit-threshold", type=float, metavar="Q",
+                 help="Stop looping when the exit gate's cumulative probability reaches Q (0 to 1). "
+                      "Default: the model's own."),
+    click.option("--loops", type=int, metavar="N", help="Use exactly N loops for every token."),
+    click.option("--temp", "temperature", type=float,
+                 help="Temperature; 0 is greedy. Default: 0 for run, the model's own for chat."),
+    click.option("--top-k", type=int, help="Sample from the K most likely tokens."),
+    click.option("--top-p", type=float, help="Sample from the smallest set of tokens with this probability."),
+    click.option("--min-p", type=float, help="Drop tokens less likely than this share of the likeliest."),
+    click.option("--repeat-penalty", "repetition_penalty", type=float, help="Penalty on tokens seen before; 1 is off."),
+    click.option("--logit-bias", type=(int, float), multiple=True, metavar="ID BIAS", help="Add to a token's logit."),
+    click.option("--seed", type=int, help="Make sampling repeatable."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated."),
+    click.option("-n", "--max-tokens", type=int, help="At most this many tokens. Default: what the context holds."),
+    click.option("--threads", type=int, help="CPU threads. Default: the CPUs that this process may use."),
+)  # fmt: skip
+
+
+def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options above to a command."""
+    return functools.reduce(lambda decorated, option: option(decorated), reversed(_GENERATION), command)
+
+
+def generation_arguments(
+    model: Model,
+    *,
+    exit_threshold: float | None,
+    loops: int | None,
+    max_tokens: int | None,
+    stop: tuple[str, ...],
+    logit_bias: tuple[tuple[int, float], ...],
+    **sampling: float | int | None,
+) -> dict[str, Any]:
+    """Keyword arguments for `Model.generate`: what the options say, over the model's own settings."""
+    import dataclasses
+
+    from ouro_edge.runtime.exits import ExitThreshold, FixedDepth
+
+    policy: ExitPolicy | None = None
+    if exit_threshold is not None and loops is not None:
+        raise RequestError("--exit-threshold and --loops exclude each other: give one of them")
+    if exit_threshold is not None:
+        policy = ExitThreshold(exit_threshold)
+    elif loops is not None:
+        policy = FixedDepth(loops)
+    changes: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
+    sampler = dataclasses.replace(model.default_sampler(), logit_bias=dict(logit_bias), **changes)
+    return {"exit": policy, "sampler": sampler, "stop": stop, "max_tokens": max_tokens}
+
+
+def open_model(model: str | None, threads: int | None) -> Model:
+    """Load MODEL, showing progress when it has to be converted first."""
+    from ouro_edge.cli.progress import conversion_progress
+    from ouro_edge.loading import load
+
+    if model is None:
+        raise click.UsageError("MODEL is missing: give an exported directory, a .gguf file or a hub id")
+    with conversion_progress() as progress:
+        return load(model, threads=threads, progress=progress)

@@ -1,0 +1,104 @@
+"""`ouro-edge run`: one prompt, one answer."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ouro_edge.cli.options import generation_arguments, generation_options, open_model
+from ouro_edge.errors import RequestError
+
+if TYPE_CHECKING:
+    from ouro_edge.runtime.events import Done, Token
+
+
+@click.command(name="run")
+@click.argument("model", required=False)
+@click.option("-p", "--prompt", help="The prompt. Default: standard input.")
+@click.option("--ids", help="The prompt as token ids, such as '504 3575 282'; needs no tokenizer.")
+@click.option("--system", help="System message.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as it stands, without the chat template.")
+@click.option("--json", "as_json", is_flag=True, help="Print one object: text, ids, depth per token, usage, timings.")
+@generation_options
+def command(
+    model: str | None,
+    prompt: str | None,
+    ids: str | None,
+    system: str | None,
+    raw: bool,
+    as_json: bool,
+    threads: int | None,
+    **settings: Any,
+) -> None:
+    """Answer one prompt with MODEL and exit."""
+    from ouro_edge.runtime.events import Done
+
+    if ids is not None and (prompt is not None or system is not None or raw):
+        raise RequestError("--ids is a whole prompt: it goes with neither -p nor --system nor --raw")
+    if raw and system is not None:
+        raise RequestError("--raw leaves the chat template out, and the system message with it: drop one of them")
+    if settings["temperature"] is None:
+        settings["temperature"] = 0.0
+    with open_model(model, threads) as loaded:
+        arguments = generation_arguments(loaded, **settings)
+        if ids is not None:
+            events = loaded.generate(_parse_ids(ids), **arguments)
+        else:
+            _ = loaded.tokenizer  # refuse before waiting for standard input
+            text = prompt if prompt is not None else _standard_input()
+            if raw:
+                events = loaded.generate(text, **arguments)
+            else:
+                messages = [{"role": "system", "content": system}] if system is not None else []
+                events = loaded.chat([*messages, {"role": "user", "content": text}], **arguments)
+        show_text = loaded.has_tokenizer and not as_json
+        tokens: list[Token] = []
+        for event in events:
+            if isinstance(event, Done):
+                done = event
+            else:
+                tokens.append(event)
+                if show_text:
+                    click.echo(event.text, nl=False)
+        if as_json:
+            click.echo(_json(tokens, done))
+        else:
+            click.echo("" if show_text else " ".join(str(token.id) for token in tokens))
+
+
+def _standard_input() -> str:
+    if sys.stdin.isatty():
+        click.echo("Prompt (end with Ctrl-D):", err=True)
+    try:
+        return sys.stdin.read().rstrip("\n")
+    except UnicodeDecodeError as problem:
+        raise RequestError(f"standard input is no {problem.encoding} text: {problem.reason}") from None
+
+
+def _parse_ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        raise RequestError(f"--ids is {text!r}; wanted whole numbers, such as '504 3575 282'") from None
+
+
+def _json(tokens: list[Token], done: Done) -> str:
+    import dataclasses
+    import json
+
+    usage = dataclasses.asdict(done.usage) | {"loops_saved": done.usage.loops_saved}
+    rate = done.timings.decode_rate(done.usage.completion_tokens)
+    return json.dumps(
+        {
+            "text": done.text,
+            "ids": [token.id for token in tokens],
+            "depth": [token.depth for token in tokens],
+            "logprobs": [token.logprob for token in tokens],
+            "reason": done.reason,
+            "usage": usage,
+            "timings": {**dataclasses.asdict(done.timings), "tokens_per_second": rate},
+        },
+        ensure_ascii=False,
+    )

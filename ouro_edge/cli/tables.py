@@ -1,0 +1,41 @@
+"""Plain-text tables and sizes for the terminal. Knows the manifest; prints nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ouro_edge.bundle import Manifest
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned by their widest cell, the first to the left and the others to the right."""
+    lines = [list(head), *map(list, rows)]
+    first, *widths = (max(len(line[i]) for line in lines) for i in range(len(head)))
+    return "\n".join(
+        "  ".join([line[0].ljust(first), *(cell.rjust(w) for cell, w in zip(line[1:], widths, strict=True))]).rstrip()
+        for line in lines
+    )
+
+
+def error_table(manifest: Manifest) -> str:
+    """What quantisation cost, tensor by tensor."""
+    rows = []
+    for name, tensor in manifest.tensors.items():
+        if tensor.scheme is not None and tensor.error is not None:
+            snr = tensor.error["snr_db"]
+            rows.append((
+                name, "x".join(map(str, tensor.shape)), f"int{tensor.scheme.bits}/{tensor.scheme.block_size}",
+                f"{tensor.error['max_error']:.5f}", f"{tensor.error['rms_error']:.6f}",
+                "exact" if snr is None else f"{snr:.1f} dB",
+            ))  # fmt: skip
+    if not rows:
+        return "no tensor is quantised"
+    return table(("tensor", "shape", "format", "max error", "RMS error", "SNR"), rows)
+
+
+def file_size(count: float) -> str:
+    """Bytes for a reader: 812 MB, 1.23 GB."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count:.0f} bytes"

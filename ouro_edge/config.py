@@ -1,0 +1,227 @@
+"""The blueprint of a model: sizes, loops, which norms, gate or none, token ids. Knows errors only.
+
+`ModelConfig` is what the whole package speaks; `from_hf` reads a Hugging Face config.json into it, strictly: upstream's
+configuration class has defaults that differ from the published checkpoints, so a field that is absent is an error and
+never a default, and a field that we do not know is an error and never ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ouro_edge.errors import ConfigError
+
+# Fields that change nothing in a forward pass with these weights.
+_HARMLESS = frozenset(
+    "_name_or_path architectures attention_dropout auto_map chunk_size dtype initializer_range layer_types "
+    "max_window_layers model_type pretraining_tp sliding_window tokenizer_class torch_dtype transformers_version "
+    "transformers.js_config use_cache bos_token_id eos_token_id pad_token_id unk_token_id quantization_config "
+    "is_llama_config rope_interleaved".split()
+)
+# Fields with the only value that the runtime implements.
+_FIXED: dict[str, Any] = {
+    "hidden_act": "silu",
+    "rope_scaling": None,
+    "use_sliding_window": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "early_exit_step": None,
+    "use_weighted_exit": False,
+}
+_MAX_DIMENSION = 1 << 24  # a lying header must not make us allocate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Sizes and switches of a looped transformer; a plain one is `loops=1`, no gate, no sandwich norms."""
+
+    model_type: str  # "ouro" or "llama": where it came from, never branched on in the forward pass
+    vocab_size: int  # V
+    hidden_size: int  # C
+    intermediate_size: int  # F
+    num_layers: int  # L, the layers of the one shared block
+    num_heads: int  # H
+    num_kv_heads: int  # KV
+    head_dim: int  # D
+    loops: int  # R
+    max_positions: int
+    rope_theta: float
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    sandwich_norms: bool  # a second norm after attention and after the MLP, before the residual sum
+    has_gate: bool
+    exit_threshold: float  # the checkpoint's own; 1.0 means that every token runs all loops
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and (type(value) is not int or not 1 <= value <= _MAX_DIMENSION):
+                raise ConfigError(f"{field.name} is {value!r}; wanted an integer from 1 to {_MAX_DIMENSION}")
+            if field.type == "bool" and type(value) is not bool:
+                raise ConfigError(f"{field.name} is {value!r}; wanted true or false")
+            if field.type == "float" and type(value) not in (int, float):
+                raise ConfigError(f"{field.name} is {value!r}; wanted a number")
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(f"num_attention_heads {self.num_heads} is no multiple of num_key_value_heads "
+                              f"{self.num_kv_heads}")  # fmt: skip
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim is {self.head_dim}; rotary positions need an even number")
+        if not 0.0 < self.rms_norm_eps < 1.0 or not 0.0 < self.rope_theta < 1e12:
+            raise ConfigError(f"rms_norm_eps {self.rms_norm_eps} or rope_theta {self.rope_theta} is out of range")
+        if not 0.0 <= self.exit_threshold <= 1.0:
+            raise ConfigError(f"early_exit_threshold is {self.exit_threshold}; wanted 0 to 1")
+
+    @property
+    def q_size(self) -> int:
+        """Width of the concatenated query heads, H * D."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Width of the concatenated key (or value) heads, KV * D."""
+        return self.num_kv_heads * self.head_dim
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer. Ouro's published configs name 0 alone, but chats end with 2, so both always count."""
+        ids = set(self.eos_token_ids)
+        if self.model_type == "ouro":
+            ids |= {0, 2}
+        return tuple(sorted(i for i in ids if i < self.vocab_size))
+
+    def kv_bytes_per_token(self, bytes_per_value: float = 4.0) -> float:
+        """Bytes of keys and values that one token of context takes when all loops have seen it."""
+        return self.loops * self.num_layers * 2 * self.kv_size * bytes_per_value
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; `from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
+        """Read `to_dict`'s form. ConfigError names a missing or unknown key."""
+        if not isinstance(data, dict):
+            raise ConfigError("model description is no JSON object")
+        names = {field.name for field in dataclasses.fields(cls)}
+        if missing := sorted(names - data.keys()):
+            raise ConfigError(f"model description lacks {', '.join(missing)}")
+        if unknown := sorted(data.keys() - names):
+            raise ConfigError(f"model description has unknown fields {', '.join(unknown)}")
+        return cls(**{**data, "eos_token_ids": _token_ids(data["eos_token_ids"], "eos_token_ids")})
+
+
+def _token_ids(value: Any, name: str) -> tuple[int, ...]:
+    ids = () if value is None else tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    if not all(type(i) is int and i >= 0 for i in ids):
+        raise ConfigError(f"{name} is {value!r}; wanted a token id or a list of them")
+    return ids
+
+
+def read_json_object(path: Path, error: type[Exception] = ConfigError) -> dict[str, Any]:
+    """The JSON object in a file; `error` with one line when it is absent, not UTF-8, not JSON or no object."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise error(f"{path} is missing") from None
+    except (OSError, ValueError, RecursionError) as problem:
+        raise error(f"{path} cannot be read as JSON: {problem}") from None
+    if not isinstance(data, dict):
+        raise error(f"{path} holds {type(data).__name__}, wanted a JSON object")
+    return data
+
+
+def from_hf(data: dict[str, Any]) -> ModelConfig:
+    """ModelConfig of a Hugging Face config.json (model_type `ouro` or `llama`).
+
+    ConfigError names the field that is missing, unknown or of a value that the runtime does not implement.
+    """
+    model_type = data.get("model_type")
+    if model_type not in ("ouro", "llama"):
+        raise ConfigError(f"model_type is {model_type!r}; wanted 'ouro' or 'llama'")
+    ouro = model_type == "ouro"
+    known = {
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim",
+        "num_key_value_heads", "max_position_embeddings", "rope_theta", "rms_norm_eps", "tie_word_embeddings",
+    } | ({"total_ut_steps", "early_exit_threshold"} if ouro else set())  # fmt: skip
+    rope = data.get("rope_parameters")  # transformers 5 moved rope_theta in here
+    if isinstance(rope, dict):
+        if set(rope) - {"rope_theta", "rope_type"} or rope.get("rope_type", "default") != "default":
+            raise ConfigError(f"rope_parameters is {rope!r}; only the default rope_type is implemented")
+        data = {"rope_theta": rope.get("rope_theta"), **{k: v for k, v in data.items() if k != "rope_parameters"}}
+    for name in sorted(data.keys() - known - _HARMLESS):
+        if name not in _FIXED:
+            raise ConfigError(f"config.json has the unknown field {name!r}; remove it if it changes nothing")
+        if data[name] != _FIXED[name]:
+            raise ConfigError(f"config.json has {name} = {data[name]!r}; only {_FIXED[name]!r} is implemented")
+    if any(kind != "full_attention" for kind in data.get("layer_types") or ()):
+        raise ConfigError(f"config.json has layer_types = {data['layer_types']!r}; only full_attention is implemented")
+
+    def need(name: str) -> Any:
+        if data.get(name) is None:
+            raise ConfigError(f"config.json lacks {name!r}; upstream's defaults differ from its checkpoints, so add it")
+        return data[name]
+
+    if data.get("hidden_act", "silu" if not ouro else None) is None:
+        need("hidden_act")
+    hidden, heads = need("hidden_size"), need("num_attention_heads")
+    head_dim = data.get("head_dim")
+    if head_dim is None:
+        if type(hidden) is not int or type(heads) is not int or heads < 1 or hidden % heads:
+            raise ConfigError(f"hidden_size {hidden!r} is no multiple of num_attention_heads {heads!r}: give head_dim")
+        head_dim = hidden // heads
+    return ModelConfig(
+        model_type=model_type,
+        vocab_size=need("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=need("intermediate_size"),
+        num_layers=need("num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=need("num_key_value_heads"),
+        head_dim=head_dim,
+        loops=need("total_ut_steps") if ouro else 1,
+        max_positions=need("max_position_embeddings"),
+        rope_theta=need("rope_theta"),
+        rms_norm_eps=need("rms_norm_eps"),
+        tie_word_embeddings=need("tie_word_embeddings"),
+        sandwich_norms=ouro,
+        has_gate=ouro,
+        exit_threshold=need("early_exit_threshold") if ouro else 1.0,
+        bos_token_id=next(iter(_token_ids(data.get("bos_token_id"), "bos_token_id")), None),
+        eos_token_ids=_token_ids(data.get("eos_token_id"), "eos_token_id"),
+        pad_token_id=next(iter(_token_ids(data.get("pad_token_id"), "pad_token_id")), None),
+    )
+
+
+def to_hf(config: ModelConfig) -> dict[str, Any]:
+    """A Hugging Face config.json for a model that came without one (a GGUF file); `from_hf` reads it back."""
+    eos = config.eos_token_ids
+    data: dict[str, Any] = {
+        "model_type": config.model_type,
+        "architectures": ["OuroForCausalLM" if config.model_type == "ouro" else "LlamaForCausalLM"],
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_positions,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None,
+        "rms_norm_eps": config.rms_norm_eps,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": eos[0] if len(eos) == 1 else list(eos) or None,
+        "pad_token_id": config.pad_token_id,
+    }
+    if config.model_type == "ouro":
+        data |= {"total_ut_steps": config.loops, "early_exit_threshold": config.exit_threshold}
+    return data

@@ -1,0 +1,43 @@
+"""A checkpoint as the exporter sees it, whatever files it came from. Knows config and weights; readers live beside it.
+
+`open_checkpoint` looks at a path and hands it to the reader of its kind: `huggingface` for a directory, `gguf_file` for
+a .gguf file. Both end as the same `Checkpoint`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ouro_edge.config import ModelConfig
+from ouro_edge.errors import CheckpointError
+from ouro_edge.weights import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Config, lazily read weights, and the small text files that travel with them into a bundle."""
+
+    path: Path
+    name: str  # for the model card: "Ouro-1.4B"
+    config: ModelConfig
+    weights: Weights
+    files: Mapping[str, bytes]  # config.json always; tokenizer.json, chat_template.jinja, ... where there are any
+    tensor_types: Mapping[str, int]  # storage type -> number of tensors: {"BF16": 269}
+    notes: tuple[str, ...] = field(default=())  # one line each: what a user should know about this source
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a Hugging Face directory or a .gguf file. CheckpointError or ConfigError in one line when it is neither."""
+    if path.is_dir():
+        from ouro_edge.export.huggingface import open_directory
+
+        return open_directory(path)
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        from ouro_edge.export.gguf_file import open_gguf
+
+        return open_gguf(path)
+    if path.exists():
+        raise CheckpointError(f"{path} is no checkpoint; wanted a directory with config.json or a .gguf file")
+    raise CheckpointError(f"{path} does not exist")

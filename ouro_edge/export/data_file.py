@@ -1,0 +1,87 @@
+"""Streams tensors into a bundle's data file, quantising on the way. Knows quant and the layout of `bundle`; no onnx.
+
+One tensor is in memory at a time, and a large one in pieces of rows, so the peak is set by the largest packed tensor
+and not by the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro_edge.bundle import StoredArray, StoredTensor
+from ouro_edge.quant import ErrorMeter, Scheme, concatenate, dequantize, quantize
+from ouro_edge.weights import Array, Weights
+
+_PIECE = 16 << 20  # float32 values quantised at a time: 64 MB
+_PAGE = 4096  # large arrays start on a page, so that onnxruntime can map them
+
+
+class DataFile:
+    """Writes arrays one after the other and remembers where; its digest is made while writing."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: BinaryIO = path.open("xb")
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def __enter__(self) -> DataFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, pieces: Iterator[NDArray[Any]], dtype: str, shape: tuple[int, ...]) -> StoredArray:
+        """Append one array, given in pieces along its first axis."""
+        self._append(bytes(-self.size % _PAGE))
+        stored = StoredArray(self.size, dtype, shape)
+        for piece in pieces:
+            self._append(np.ascontiguousarray(piece).data.cast("B"))
+        assert self.size == stored.offset + stored.size
+        return stored
+
+    def finish(self) -> dict[str, Any]:
+        """Flush to disk; the manifest's record of the file."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return {"size": self.size, "sha256": self._hash.hexdigest()}
+
+    def _append(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self.size += len(data)
+
+
+def store(data: DataFile, weights: Weights, parts: tuple[str, ...], scheme: Scheme | None) -> StoredTensor:
+    """Write the row-wise concatenation of `parts` in the given scheme."""
+    columns = weights.shapes[parts[0]][1:]
+    shape = (sum(weights.shapes[part][0] for part in parts), *columns)
+    pieces = (piece for part in parts for piece in _pieces(weights, part))
+    if scheme is None:
+        return StoredTensor(shape, None, {"values": data.write(pieces, "float32", shape)})
+    meter, quantized = ErrorMeter(), []
+    for piece in pieces:
+        tensor = quantize(piece, scheme)
+        meter.add(piece, dequantize(tensor))
+        quantized.append(tensor)
+    whole = concatenate(quantized)
+    stored = {
+        "packed": data.write(iter([whole.packed]), "uint8", whole.packed.shape),
+        "scales": data.write(iter([whole.scales]), "float32", whole.scales.shape),
+    }
+    if whole.zero_points is not None:
+        stored["zero_points"] = data.write(iter([whole.zero_points]), "uint8", whole.zero_points.shape)
+    return StoredTensor(shape, scheme, stored, meter.result().to_dict())
+
+
+def _pieces(weights: Weights, name: str) -> Iterator[Array]:
+    rows, *columns = weights.shapes[name]
+    step = max(1, _PIECE // max(1, *columns)) if columns else rows
+    for start in range(0, rows, step):
+        yield weights.rows(name, start, min(rows, start + step))

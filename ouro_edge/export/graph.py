@@ -1,0 +1,154 @@
+"""Builds the two ONNX graphs of a bundle: the shared block with its exit gate, and the head. Knows onnx and config.
+
+The block is one loop: hidden [B, T, C] and one loop's KV in, the normed hidden state, the exit gate's logit and the
+grown KV out. The runtime calls it once per loop with that loop's KV, so weights exist once whatever R is. Nothing here
+reads a weight: initializers point into the external data file by offset.
+
+Operators beyond ONNX are onnxruntime's CPU kernels: GroupQueryAttention (rotary, in-place KV), MatMulNBits,
+SkipSimplifiedLayerNormalization, QuickGelu (alpha 1 is SiLU), FusedMatMul.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnx
+from onnx import TensorProto, helper
+
+from ouro_edge.bundle import DATA_FILE, StoredArray, StoredTensor
+from ouro_edge.config import ModelConfig
+
+_OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+_IR_VERSION = 10  # the oldest that carries opset 21, so that older onnxruntime loads it
+_TYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
+_INT8_COMPUTE = 4  # MatMulNBits accuracy_level: activations rounded to int8 per block; every other level is far slower
+
+
+def block_graph(config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> onnx.ModelProto:
+    """The graph of one loop over the shared block."""
+    g = _Graph(config, tensors)
+    g.inputs("hidden", "float32", ["batch", "length", config.hidden_size])
+    g.inputs("seqlens_k", "int32", ["batch"])  # keys after this call, minus one
+    g.inputs("total_length", "int32", [])
+    for name in ("cos_cache", "sin_cache"):
+        g.inputs(name, "float32", ["positions", config.head_dim // 2])
+    kv_shape = ["batch", config.num_kv_heads, "capacity", config.head_dim]
+    residual, normed = "hidden", g.norm("hidden", "layers.0.attn_norm")
+    for i in range(config.num_layers):
+        layer = f"layers.{i}."
+        for part in ("key", "value"):
+            g.inputs(f"past.{i}.{part}", "float32", kv_shape)
+            g.outputs(f"present.{i}.{part}", "float32", kv_shape)
+        mixed = g.linear(g.attention(g.linear(normed, layer + "qkv_proj"), i), layer + "o_proj")
+        if config.sandwich_norms:
+            mixed = g.norm(mixed, layer + "attn_post_norm")
+        normed, residual = g.add_norm(residual, mixed, layer + "ffn_norm")
+        mixed = g.linear(g.gated(g.linear(normed, layer + "gate_up_proj")), layer + "down_proj")
+        if config.sandwich_norms:
+            mixed = g.norm(mixed, layer + "ffn_post_norm")
+        last = i + 1 == config.num_layers
+        normed, residual = g.add_norm(residual, mixed, "norm" if last else f"layers.{i + 1}.attn_norm")
+    g.outputs("hidden_out", "float32", ["batch", "length", config.hidden_size])
+    g.node("Identity", [normed], "hidden_out")
+    if config.has_gate:
+        g.outputs("exit_logit", "float32", ["batch", "length", 1])
+        product = g.node("FusedMatMul", [normed, g.initializer("exit_gate.weight", "values")], domain=True, transB=1)
+        g.node("Add", [product, g.initializer("exit_gate.bias", "values")], "exit_logit")
+    return g.model("ouro_edge_block")
+
+
+def head_graph(config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> onnx.ModelProto:
+    """Logits [T, V] of normed hidden rows [T, C]."""
+    g = _Graph(config, tensors)
+    g.inputs("hidden", "float32", ["length", config.hidden_size])
+    g.outputs("logits", "float32", ["length", config.vocab_size])
+    g.linear("hidden", "embedding" if config.tie_word_embeddings and "head" not in tensors else "head", "logits")
+    return g.model("ouro_edge_head")
+
+
+class _Graph:
+    """Collects nodes, values and the initializers that nodes name."""
+
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> None:
+        self.config, self.tensors = config, tensors
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, onnx.TensorProto] = {}
+        self._in: list[onnx.ValueInfoProto] = []
+        self._out: list[onnx.ValueInfoProto] = []
+
+    def inputs(self, name: str, dtype: str, shape: list[Any]) -> None:
+        self._in.append(_value(name, dtype, shape))
+
+    def outputs(self, name: str, dtype: str, shape: list[Any]) -> None:
+        self._out.append(_value(name, dtype, shape))
+
+    def node(self, op: str, inputs: list[str], *outputs: str, domain: bool = False, **attributes: Any) -> str:
+        index = len(self._nodes)
+        outputs = outputs or (f"{op}_{index}",)
+        where = "com.microsoft" if domain else ""
+        self._nodes.append(helper.make_node(op, inputs, list(outputs), f"{op}_{index}", domain=where, **attributes))
+        return outputs[0]
+
+    def initializer(self, tensor: str, part: str) -> str:
+        name = f"{tensor}.{part}"
+        self._initializers.setdefault(name, _external(name, self.tensors[tensor].parts[part]))
+        return name
+
+    def norm(self, x: str, weight: str) -> str:
+        inputs = [x, self.initializer(weight, "values")]
+        return self.node("SimplifiedLayerNormalization", inputs, axis=-1, epsilon=self.config.rms_norm_eps)
+
+    def add_norm(self, residual: str, x: str, weight: str) -> tuple[str, str]:
+        """norm(residual + x) and the sum itself."""
+        index = len(self._nodes)
+        total = f"residual_{index}"
+        inputs = [residual, x, self.initializer(weight, "values")]
+        names = (f"normed_{index}", "", "", total)
+        op = "SkipSimplifiedLayerNormalization"
+        return self.node(op, inputs, *names, domain=True, epsilon=self.config.rms_norm_eps), total
+
+    def linear(self, x: str, weight: str, *outputs: str) -> str:
+        """x @ weight.T in the format that the tensor is stored in."""
+        tensor = self.tensors[weight]
+        if tensor.scheme is None:
+            return self.node("FusedMatMul", [x, self.initializer(weight, "values")], *outputs, domain=True, transB=1)
+        n, k = tensor.shape
+        inputs = [x, self.initializer(weight, "packed"), self.initializer(weight, "scales")]
+        if not tensor.scheme.symmetric:
+            inputs.append(self.initializer(weight, "zero_points"))
+        return self.node(
+            "MatMulNBits", inputs, *outputs, domain=True, K=k, N=n,
+            bits=tensor.scheme.bits, block_size=tensor.scheme.block_size, accuracy_level=_INT8_COMPUTE,
+        )  # fmt: skip
+
+    def attention(self, qkv: str, layer: int) -> str:
+        inputs = [qkv, "", "", f"past.{layer}.key", f"past.{layer}.value", "seqlens_k", "total_length"]
+        outputs = (f"attention_{layer}", f"present.{layer}.key", f"present.{layer}.value")
+        return self.node(
+            "GroupQueryAttention", [*inputs, "cos_cache", "sin_cache"], *outputs, domain=True, do_rotary=1,
+            num_heads=self.config.num_heads, kv_num_heads=self.config.num_kv_heads, rotary_interleaved=0,
+        )  # fmt: skip
+
+    def gated(self, gate_up: str) -> str:
+        """silu(gate) * up of the concatenated halves."""
+        index = len(self._nodes)
+        gate, up = f"gate_{index}", f"up_{index}"
+        self.node("Split", [gate_up], gate, up, axis=-1, num_outputs=2)
+        return self.node("Mul", [self.node("QuickGelu", [gate], domain=True, alpha=1.0), up])
+
+    def model(self, name: str) -> onnx.ModelProto:
+        graph = helper.make_graph(self._nodes, name, self._in, self._out, list(self._initializers.values()))
+        return helper.make_model(graph, opset_imports=_OPSETS, ir_version=_IR_VERSION, producer_name="ouro-edge")
+
+
+def _value(name: str, dtype: str, shape: list[Any]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.INT32 if dtype == "int32" else _TYPES[dtype], shape)
+
+
+def _external(name: str, array: StoredArray) -> onnx.TensorProto:
+    tensor = TensorProto(name=name, data_type=_TYPES[array.dtype], dims=array.shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", DATA_FILE), ("offset", array.offset), ("length", array.size)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor

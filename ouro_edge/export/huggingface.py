@@ -1,0 +1,163 @@
+"""Reads a checkpoint directory in Hugging Face form: config.json, safetensors in one file or sharded, tokenizer files.
+
+Knows the published tensor names. Refuses pickles and code: other weight files in the directory are never opened.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ouro_edge.config import from_hf, read_json_object
+from ouro_edge.errors import CheckpointError
+from ouro_edge.export.checkpoint import Checkpoint
+from ouro_edge.weights import Array, TensorReader, Weights
+
+_TEXT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+_MAX_TEXT_FILE = 64 << 20
+_FLOATS = ("F32", "F16", "BF16")
+_INDEX = "model.safetensors.index.json"
+
+_TOP = {
+    "model.embed_tokens.weight": "embedding",
+    "model.norm.weight": "norm",
+    "model.early_exit_gate.weight": "exit_gate.weight",
+    "model.early_exit_gate.bias": "exit_gate.bias",
+    "lm_head.weight": "head",
+}
+_LAYER = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "q_proj",
+    "self_attn.k_proj": "k_proj",
+    "self_attn.v_proj": "v_proj",
+    "self_attn.o_proj": "o_proj",
+    "mlp.gate_proj": "gate_proj",
+    "mlp.up_proj": "up_proj",
+    "mlp.down_proj": "down_proj",
+}
+# Ouro's sandwich: `post_attention_layernorm` is the norm before the MLP, the `_2` ones close each half.
+_NORMS = {
+    True: {
+        "input_layernorm_2": "attn_post_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "post_attention_layernorm_2": "ffn_post_norm",
+    },
+    False: {"post_attention_layernorm": "ffn_norm"},
+}
+# Buffers that old checkpoints carry and that the config determines.
+_IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+
+
+def open_directory(path: Path) -> Checkpoint:
+    """Open a checkpoint directory. ConfigError or CheckpointError names what is missing, extra or damaged."""
+    config = from_hf(read_json_object(path / "config.json"))
+    readers: dict[str, TensorReader] = {}
+    types: Counter[str] = Counter()
+    for file, names in _weight_files(path).items():
+        for name, reader in _open_file(file, names).items():
+            if _IGNORED.fullmatch(name) or (name == "lm_head.weight" and config.tie_word_embeddings):
+                continue
+            readers[our_name(name, config.sandwich_norms)] = reader
+            types[reader.dtype] += 1
+    return Checkpoint(
+        path=path,
+        name=path.resolve().name,
+        config=config,
+        weights=Weights(config, readers),
+        files=_text_files(path),
+        tensor_types=dict(types),
+    )
+
+
+def our_name(name: str, sandwich_norms: bool) -> str:
+    """Our name of a published tensor name, or the name itself when it has none (it is then reported as left over)."""
+    if name in _TOP:
+        return _TOP[name]
+    match = re.fullmatch(r"model\.layers\.(0|[1-9]\d*)\.(.+)\.weight", name)
+    part = match and (_LAYER | _NORMS[sandwich_norms]).get(match[2])
+    return f"layers.{match[1]}.{part}" if match and part else name
+
+
+class SafetensorsReader:
+    """One tensor of a safetensors file, memory-mapped only while it is read: what was read leaves memory again."""
+
+    def __init__(self, file: Path, name: str, shape: tuple[int, ...], dtype: str) -> None:
+        self.file, self.name, self.shape, self.dtype = file, name, shape, dtype
+
+    def read(self, start: int, stop: int) -> Array:
+        """Rows start..stop as float32."""
+        with _safe_open(self.file) as tensors:
+            return np.asarray(tensors.get_slice(self.name)[start:stop]).astype(np.float32)
+
+
+def _weight_files(path: Path) -> dict[Path, list[str] | None]:
+    """File -> the tensor names that the index puts there, or None for a single file without an index."""
+    single, index = path / "model.safetensors", path / _INDEX
+    if not index.exists():
+        if not single.exists():
+            raise CheckpointError(f"{path} has neither model.safetensors nor {_INDEX}; other formats are not read")
+        return {single: None}
+    weight_map = read_json_object(index, CheckpointError).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
+        raise CheckpointError(f"{index} has no weight_map of tensor name to file name")
+    files: dict[Path, list[str] | None] = {}
+    for name, file in weight_map.items():
+        if file in ("", ".", "..") or re.search(r"[/\\:\0]", file):
+            raise CheckpointError(f"{index} puts {name} in {file!r}; only files beside the index are read")
+        names = files.setdefault(path / file, [])
+        assert names is not None
+        names.append(name)
+    return files
+
+
+def _open_file(file: Path, wanted: list[str] | None) -> dict[str, SafetensorsReader]:
+    readers = {}
+    with _safe_open(file) as tensors:
+        names = list(tensors.keys())
+        if wanted is not None and (wrong := sorted(set(names) ^ set(wanted))):
+            raise CheckpointError(f"{_INDEX} and {file.name} disagree about {wrong[0]}")
+        for name in names:
+            part = tensors.get_slice(name)
+            if part.get_dtype() not in _FLOATS:
+                raise CheckpointError(f"{name} in {file.name} is {part.get_dtype()}; wanted {' or '.join(_FLOATS)}")
+            readers[name] = SafetensorsReader(file, name, tuple(part.get_shape()), part.get_dtype())
+    return readers
+
+
+def _safe_open(file: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        import ml_dtypes  # noqa: F401  (safetensors needs its bfloat16)
+
+        return safe_open(file, framework="np")
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} is missing") from None
+    except (SafetensorError, OSError) as problem:
+        raise CheckpointError(f"{file} is no intact safetensors file: {problem}") from None
+
+
+def _text_files(path: Path) -> dict[str, bytes]:
+    files = {}
+    for name in _TEXT_FILES:
+        file = path / name
+        if file.is_file():
+            if file.stat().st_size > _MAX_TEXT_FILE:
+                raise CheckpointError(f"{file} has {file.stat().st_size} bytes; wanted at most {_MAX_TEXT_FILE}")
+            files[name] = file.read_bytes()
+    if "chat_template.jinja" not in files and "tokenizer_config.json" in files:
+        template = read_json_object(path / "tokenizer_config.json", CheckpointError).get("chat_template")
+        if isinstance(template, str):
+            files["chat_template.jinja"] = template.encode()
+    return files

@@ -1,0 +1,56 @@
+"""The README.md of an exported model. Knows the manifest only."""
+
+from __future__ import annotations
+
+import re
+
+from ouro_edge.bundle import Manifest
+
+
+def model_card(manifest: Manifest) -> str:
+    """Markdown with the front matter that model hubs read."""
+    repository = manifest.source.get("repo_id")
+    front = ["library_name: ouro-edge", "pipeline_tag: text-generation"]
+    if repository:
+        front += [f"base_model: {repository}", "base_model_relation: quantized"]
+    name = re.sub(r"[^\w.() -]", "", manifest.name)  # it comes from a file that may hold anything
+    model, origin = manifest.model, repository or "a local checkpoint"
+    revision = f" at revision {manifest.source['revision']}" if manifest.source.get("revision") else ""
+    loops = "no loops" if model.loops == 1 else f"one block of {model.num_layers} layers, {model.loops} loops"
+    gate = "with its exit gate" if model.has_gate else "without exit gate: fixed depth only"
+    lines = [
+        "---",
+        *front,
+        "---",
+        f"# {name} ({manifest.recipe})",
+        "",
+        f"Exported by {manifest.created_by} from {origin}{revision}: {loops}, {gate}.",
+        "",
+        "    ouro-edge chat PATH-TO-THIS-DIRECTORY",
+        "",
+        "| tensors | format | mean SNR |",
+        "| --- | --- | --- |",
+        *_summary(manifest),
+        "",
+        "`ouro-edge verify` compares it with a reference; `ouro_edge.json` lists every tensor.",
+        "The licence is that of the original model.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _summary(manifest: Manifest) -> list[str]:
+    groups: dict[tuple[str, str], list[float]] = {}
+    for name, tensor in manifest.tensors.items():
+        kind = re.sub(r"layers\.\d+\.", "", name)
+        if tensor.scheme is None:
+            groups.setdefault((kind, "fp32"), [])
+            continue
+        snr = (tensor.error or {}).get("snr_db")
+        label = f"int{tensor.scheme.bits}, block {tensor.scheme.block_size}"
+        label += "" if tensor.scheme.symmetric else ", with zero points"
+        groups.setdefault((kind, label), []).extend([] if snr is None else [snr])
+    return [
+        f"| {kind} | {label} | {f'{sum(snrs) / len(snrs):.1f} dB' if snrs else 'exact'} |"
+        for (kind, label), snrs in groups.items()
+    ]

@@ -1,0 +1,185 @@
+"""Turns what the user typed as a model into a path on this machine. Knows paths and huggingface_hub; opens no model.
+
+    resolve("out/ouro-int4")                    an existing directory or file wins and stays as it is
+    resolve("ByteDance/Ouro-1.4B")              a hub id: the snapshot in the hub's cache, downloaded where needed
+    resolve("owner/name:model-Q4_0.gguf")       one GGUF file of a repository; owner/name/model-Q4_0.gguf also does
+
+Only a hub id touches the network; HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN and the cache variables mean what they always
+mean, and the hub's telemetry is off. Refuses pickles and code: .bin, .pt and .py files are never downloaded.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partialmethod
+from pathlib import Path
+from typing import Any
+
+from ouro_edge.errors import HubError, RequestError
+
+CHECKPOINT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "ouro_edge.json",
+    "README.md",
+    "*.safetensors.index.json",
+    "*.safetensors",
+    "*.onnx",
+    "*.onnx.data",
+)
+_CHECKPOINT_WEIGHTS = (".safetensors",)
+_BUNDLE_WEIGHTS = (".onnx", ".onnx.data")
+
+_PART = r"[A-Za-z0-9_][\w.-]*"
+_REPO = re.compile(rf"{_PART}/{_PART}", re.ASCII)
+_FILE_IN_REPO = re.compile(rf"({_PART}/{_PART})[:/]((?:[^/\\:\0]+/)*[^/\\:\0]+\.gguf)", re.ASCII | re.IGNORECASE)
+_PATH = re.compile(r"[./~]|[A-Za-z]:|.*\\|.*/.*/|.*\.gguf$", re.DOTALL | re.IGNORECASE)
+_WANTED = "neither a directory nor a .gguf file nor a hub id such as ByteDance/Ouro-1.4B"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Where a model lies; a model from the hub also says which repository and which commit it is."""
+
+    path: Path
+    repo_id: str | None = None
+    revision: str | None = None  # the commit hash that was got, whatever branch or tag was asked for
+
+
+def resolve(
+    model: str | os.PathLike[str], *, revision: str | None = None, patterns: Sequence[str] = CHECKPOINT_FILES
+) -> Resolved:
+    """The local path of a directory, a file or a hub id, which is downloaded unless the cache has it.
+
+    `revision` is a branch, tag or commit of a hub id; `patterns` are the names in the repository's top folder to fetch.
+    HubError in one line when there is no such model or it cannot be had; RequestError for a revision of a local path.
+    """
+    text = os.fspath(model)
+    path = Path(os.path.expanduser(text))
+    if text and os.path.exists(path):
+        if revision is not None:
+            raise RequestError(f"{text} is a local path, where revision {revision!r} does nothing; leave it out")
+        return Resolved(path)
+    if not isinstance(model, str):
+        raise HubError(f"{text} does not exist; give a directory or a .gguf file, or a hub id as a string")
+    if (chosen := _FILE_IN_REPO.fullmatch(text)) and _may_be_remote(text, chosen[2]):
+        return _from_hub(chosen[1], chosen[2], revision, ())
+    if _PATH.match(text) or not _REPO.fullmatch(text):
+        raise HubError(f"{text!r} is {_WANTED}; check the spelling")
+    return _from_hub(text, None, revision, patterns)
+
+
+def _may_be_remote(text: str, file: str) -> bool:
+    """A slash before the file is also how a mistyped local path looks: one below a directory that exists is local."""
+    safe = not {"", ".", ".."} & set(file.split("/"))
+    return safe and (":" in text or (text.count("/") == 2 and not os.path.isdir(text.split("/")[0])))
+
+
+def _from_hub(repo: str, file: str | None, revision: str | None, patterns: Sequence[str]) -> Resolved:
+    # Otherwise huggingface_hub asks for a list of agents and reports which one runs it; read once, at its import.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # somebody may have imported it before us
+    try:
+        if file is not None:
+            path = Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
+            return Resolved(path, repo, path.parents[file.count("/")].name)
+        path = _snapshot(repo, revision, patterns)
+    except HubError:
+        raise
+    except Exception as problem:  # two HTTP libraries and a cache lie below, each with errors of its own
+        raise HubError(_explain(problem, repo, file, revision)) from problem
+    return Resolved(path, repo, path.name)
+
+
+def _snapshot(repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """Folder of the snapshot. Small files come first: they tell a bundle from a checkpoint, and nonsense from both."""
+    import huggingface_hub
+
+    def fetch(names: list[str], at: str | None) -> Path:
+        return Path(
+            huggingface_hub.snapshot_download(
+                repo, revision=at, allow_patterns=names, ignore_patterns=["*/*"], tqdm_class=_progress()
+            )
+        )
+
+    weights = _CHECKPOINT_WEIGHTS + _BUNDLE_WEIGHTS
+    path = fetch([name for name in patterns if not name.endswith(weights)], revision)
+    if "config.json" in patterns and not (path / "config.json").exists():
+        raise HubError(f"{repo} holds no config.json, so it is no model that we read; name a GGUF file in it as "
+                       f"{repo}:FILE.gguf")  # fmt: skip
+    kind = _BUNDLE_WEIGHTS if (path / "ouro_edge.json").exists() else _CHECKPOINT_WEIGHTS
+    if large := [name for name in patterns if name.endswith(kind)]:
+        fetch(large, path.name)
+        if not any(any(path.glob(name)) for name in large):
+            raise HubError(f"{repo} holds none of {', '.join(large)}; weights in other formats are not read")
+    return path
+
+
+def _progress() -> Any:
+    """The hub's own progress bar, or a silent one of its kind where nobody watches: a file, a pipe, a window."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    if sys.stderr is not None and sys.stderr.isatty():
+        return tqdm
+    return type("Silent", (tqdm,), {"__init__": partialmethod(tqdm.__init__, disable=True)})
+
+
+def _explain(problem: Exception, repo: str, file: str | None, revision: str | None) -> str:
+    """One line for any failure below: what happened and what to do next."""
+    from huggingface_hub import constants, errors
+
+    what = f"{repo}:{file}" if file else repo
+    chain = list(_causes(problem))
+    statuses = [status for error in chain if (status := getattr(getattr(error, "response", None), "status_code", None))]
+    if isinstance(problem, errors.HFValidationError):
+        return f"{repo!r} is {_WANTED}; check the spelling"
+    if any(isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) for e in chain):
+        return f"no space left for {what} in {constants.HF_HUB_CACHE}; free some or set HF_HOME to a larger disk"
+    if isinstance(problem, OSError) and problem.filename is not None:  # of this machine, not of the network
+        return f"{what} cannot be stored in {constants.HF_HUB_CACHE} ({problem}); make it writable or set HF_HOME"
+    if isinstance(problem, errors.GatedRepoError):
+        return (
+            f"{repo} is gated: ask for access at {constants.ENDPOINT}/{repo}, then run `hf auth login` or set HF_TOKEN"
+        )
+    if isinstance(problem, errors.RevisionNotFoundError):
+        return (
+            f"{repo} has no revision {revision!r}; give a branch, a tag or a full commit hash, or none for the newest"
+        )
+    if isinstance(problem, errors.RepositoryNotFoundError):
+        return (
+            f"{repo} is no directory here and no model at {constants.ENDPOINT}, or a private one: "
+            "check the spelling, or log in with `hf auth login`"
+        )
+    if constants.HF_HUB_OFFLINE and isinstance(problem, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
+        return (
+            f"{what} is not complete in {constants.HF_HUB_CACHE} and HF_HUB_OFFLINE is set; unset it once to download"
+        )
+    if isinstance(problem, errors.EntryNotFoundError) and not isinstance(problem, errors.LocalEntryNotFoundError):
+        return f"{repo} holds no file {file!r}; see {constants.ENDPOINT}/{repo}/tree/main for those that it has"
+    if 401 in statuses or 403 in statuses:
+        return f"{constants.ENDPOINT} refuses {what} to this login; check HF_TOKEN or run `hf auth login`"
+    if statuses:
+        return f"{constants.ENDPOINT} answered {what} with HTTP status {statuses[0]}; try again later"
+    detail = " ".join(str(chain[-1]).split())[:200] or type(chain[-1]).__name__
+    return f"{what} cannot be fetched from {constants.ENDPOINT} ({detail}); check the network and run it again"
+
+
+def _causes(problem: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it came from, outermost first."""
+    seen: set[int] = set()
+    while problem is not None and id(problem) not in seen:
+        seen.add(id(problem))
+        yield problem
+        problem = problem.__cause__ or problem.__context__

@@ -1,0 +1,178 @@
+"""Whole matrices in blocks of 4 or 8 bits: quantise, restore, join. Knows the layout of the packed arrays.
+
+The layout is that of onnxruntime's com.microsoft.MatMulNBits: a row is one output, cut into blocks along its inputs;
+value = (code - zero point) * scale. A last block that is not full is padded with its zero point, so it restores to 0.
+Work goes in cache-sized chunks over threads: a call needs a few megabytes beyond input and output, both of which may be
+memory-mapped, and the result depends neither on chunks nor on threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro_edge.errors import BundleError, RequestError
+from ouro_edge.quant.packing import pack, unpack
+from ouro_edge.quant.scheme import Scheme
+from ouro_edge.quant.search import BlockSearch
+
+Array = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+_CHUNK = 1 << 15  # values that one thread holds at once: three float32 copies fit a second-level cache
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuantizedTensor:
+    """A matrix of N outputs by K inputs. BundleError when the arrays do not have the shapes that the scheme implies."""
+
+    scheme: Scheme
+    shape: tuple[int, int]  # N, K
+    packed: Bytes  # [N, blocks, block_size * bits / 8]
+    scales: Array  # [N, blocks], of either sign
+    zero_points: Bytes | None  # [N, ceil(blocks * bits / 8)], None when symmetric: then it is 2**(bits-1)
+
+    def __post_init__(self) -> None:
+        rows, width = self.shape
+        bits, blocks = self.scheme.bits, self.scheme.blocks(width)
+        _check("packed", self.packed, (rows, blocks, self.scheme.block_size * bits // 8), np.uint8)
+        _check("scales", self.scales, (rows, blocks), np.float32)
+        if (self.zero_points is None) != self.scheme.symmetric:
+            raise BundleError("zero points belong to asymmetric schemes, and to them only; export the model again")
+        if self.zero_points is not None:
+            _check("zero_points", self.zero_points, (rows, -(-blocks * bits // 8)), np.uint8)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return self.packed.nbytes + self.scales.nbytes + (0 if self.zero_points is None else self.zero_points.nbytes)
+
+
+def quantize(values: Array, scheme: Scheme, *, threads: int | None = None) -> QuantizedTensor:
+    """Matrix [N, K] in the scheme's blocks, scales chosen by squared error.
+
+    `threads` is the number of CPUs that this process may use unless told. Scales are finite and never zero or
+    subnormal. CheckpointError when a value is not finite, RequestError when `values` is no float32 matrix.
+    """
+    if values.ndim != 2 or values.dtype != np.float32:
+        raise RequestError(f"asked to quantise {values.dtype} {list(values.shape)}; wanted a float32 matrix")
+    rows, width = values.shape
+    size, blocks = scheme.block_size, scheme.blocks(width)
+    packed = np.empty((rows, blocks, size * scheme.bits // 8), np.uint8)
+    scales = np.empty((rows, blocks), np.float32)
+    zeros = None if scheme.symmetric else np.empty((rows, blocks), np.uint8)
+    most = max(1, _CHUNK // size)  # blocks in a chunk
+    chunks = deque(_rectangles(rows, blocks, most))  # popleft is atomic: threads take what comes next
+
+    def work() -> None:
+        search = BlockSearch(scheme, most)
+        while True:
+            try:
+                r0, r1, b0, b1 = chunks.popleft()
+            except IndexError:
+                return
+            count = (r1 - r0) * (b1 - b0)
+            filled = min(width, b1 * size) - b0 * size
+            tile = search.values[:count].reshape(r1 - r0, -1)  # a view: [rows, values]
+            tile[:, :filled] = values[r0:r1, b0 * size : b0 * size + filled]
+            tile[:, filled:] = 0
+            try:
+                codes, scale, zero = search.encode(count)
+            except BaseException:
+                chunks.clear()  # the others need not finish
+                raise
+            packed[r0:r1, b0:b1] = pack(codes, scheme.bits).reshape(r1 - r0, b1 - b0, -1)
+            scales[r0:r1, b0:b1] = scale.reshape(r1 - r0, b1 - b0)
+            if zeros is not None:
+                zeros[r0:r1, b0:b1] = zero.reshape(r1 - r0, b1 - b0)
+
+    workers = min(_cpus() if threads is None else threads, len(chunks))
+    if workers <= 1:
+        work()
+    else:
+        with ThreadPoolExecutor(workers, "quantize") as pool:
+            for done in [pool.submit(work) for _ in range(workers)]:
+                done.result()
+    return QuantizedTensor(scheme, (rows, width), packed, scales, None if zeros is None else pack(zeros, scheme.bits))
+
+
+def dequantize(tensor: QuantizedTensor, start: int = 0, stop: int | None = None) -> Array:
+    """Rows start..stop as float32 [rows, K]. RequestError when they are not all there."""
+    rows = tensor.shape[0]
+    stop = rows if stop is None else stop
+    if not 0 <= start <= stop <= rows:
+        raise RequestError(f"asked for rows {start} to {stop} of {rows}")
+    return _restore(tensor, range(start, stop))
+
+
+def dequantize_rows(tensor: QuantizedTensor, ids: Sequence[int] | NDArray[np.integer]) -> Array:
+    """The rows with these ids as float32 [len(ids), K]; no other row is touched. RequestError when one is not there."""
+    index = np.asarray(ids)
+    if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
+        raise RequestError(f"row ids are {index.dtype} {list(index.shape)}; wanted a list of integers")
+    if index.size and not 0 <= int(index.min()) <= int(index.max()) < tensor.shape[0]:
+        raise RequestError(f"row ids reach from {index.min()} to {index.max()}; there are {tensor.shape[0]} rows")
+    return _restore(tensor, index.astype(np.intp))
+
+
+def concatenate(tensors: Sequence[QuantizedTensor]) -> QuantizedTensor:
+    """The tensors' rows one after the other. RequestError when they differ in scheme or width."""
+    if not tensors:
+        raise RequestError("asked to join no tensors; wanted at least one")
+    first = tensors[0]
+    for other in tensors[1:]:
+        if other.scheme != first.scheme or other.shape[1] != first.shape[1]:
+            raise RequestError(f"cannot join {other.scheme} of width {other.shape[1]} to {first.scheme} of width "
+                               f"{first.shape[1]}; wanted the same scheme and width")  # fmt: skip
+    zeros = [tensor.zero_points for tensor in tensors if tensor.zero_points is not None]
+    return QuantizedTensor(
+        first.scheme,
+        (sum(tensor.shape[0] for tensor in tensors), first.shape[1]),
+        np.concatenate([tensor.packed for tensor in tensors]),
+        np.concatenate([tensor.scales for tensor in tensors]),
+        np.concatenate(zeros) if zeros else None,
+    )
+
+
+def _restore(tensor: QuantizedTensor, rows: range | NDArray[np.intp]) -> Array:
+    scheme, width = tensor.scheme, tensor.shape[1]
+    blocks = scheme.blocks(width)
+    values: Array = np.empty((len(rows), width), np.float32)
+    step = max(1, 2 * _CHUNK // max(1, blocks * scheme.block_size))
+    for at in range(0, len(rows), step):
+        part = rows[at : at + step]
+        pick = slice(part.start, part.stop) if isinstance(part, range) else part
+        codes = unpack(tensor.packed[pick], scheme.bits, scheme.block_size)
+        levels = codes.astype(np.float32)  # [rows, blocks, block_size]
+        if tensor.zero_points is None:
+            levels -= 2 ** (scheme.bits - 1)
+        else:
+            levels -= unpack(tensor.zero_points[pick], scheme.bits, blocks)[:, :, None]
+        levels *= tensor.scales[pick][:, :, None]
+        values[at : at + step] = levels.reshape(len(part), -1)[:, :width]
+    return values
+
+
+def _rectangles(rows: int, blocks: int, most: int) -> Iterator[tuple[int, int, int, int]]:
+    """Row and block ranges that cover [rows, blocks] in pieces of at most `most` blocks."""
+    wide = min(blocks, most)
+    tall = max(1, most // max(1, wide))
+    for r in range(0, rows, tall):
+        for b in range(0, blocks, max(1, wide)):
+            yield r, min(rows, r + tall), b, min(blocks, b + wide)
+
+
+def _cpus() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux: what the container allows, not what the machine has
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _check(name: str, array: NDArray[np.generic], shape: tuple[int, ...], dtype: type[np.generic]) -> None:
+    if array.shape != shape or array.dtype != dtype:
+        raise BundleError(f"{name} is {array.dtype} {list(array.shape)}; wanted {np.dtype(dtype)} {list(shape)}")

@@ -1,0 +1,136 @@
+"""How tensors are quantised: a Scheme for one tensor, a Recipe for a model, presets by name.
+
+Knows the names of tensors (ouro_edge/weights.py, and the two fused ones) and nothing of their values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ouro_edge.errors import BundleError, RequestError
+
+PRESETS = ("int4", "int8", "fp32")
+
+_LAYER_TENSOR = re.compile(r"layers\.\d+\.(\w+)")
+_ATTENTION = frozenset(("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj"))
+_FEED_FORWARD = frozenset(("gate_proj", "up_proj", "down_proj", "gate_up_proj"))
+_LAYER_NORMS = frozenset(("attn_norm", "attn_post_norm", "ffn_norm", "ffn_post_norm"))
+_UNTOUCHED = frozenset(("norm", "exit_gate.weight", "exit_gate.bias"))
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """Bits a weight, weights a scale along the input axis, and whether zero sits in the middle of the grid."""
+
+    bits: int
+    block_size: int = 128
+    symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        if type(self.bits) is not int or self.bits not in (4, 8):
+            raise RequestError(f"bits is {self.bits!r}; wanted 4 or 8")
+        size = self.block_size
+        if type(size) is not int or not 16 <= size <= 256 or size & (size - 1):
+            raise RequestError(f"block_size is {size!r}; wanted 16, 32, 64, 128 or 256")
+        if type(self.symmetric) is not bool:
+            raise RequestError(f"symmetric is {self.symmetric!r}; wanted true or false")
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that a weight takes with its share of scale and zero point, in a row of whole blocks."""
+        return self.bits + (32 + (0 if self.symmetric else self.bits)) / self.block_size
+
+    def blocks(self, width: int) -> int:
+        """Blocks of a row of `width` inputs; the last may be padded."""
+        return -(-width // self.block_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; `from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: object) -> Scheme:
+        """Read `to_dict`'s form. BundleError names a missing or unknown key, or the value that is not allowed."""
+        fields = _checked(cls, data, "quantisation scheme")
+        try:
+            return cls(**fields)
+        except RequestError as problem:
+            raise BundleError(f"quantisation scheme: {problem}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Which scheme each kind of tensor gets; None keeps it in float32. Fused parts share one by construction."""
+
+    name: str
+    attention: Scheme | None
+    feed_forward: Scheme | None
+    head: Scheme | None
+    embedding: Scheme | None
+
+    def scheme_for(self, tensor_name: str) -> Scheme | None:
+        """Scheme of a tensor, or None for float32 (always for norms and the exit gate). RequestError: no such name."""
+        if tensor_name in _UNTOUCHED:
+            return None
+        if tensor_name == "head":
+            return self.head
+        if tensor_name == "embedding":
+            return self.embedding
+        match = _LAYER_TENSOR.fullmatch(tensor_name)
+        part = match[1] if match else ""
+        if part in _ATTENTION:
+            return self.attention
+        if part in _FEED_FORWARD:
+            return self.feed_forward
+        if part in _LAYER_NORMS:
+            return None
+        raise RequestError(f"no recipe knows the tensor {tensor_name!r}; wanted a name as in ouro_edge/weights.py")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; `from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: object) -> Recipe:
+        """Read `to_dict`'s form. BundleError names a missing or unknown key, or the value that is not allowed."""
+        fields = _checked(cls, data, "quantisation recipe")
+        name = fields.pop("name")
+        if not isinstance(name, str):
+            raise BundleError(f"quantisation recipe: name is {name!r}; wanted a string")
+        schemes: dict[str, Scheme | None] = {}
+        for key, value in fields.items():
+            try:
+                schemes[key] = None if value is None else Scheme.from_dict(value)
+            except BundleError as problem:
+                raise BundleError(f"quantisation recipe, {key}: {problem}") from None
+        return cls(name, **schemes)
+
+
+def preset(name: str, *, block_size: int | None = None, symmetric: bool = True) -> Recipe:
+    """The recipe of that name: int4 (with head and embedding in int8), int8 or fp32; blocks of 128 unless told.
+
+    RequestError when the name or the block size is none of the known ones.
+    """
+    if name not in PRESETS:
+        raise RequestError(f"precision is {name!r}; wanted one of {', '.join(PRESETS)}")
+    # At 8 bits a block of 32 would gain 1.6 dB on 44 and cost 9% more memory traffic: 128 is right for both.
+    size = 128 if block_size is None else block_size
+    eight = Scheme(8, size, symmetric)
+    if name == "fp32":
+        return Recipe(name, None, None, None, None)
+    block = Scheme(4, size, symmetric) if name == "int4" else eight
+    return Recipe(name, attention=block, feed_forward=block, head=eight, embedding=eight)
+
+
+def _checked(cls: type[Scheme | Recipe], data: object, what: str) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise BundleError(f"{what} is {data!r}; wanted a JSON object")
+    names = [field.name for field in dataclasses.fields(cls)]
+    if missing := [name for name in names if name not in data]:
+        raise BundleError(f"{what} lacks {', '.join(missing)}; export the model again")
+    if unknown := sorted(str(key) for key in data if key not in names):
+        raise BundleError(f"{what} has unknown fields {', '.join(unknown)}; export the model again")
+    return dict(data)

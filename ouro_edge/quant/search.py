@@ -1,0 +1,131 @@
+"""The scale of every block, chosen by error. Knows one chunk of blocks in scratch memory, and no tensor.
+
+A block is tried on a handful of grids: the plain one that ends at the block's extreme, coarser and finer ones that move
+or clip it. Each grid's scale is refitted by least squares to the codes that it gave, s = sum(w*q) / sum(q*q), and the
+lowest squared error of the restored float32 values wins. The winner's scale then seeds one more try.
+
+Blocks are first scaled by a power of two to an extreme of about 1, which is exact, so that squares neither overflow nor
+vanish. A symmetric block is also mirrored until its extreme is negative: -2**(bits-1) has no positive twin, so the
+scale carries the sign. That makes scales negative for about half of the blocks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro_edge.errors import CheckpointError
+from ouro_edge.quant.scheme import Scheme
+
+Array = NDArray[np.float32]
+
+# Grid steps from zero to the extreme (symmetric) or from the lowest to the highest value (asymmetric). The largest code
+# is among them, so plain rounding is never beaten by us; those below it recover grids whose last codes went unused;
+# those above clip. Against a search of 260 grids these lose 0.02 dB at 4 bits (docs: quant's tests and the issue).
+_STEPS: dict[tuple[int, bool], tuple[float, ...]] = {
+    (4, True): (6, 7, 7.5, 8, 8.6, 9.4, 10.6, 12.2),
+    (8, True): (126, 127, 127.5, 128, 129),
+    (4, False): (13, 14, 15, 15.5, 16.2, 17.2, 19, 22),
+    (8, False): (253, 254, 254.5, 255, 256),
+}
+_SMALLEST = 2.0**-126  # of normal float32: a subnormal scale is imprecise, slow, or flushed to zero
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+class BlockSearch:
+    """Scratch for up to `capacity` blocks. Fill `values`, then `encode`; results are valid until the next call."""
+
+    def __init__(self, scheme: Scheme, capacity: int) -> None:
+        self._scheme = scheme
+        self._key = (scheme.bits, scheme.symmetric)
+        self._top = 2**scheme.bits - 1  # highest code
+        self._middle = 2 ** (scheme.bits - 1)  # the zero point of a symmetric block
+        shape = (capacity, scheme.block_size)
+        self.values: Array = np.zeros(shape, np.float32)  # [blocks, block_size]
+        self._levels: Array = np.empty(shape, np.float32)  # codes less zero point
+        self._ratios: Array = np.empty(shape, np.float32)  # values in units of a trial scale
+        self._codes = np.empty(shape, np.uint8)
+
+    def encode(self, blocks: int) -> tuple[NDArray[np.uint8], Array, NDArray[np.uint8]]:
+        """Codes [blocks, block_size], scales [blocks] and zero points [blocks] of the first `blocks` of `values`.
+
+        Overwrites `values`. CheckpointError when one of them is not finite.
+        """
+        values = self.values[:blocks]
+        unit = self._normalise(values)  # [blocks], signed power of two
+        low, high = values.min(axis=1), values.max(axis=1)  # [blocks]
+        size = np.abs(unit).astype(np.float64)
+        bottom = np.maximum(_SMALLEST / size, _SMALLEST).astype(np.float32)  # [blocks], bounds of scales
+        limit = _LARGEST / (self._middle if self._scheme.symmetric else 2 * self._middle)
+        ceiling = np.minimum(limit / size, _LARGEST).astype(np.float32)
+
+        span = -low if self._scheme.symmetric else np.maximum(high, 0) - np.minimum(low, 0)  # [blocks]
+        middle = np.full(blocks, self._middle, np.float32)
+        best_error = np.full(blocks, np.inf, np.float32)
+        best_scale, best_seed, best_zero = bottom.copy(), bottom.copy(), middle.copy()
+
+        def attempt(seed: Array, zero: Array) -> None:
+            ratios, levels = self._round(values, seed, zero)
+            scale, error = self._refit(ratios, levels, seed, bottom, ceiling)
+            better = error < best_error
+            for best, mine in ((best_error, error), (best_scale, scale), (best_seed, seed), (best_zero, zero)):
+                np.copyto(best, mine, where=better)
+
+        for steps in _STEPS[self._key]:
+            seed = np.clip(span / np.float32(steps), bottom, ceiling)
+            zero = middle if self._scheme.symmetric else self._zero_point(low, span, steps)
+            attempt(seed, zero)
+        attempt(best_scale.copy(), best_zero.copy())
+
+        _, levels = self._round(values, best_seed, best_zero)
+        # In float64 the fit returns a grid's own scale, where the values already lie on one.
+        weight = np.einsum("ij,ij->i", levels, levels)
+        exact = np.einsum("ij,ij->i", values, levels, dtype=np.float64) / np.maximum(weight, 1)
+        scales = np.clip(exact.astype(np.float32), bottom, ceiling) / unit
+        np.add(levels, best_zero[:, None], out=levels)
+        codes = self._codes[:blocks]
+        np.copyto(codes, levels, casting="unsafe")
+        return codes, scales, best_zero.astype(np.uint8)
+
+    def _normalise(self, values: Array) -> Array:
+        low, high = values.min(axis=1), values.max(axis=1)  # [blocks]
+        extreme = np.maximum(high, -low)
+        if not np.isfinite(extreme).all():
+            raise CheckpointError("a tensor holds values that are not finite; the checkpoint is damaged")
+        exponent = np.clip(np.frexp(extreme)[1], -100, 100)  # both 2**e and 2**-e stay normal
+        unit = np.ldexp(np.float32(1), -exponent)
+        if self._scheme.symmetric:
+            unit = np.where(high > -low, -unit, unit)
+        np.multiply(values, unit[:, None], out=values)
+        return unit
+
+    def _zero_point(self, low: Array, span: Array, steps: float) -> Array:
+        fraction = -np.minimum(low, 0) / np.where(span > 0, span, 1)  # [blocks], where zero lies in the span
+        zero: Array = np.rint(fraction * np.float32(min(steps, self._top)))
+        return zero
+
+    def _round(self, values: Array, seed: Array, zero: Array) -> tuple[Array, Array]:
+        """Values in units of the seed [blocks, block_size], and the codes less zero point nearest to them."""
+        ratios, levels = self._ratios[: len(values)], self._levels[: len(values)]
+        np.multiply(values, (1 / seed)[:, None], out=ratios)
+        np.rint(ratios, out=levels)
+        if self._scheme.symmetric:
+            np.clip(levels, -self._middle, self._middle - 1, out=levels)
+        else:
+            np.add(levels, zero[:, None], out=levels)
+            np.clip(levels, 0, self._top, out=levels)
+            np.subtract(levels, zero[:, None], out=levels)
+        return ratios, levels
+
+    def _refit(self, ratios: Array, levels: Array, seed: Array, bottom: Array, ceiling: Array) -> tuple[Array, Array]:
+        """Scales [blocks] that fit the levels best, and the squared errors [blocks] that they leave.
+
+        Sums run over what rounding left, which is small, so float32 tells 8-bit grids apart. Overwrites `ratios`.
+        """
+        rest = np.subtract(ratios, levels, out=ratios)
+        square = np.einsum("ij,ij->i", levels, levels)
+        product = np.einsum("ij,ij->i", rest, levels)
+        scale = np.clip(seed + seed * (product / np.maximum(square, 1)), bottom, ceiling)
+        step = scale / seed - 1
+        left = np.einsum("ij,ij->i", rest, rest) - step * (2 * product - step * square)
+        return scale, left * np.square(seed)

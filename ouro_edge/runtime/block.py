@@ -1,0 +1,127 @@
+"""One call of the shared block, and one of the head: NumPy rows in, NumPy rows out, by IOBinding. Knows onnxruntime.
+
+The block is stateless: which loop it runs is decided by the KV that it is given. A lock lets one call through at a
+time, because two calls at once would only fight for the same cores.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro_edge.bundle import BLOCK_FILE, HEAD_FILE, Bundle
+from ouro_edge.config import ModelConfig
+from ouro_edge.reference import rope_tables
+from ouro_edge.runtime.cancel import Cancel
+from ouro_edge.runtime.kv import LoopKV
+from ouro_edge.runtime.session import import_onnxruntime, open_session
+from ouro_edge.weights import Array
+
+
+class Block:
+    """The shared block of a bundle, ready to be called on any sequence's loops."""
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        self.config = bundle.config
+        self._session = open_session(bundle.path / BLOCK_FILE, threads)
+        self._ort = import_onnxruntime()
+        self._rope: tuple[Any, Any] = (None, None)
+        self._rope_length = 0
+        self._lock = threading.Lock()
+
+    def bind(self) -> BoundLoop:
+        """Fresh KV for one loop of one sequence, bound to this block."""
+        return BoundLoop(self, self.config)
+
+    def rope(self, length: int) -> tuple[Any, Any]:
+        """OrtValues of the cos and sin tables for at least `length` positions; they grow with use."""
+        if length > self._rope_length:
+            grown = min(max(length, 2 * self._rope_length, 256), max(length, self.config.max_positions))
+            cos, sin = (self._ort.OrtValue.ortvalue_from_numpy(t) for t in rope_tables(self.config, grown))
+            self._rope, self._rope_length = (cos, sin), grown
+        return self._rope
+
+    def call(self, binding: Any, cancel: Cancel | None) -> None:
+        """Run the session on a binding. Cancelled when `cancel` fires before or meanwhile; the KV is then as before."""
+        with self._lock:
+            if cancel is None:
+                self._session.run_with_iobinding(binding)
+                return
+            cancel.check()
+            try:
+                self._session.run_with_iobinding(binding, cancel.run_options)
+            except Exception:
+                cancel.check()
+                raise
+
+    def new_binding(self) -> Any:
+        """An empty IOBinding of the block's session."""
+        return self._session.io_binding()
+
+
+class BoundLoop:
+    """One loop of one sequence: its KV, and the bindings that a call needs, made once and reused."""
+
+    def __init__(self, block: Block, config: ModelConfig) -> None:
+        self._block, self._config = block, config
+        self.kv = LoopKV(config)
+        self._ort = import_onnxruntime()
+        self._binding = block.new_binding()
+        self._seqlens = np.zeros(1, np.int32)
+        self._total = np.zeros((), np.int32)
+        self._binding.bind_ortvalue_input("seqlens_k", self._ort.OrtValue.ortvalue_from_numpy(self._seqlens))
+        self._total_value = self._ort.OrtValue.ortvalue_from_numpy(self._total)
+        self._binding.bind_ortvalue_input("total_length", self._total_value)
+        self._rope: Any = None
+        self._shape: tuple[int, ...] = ()
+        self._hidden = self._out = self._gate = np.empty((0, 0, 0), np.float32)
+
+    def __call__(self, rows: Array, start: int, cancel: Cancel | None = None) -> tuple[Array, Array]:
+        """Run the block on rows [T, C] at positions start..start+T, appending to the KV.
+
+        Returns the normed hidden rows [T, C] and exit logits [T] (NaN without a gate): views of buffers that the next
+        call of the same length overwrites.
+        """
+        total = start + len(rows)
+        if self.kv.reserve(total, start):
+            for name, value in self.kv.bindings():
+                self._binding.bind_ortvalue_input("past." + name, value)
+                self._binding.bind_ortvalue_output("present." + name, value)
+        rope = self._block.rope(total)
+        if rope is not self._rope:
+            self._rope = rope
+            self._binding.bind_ortvalue_input("cos_cache", rope[0])
+            self._binding.bind_ortvalue_input("sin_cache", rope[1])
+        if rows.shape != self._shape:
+            self._bind_rows(rows.shape)
+        self._hidden[0] = rows
+        self._seqlens[0] = total - 1
+        self._total[...] = total
+        self._block.call(self._binding, cancel)
+        return self._out[0], self._gate[0, :, 0]
+
+    def _bind_rows(self, shape: tuple[int, ...]) -> None:
+        length, width = shape
+        self._shape = shape
+        self._hidden, self._out = (np.empty((1, length, width), np.float32) for _ in range(2))
+        self._gate = np.full((1, length, 1), np.nan, np.float32)
+        wrap = self._ort.OrtValue.ortvalue_from_numpy
+        self._binding.bind_ortvalue_input("hidden", wrap(self._hidden))
+        self._binding.bind_ortvalue_output("hidden_out", wrap(self._out))
+        if self._config.has_gate:
+            self._binding.bind_ortvalue_output("exit_logit", wrap(self._gate))
+
+
+class Head:
+    """Hidden rows -> logits."""
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        self._session = open_session(bundle.path / HEAD_FILE, threads)
+
+    def __call__(self, rows: NDArray[np.float32]) -> Array:
+        """Logits [T, V] of normed hidden rows [T, C]."""
+        logits: Array = self._session.run(["logits"], {"hidden": np.ascontiguousarray(rows)})[0]
+        return logits

@@ -1,0 +1,39 @@
+"""Stopping a generation from another thread, within one call of the block. Knows onnxruntime's RunOptions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ouro_edge.runtime.session import import_onnxruntime
+
+
+class Cancelled(Exception):
+    """Raised inside the runtime when a Cancel fires; generation turns it into a Done event."""
+
+
+class Cancel:
+    """A switch to hand to `generate`: `cancel()` from any thread, or a signal handler, stops it for good."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self._options: Any = None
+
+    @property
+    def run_options(self) -> Any:
+        """The RunOptions that every call of this generation runs under."""
+        if self._options is None:
+            options = import_onnxruntime().RunOptions()
+            self._options = options
+            options.terminate = self.cancelled
+        return self._options
+
+    def cancel(self) -> None:
+        """Stop now: a block call in flight ends early, and its result is dropped."""
+        self.cancelled = True
+        if self._options is not None:
+            self._options.terminate = True
+
+    def check(self) -> None:
+        """Raise Cancelled when the switch was thrown."""
+        if self.cancelled:
+            raise Cancelled

@@ -1,0 +1,66 @@
+"""What a generation reports: plain values, no behaviour. Knows nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+StopReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token. `text` is what may be shown now: it can be empty while a character is incomplete.
+
+    The token that ends an answer is reported like any other; its own text is never shown.
+    """
+
+    id: int
+    text: str
+    logprob: float  # under the model's own softmax, before temperature and filters
+    depth: int  # loops that this token's state went through, counted from 1
+    exit_probs: tuple[float, ...]  # probability of stopping at loop 1..depth, as the gate saw it; NaN without a gate
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Counts of one request. A loop is one pass of one position through the block."""
+
+    prompt_tokens: int
+    cached_tokens: int  # prompt tokens whose state was reused from an earlier turn
+    completion_tokens: int
+    loops_run: int
+    loops_full: int  # what running every position at full depth would have taken
+    block_calls: int  # each reads the block's weights once: the unit of time while decoding
+    mean_depth: float  # of the generated tokens
+
+    @property
+    def loops_saved(self) -> int:
+        """Loops that no token asked for."""
+        return self.loops_full - self.loops_run
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds of one request."""
+
+    first_token: float  # from the call to the first token
+    total: float
+
+    def decode_rate(self, completion_tokens: int) -> float:
+        """Tokens per second after the first one; 0.0 when there is nothing to measure."""
+        seconds = self.total - self.first_token
+        return (completion_tokens - 1) / seconds if completion_tokens > 1 and seconds > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The end of a generation: why, what was said in all, and what it cost."""
+
+    reason: StopReason
+    text: str
+    usage: Usage
+    timings: Timings
+
+
+Event = Token | Done

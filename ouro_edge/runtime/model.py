@@ -1,0 +1,232 @@
+"""A loaded model: the face of the runtime. Puts bundle, block, head and tokenizer together; holds no running state.
+
+Everything that a Model holds is fixed after loading, so threads may share one; each generation has its own sequence,
+and block calls take turns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro_edge.bundle import Bundle, open_bundle
+from ouro_edge.errors import BundleError, NoTokenizerError, RequestError, TemplateError
+from ouro_edge.reference import exit_probabilities
+from ouro_edge.runtime.block import Block, Head
+from ouro_edge.runtime.cancel import Cancel
+from ouro_edge.runtime.events import Event
+from ouro_edge.runtime.exits import ExitPolicy, ExitThreshold, FullDepth
+from ouro_edge.runtime.generate import Request, generate_events, token_budget
+from ouro_edge.runtime.sampler import Sampler
+from ouro_edge.runtime.sequence import TokenSequence, check_ids
+from ouro_edge.runtime.stopping import StopStrings
+from ouro_edge.runtime.template import ChatTemplate
+from ouro_edge.runtime.tokenizer import Tokenizer
+from ouro_edge.weights import Array
+
+_HEAD_ROWS = 256  # rows of logits made at a time: 48 MiB at a vocabulary of 49152
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """What one pass over a prompt gives; each position at its own exit."""
+
+    logits: Array  # [T, V]
+    depth: NDArray[np.int64]  # [T], counted from 1
+    exit_probs: NDArray[np.float64]  # [T, R]; NaN beyond a position's depth, where no gate was asked
+    hidden: Array  # [T, C], the normed states that the logits are made of
+
+
+class Model:
+    """An exported model, ready to generate. Use it as a context manager, or let it go out of scope."""
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        self.bundle = bundle
+        self.config = bundle.config
+        self._block: Block | None = Block(bundle, threads)
+        self._head: Head | None = Head(bundle, threads)
+        self._embedding = bundle.embedding()
+        self._tokenizer = _tokenizer(bundle)
+        self._generation = _json_file(bundle, "generation_config.json")
+        self.stop_ids = _stop_ids(bundle, self._generation)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the weights. Calls after this raise RequestError."""
+        self._block = self._head = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer; NoTokenizerError when it came without one."""
+        if self._tokenizer is None:
+            raise NoTokenizerError(f"{self.bundle.path} has no tokenizer.json, so it works on token ids only")
+        return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether text can be used with this model."""
+        return self._tokenizer is not None
+
+    def new_sequence(self) -> TokenSequence:
+        """An empty sequence on this model, to be kept between calls of `generate`."""
+        return TokenSequence(self._parts()[0], self._embedding)
+
+    def default_exit(self) -> ExitPolicy:
+        """The checkpoint's own rule: its exit threshold, and full depth when that is 1.0 or there is no gate."""
+        threshold = self.config.exit_threshold
+        return ExitThreshold(threshold) if self.config.has_gate and threshold < 1.0 else FullDepth()
+
+    def default_sampler(self) -> Sampler:
+        """What generation_config.json asks for; greedy when it does not ask for sampling."""
+        settings = self._generation
+        if not settings.get("do_sample"):
+            return Sampler()
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        return Sampler(**{"temperature": 1.0} | {n: settings[n] for n in names if settings.get(n) is not None})
+
+    def generate(
+        self,
+        prompt: str | Iterable[int],
+        *,
+        max_tokens: int | None = None,
+        exit: ExitPolicy | None = None,
+        sampler: Sampler | None = None,
+        stop: str | Sequence[str] = (),
+        stop_ids: Iterable[int] | None = None,
+        cancel: Cancel | None = None,
+        sequence: TokenSequence | None = None,
+    ) -> Iterator[Event]:
+        """Continue a text or a list of token ids; yields a Token for each id and then one Done.
+
+        `exit`, `sampler` and `stop_ids` default to the model's own; `max_tokens` to what the context holds. With a
+        `sequence` from `new_sequence`, what it shares with the prompt is not computed again. Arguments are checked at
+        once, before the first event is asked for: RequestError and its kinds.
+        """
+        block, head = self._parts()
+        ids = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+        check_ids(ids, self.config.vocab_size)
+        stops = StopStrings(stop)
+        if stops and self._tokenizer is None:
+            raise NoTokenizerError("stop strings need a tokenizer, which this model lacks: use stop_ids")
+        policy = exit or self.default_exit()
+        policy.limit(self.config)
+        ends = tuple(self.stop_ids if stop_ids is None else stop_ids)
+        check_ids(ends, self.config.vocab_size)
+        budget = token_budget(len(ids), max_tokens, self.config.max_positions)
+        request = Request(ids, budget, policy, sampler or self.default_sampler(), frozenset(ends), stops, cancel)
+        sequence = sequence or TokenSequence(block, self._embedding)
+
+        def events() -> Iterator[Event]:
+            cached = sequence.resume(ids)
+            yield from generate_events(sequence, head, self._tokenizer, request, cached)
+
+        return events()
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, template: Mapping[str, Any] | None = None, **options: Any
+    ) -> Iterator[Event]:
+        """Answer the last of `messages` ({"role": ..., "content": ...}); options and events are those of `generate`.
+
+        `template` holds variables for the chat template, such as enable_thinking.
+        """
+        return self.generate(self.render(messages, **(template or {})), **options)
+
+    def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+        """The prompt text that the model's chat template makes of messages. TemplateError when it has none."""
+        source = self.bundle.text("chat_template.jinja")
+        if source is None:
+            raise TemplateError(f"{self.bundle.path} has no chat template: use generate with a plain prompt (--raw)")
+        special = _json_file(self.bundle, "tokenizer_config.json")
+        tokens = {name: _token_text(special.get(name)) for name in ("bos_token", "eos_token")}
+        return ChatTemplate(source, **tokens).render(messages, **variables)
+
+    def forward(self, ids: Sequence[int], *, exit: ExitPolicy | None = None, cancel: Cancel | None = None) -> Forward:
+        """Logits of every position, each at the depth where the policy stops it.
+
+        A loop runs only as far as the last position that wants it. Raises Cancelled when `cancel` fires.
+        """
+        block, head = self._parts()
+        ids = list(ids)
+        token_budget(len(ids), None, self.config.max_positions)
+        sequence = TokenSequence(block, self._embedding)
+        sequence.feed(ids)
+        policy = exit or self.default_exit()
+        limit = policy.limit(self.config)
+        depth = np.zeros(len(ids), np.int64)
+        gates = np.full((len(ids), self.config.loops), np.nan)
+        hidden = np.empty((len(ids), self.config.hidden_size), np.float32)
+
+        def collect(loop: int, start: int, rows: Array, logits: Array) -> None:
+            part = slice(start, start + len(rows))
+            gates[part, loop - 1] = logits
+            running = depth[part] == 0
+            stops = np.ones(len(rows), bool) if loop == limit else policy.stops(gates[part, :loop])
+            hidden[part][running] = rows[running]
+            depth[part][running & stops] = loop
+
+        for loop in range(1, limit + 1):
+            sequence.advance(loop, int(np.flatnonzero(depth == 0)[-1]) + 1, collect, cancel)
+            if depth.all():
+                break
+        probs = np.full((len(ids), self.config.loops), np.nan)
+        for loop in range(1, limit + 1):
+            at = depth == loop
+            probs[at] = exit_probabilities(gates[at, :loop], self.config.loops)
+        pieces = [head(hidden[i : i + _HEAD_ROWS]) for i in range(0, len(ids), _HEAD_ROWS)]
+        return Forward(np.concatenate(pieces), depth, probs, hidden)
+
+    def _parts(self) -> tuple[Block, Head]:
+        if self._block is None or self._head is None:
+            raise RequestError("this model is closed: load it again")
+        return self._block, self._head
+
+
+def load(path: Path, *, threads: int | None = None) -> Model:
+    """Open an exported directory. BundleError in one line when it cannot be used."""
+    return Model(open_bundle(path), threads=threads)
+
+
+def _tokenizer(bundle: Bundle) -> Tokenizer | None:
+    text = bundle.text("tokenizer.json")
+    if text is None:
+        return None
+    tokenizer = Tokenizer.from_json(text, name=str(bundle.path / "tokenizer.json"))
+    if tokenizer.vocab_size > bundle.config.vocab_size:
+        raise BundleError(f"{bundle.path / 'tokenizer.json'} has ids up to {tokenizer.vocab_size - 1}, the model's "
+                          f"vocabulary ends at {bundle.config.vocab_size - 1}")  # fmt: skip
+    return tokenizer
+
+
+def _json_file(bundle: Bundle, name: str) -> dict[str, Any]:
+    text = bundle.text(name)
+    try:
+        data = json.loads(text) if text else {}
+    except ValueError as problem:
+        raise BundleError(f"{bundle.path / name} is no JSON: {problem}") from None
+    return data if isinstance(data, dict) else {}
+
+
+def _stop_ids(bundle: Bundle, generation: Mapping[str, Any]) -> tuple[int, ...]:
+    """The config's ends and generation_config.json's, which Hugging Face lets be a number or a list."""
+    more = generation.get("eos_token_id")
+    more = more if isinstance(more, list) else [more]
+    ids = {*bundle.config.stop_token_ids, *(i for i in more if type(i) is int)}
+    return tuple(sorted(i for i in ids if 0 <= i < bundle.config.vocab_size))
+
+
+def _token_text(value: Any) -> str:
+    """A special token in tokenizer_config.json is its text, or an object that holds it."""
+    value = value.get("content") if isinstance(value, dict) else value
+    return value if isinstance(value, str) else ""

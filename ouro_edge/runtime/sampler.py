@@ -1,0 +1,198 @@
+"""From logits to the next token id. Knows numpy and errors; knows nothing of models, text or stopping.
+
+`Sampler` is the blueprint (frozen, may be shared), `Sampling` the running state (the random generator of one answer).
+Order: bias, repetition penalty, temperature, top-k, top-p, min-p. It is Hugging Face's order, so that the settings in a
+generation_config.json mean what they meant there; llama.cpp filters first and applies the temperature last.
+Each filter sees what the one before left, renormalised; the most probable token always survives, so no set is empty.
+Ties go to the lower id, everywhere, so that an answer does not depend on how numpy partitions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro_edge.errors import RequestError
+
+Logits = NDArray[np.float32]
+Ids = NDArray[np.int64]
+Probabilities = NDArray[np.float64]
+
+_FIRST_GUESS = 256  # most nuclei are smaller than this; a larger one costs another partition
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampler:
+    """How to choose the next token; the default is greedy. RequestError names an option that is out of range."""
+
+    temperature: float = 0.0  # 0 takes the most probable token
+    top_k: int = 0  # keep the k most probable; 0 keeps all
+    top_p: float = 1.0  # keep the smallest set of the most probable with at least this mass; 1 keeps all
+    min_p: float = 0.0  # keep what has at least this share of the highest probability; 0 keeps all
+    repetition_penalty: float = 1.0  # of tokens seen: positive logits are divided by it, negative ones multiplied
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)  # added to logits; -inf forbids a token
+    seed: int | None = None  # the same seed and the same logits give the same answer; None takes a fresh one
+
+    def __post_init__(self) -> None:
+        _check_number("temperature", self.temperature, 0.0, math.inf)
+        _check_number("top_p", self.top_p, 0.0, 1.0)
+        _check_number("min_p", self.min_p, 0.0, 1.0)
+        _check_number("repetition_penalty", self.repetition_penalty, 0.0, math.inf)
+        if self.repetition_penalty == 0:
+            raise RequestError("repetition_penalty is 0; wanted more than 0, where 1 changes nothing")
+        if not _is_int(self.top_k) or self.top_k < 0:
+            raise RequestError(f"top_k is {self.top_k!r}; wanted a whole number, 0 for no limit")
+        if self.seed is not None and (not _is_int(self.seed) or self.seed < 0):
+            raise RequestError(f"seed is {self.seed!r}; wanted a whole number of at least 0, or None")
+        if not isinstance(self.logit_bias, Mapping):
+            raise RequestError(
+                f"logit_bias is {type(self.logit_bias).__name__}; wanted a mapping of token id to number"
+            )
+        for token, bias in self.logit_bias.items():
+            if not _is_int(token) or token < 0:
+                raise RequestError(f"logit_bias has the key {token!r}; wanted a token id")
+            if not _is_real(bias) or math.isnan(bias) or bias == math.inf:
+                raise RequestError(f"logit_bias of token {token} is {bias!r}; wanted a number or -inf")
+        object.__setattr__(self, "logit_bias", dict(self.logit_bias))  # the caller's may change later
+
+    def start(self) -> Sampling:
+        """Fresh running state for one answer."""
+        return Sampling(self)
+
+
+class Sampling:
+    """The random generator of one answer beside the sampler that it follows; not to be shared between threads."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+        self.generator = np.random.default_rng(sampler.seed)
+
+    def pick(self, logits: Logits, seen: Sequence[int] | Set[int] = ()) -> tuple[int, float]:
+        """The next token id, and its log-probability under the model.
+
+        logits: [V]. `seen` holds the ids that the repetition penalty is for; a set is cheapest, unused when it is 1.
+        The log-probability is that of the plain softmax of `logits`: no bias, penalty, temperature or filter counts.
+        RequestError when a logit is NaN or +inf, when all are -inf, or when an id lies outside the vocabulary.
+        """
+        top, norm = _check_logits(logits)
+        sampler = self.sampler
+        if sampler.temperature == 0 and sampler.repetition_penalty == 1 and not sampler.logit_bias:
+            return top, float(logits[top]) - norm
+        ids, probabilities = self._survivors(logits, seen)
+        token = int(ids[0])
+        if len(ids) > 1:
+            mass = np.cumsum(probabilities)  # [S]
+            place = int(np.searchsorted(mass, self.generator.random() * mass[-1], side="right"))
+            # The product may round up to mass[-1] itself: then the last token of positive probability is meant.
+            token = int(ids[min(place, int(np.searchsorted(mass, mass[-1])))])
+        return token, float(logits[token]) - norm
+
+    def distribution(self, logits: Logits, seen: Sequence[int] | Set[int] = ()) -> Probabilities:
+        """The exact probabilities [V] that `pick` draws from, after all filters; draws nothing itself."""
+        _check_logits(logits)
+        ids, probabilities = self._survivors(logits, seen)
+        full = np.zeros(len(logits), np.float64)  # [V]
+        full[ids] = probabilities
+        return full
+
+    def _survivors(self, logits: Logits, seen: Sequence[int] | Set[int]) -> tuple[Ids, Probabilities]:
+        """Ids [S] that the filters leave and their probabilities [S], which sum to 1."""
+        sampler = self.sampler
+        scores = _adjusted(logits, seen, sampler)  # [V]
+        if sampler.temperature == 0:
+            return np.array([np.argmax(scores)]), np.ones(1)
+        with np.errstate(over="ignore"):  # a tiny temperature drives all but the best to -inf, as it should
+            weights = np.exp((scores - scores.max()) / sampler.temperature)  # [V], the best has exactly 1
+        ids = np.arange(len(weights))
+        if 0 < sampler.top_k < len(weights):
+            ids = _largest(weights, sampler.top_k)
+        if sampler.top_p < 1:
+            ids = ids[_nucleus(weights[ids], sampler.top_p)]
+        if sampler.min_p > 0:
+            ids = ids[weights[ids] >= sampler.min_p]
+        kept = weights[ids]  # [S]
+        return ids, kept / kept.sum()
+
+
+def _check_logits(logits: Logits) -> tuple[int, float]:
+    """The id of the highest logit (the lowest such id) and the logarithm of the sum of exponentials."""
+    if logits.ndim != 1 or not len(logits):
+        raise RequestError(f"logits have shape {list(logits.shape)}; wanted one row [V]")
+    top = int(np.argmax(logits))  # NaN counts as the highest, so this one value tells of all
+    highest = float(logits[top])
+    if not math.isfinite(highest):
+        raise RequestError(f"the highest logit is {highest}; the model's output is damaged, so no token can be chosen")
+    with np.errstate(over="ignore"):  # a difference beyond float32 is -inf and weighs nothing
+        weights = np.exp(logits - logits[top])  # [V]
+    return top, highest + math.log(float(weights.sum(dtype=np.float64)))
+
+
+def _adjusted(logits: Logits, seen: Sequence[int] | Set[int], sampler: Sampler) -> Probabilities:
+    """Logits [V] after bias and penalty, in float64."""
+    scores = logits.astype(np.float64)
+    if sampler.logit_bias:
+        tokens = _in_vocabulary(sampler.logit_bias, len(scores), "logit_bias")
+        scores[tokens] += np.fromiter(sampler.logit_bias.values(), np.float64, len(tokens))
+    if sampler.repetition_penalty != 1 and seen:
+        tokens = _in_vocabulary(seen if isinstance(seen, Set) else set(seen), len(scores), "the ids seen")
+        values = scores[tokens]
+        with np.errstate(over="ignore"):  # refused below, with words
+            penalty = sampler.repetition_penalty
+            scores[tokens] = np.where(values > 0, values / penalty, values * penalty)
+    if not math.isfinite(scores.max()):
+        raise RequestError(
+            f"logit_bias and repetition_penalty leave {scores.max()} as the highest logit; use milder ones"
+        )
+    return scores
+
+
+def _in_vocabulary(tokens: Mapping[int, float] | Set[int], size: int, name: str) -> Ids:
+    ids = np.fromiter(tokens, np.int64, len(tokens))
+    if ids.min() < 0 or ids.max() >= size:
+        wrong = int(ids[(ids < 0) | (ids >= size)][0])
+        raise RequestError(f"{name} has token {wrong}; the vocabulary ends at {size - 1}")
+    return ids
+
+
+def _largest(values: Probabilities, count: int) -> Ids:
+    """Indices [count] of the largest values, largest first, the lower index first among equals."""
+    size = len(values)
+    if count >= size:
+        chosen = np.arange(size)
+    else:
+        border = np.partition(values, size - count)[size - count]
+        above = np.flatnonzero(values > border)
+        equal = np.flatnonzero(values == border)[: count - len(above)]
+        chosen = np.sort(np.concatenate([above, equal]))
+    return chosen[np.argsort(-values[chosen], kind="stable")]
+
+
+def _nucleus(values: Probabilities, share: float) -> Ids:
+    """Indices of the shortest run of the largest values that holds this share of the sum; at least one."""
+    wanted = share * values.sum()
+    count = _FIRST_GUESS
+    while True:
+        order = _largest(values, count)
+        mass = np.cumsum(values[order])
+        if mass[-1] >= wanted or count >= len(values):
+            return order[: int(np.searchsorted(mass, wanted)) + 1]
+        count *= 8
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _is_real(value: Any) -> bool:
+    return _is_int(value) or isinstance(value, (float, np.floating))
+
+
+def _check_number(name: str, value: Any, low: float, high: float) -> None:
+    if not _is_real(value) or not low <= value <= high or value == math.inf:
+        span = f"{low:g} to {high:g}" if high < math.inf else f"a finite number of at least {low:g}"
+        raise RequestError(f"{name} is {value!r}; wanted {span}")

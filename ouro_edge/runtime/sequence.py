@@ -1,0 +1,155 @@
+"""One token sequence and how deep each of its positions has been computed: the frontiers. The heart of the runtime.
+
+    n = frontier[0] >= frontier[1] >= ... >= frontier[R]
+
+frontier[r] counts the positions that loop r has processed. Loop r's KV is valid for exactly those, and the hidden
+rows between frontier[r] and frontier[r-1] wait as its input. Everything is made of one operation, `advance(r)`: run
+the block on the waiting positions of loop r in one call. A position that stopped early simply waits; when a later
+token goes deeper it is computed then, with others in the same call, which reads the weights once. No position is
+computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro_edge.bundle import Embedding
+from ouro_edge.errors import ContextOverflowError, RequestError
+from ouro_edge.runtime.block import Block
+from ouro_edge.runtime.cancel import Cancel
+from ouro_edge.runtime.exits import ExitPolicy
+from ouro_edge.runtime.rows import Rows
+from ouro_edge.weights import Array
+
+# Rows a call: enough to share one read of the weights, few enough to bound the memory of a call.
+_CHUNK = 128
+
+# Called with loop, first position, hidden rows [T, C] and gate logits [T] of each call.
+Sink = Callable[[int, int, Array, Array], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """The last position's state at the depth where the policy stopped."""
+
+    hidden: Array  # [C], normed: ready for the head
+    depth: int
+    gate_logits: NDArray[np.float64]  # [depth]
+
+
+@dataclass(slots=True)
+class Work:
+    """What a sequence has cost so far."""
+
+    calls: int = 0  # block calls: each reads all weights of the block once
+    rows: int = 0  # positions processed, summed over loops
+
+
+class TokenSequence:
+    """Tokens, frontiers, KV and waiting rows. Not for several threads at once."""
+
+    def __init__(self, block: Block, embedding: Embedding) -> None:
+        config = block.config
+        self.config = config
+        self.tokens: list[int] = []
+        self.frontier = [0] * (config.loops + 1)
+        self.work = Work()
+        self._embedding = embedding
+        self._loops = [block.bind() for _ in range(config.loops)]
+        self._waiting = [Rows(config.hidden_size) for _ in range(config.loops - 1)]  # [r]: input of loop r + 2
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes held by the keys and values of all loops."""
+        return sum(loop.kv.nbytes for loop in self._loops)
+
+    def feed(self, ids: Sequence[int]) -> None:
+        """Append token ids; nothing is computed yet. RequestError for an id outside the vocabulary."""
+        check_ids(ids, self.config.vocab_size)
+        if len(self.tokens) + len(ids) > self.config.max_positions:
+            raise ContextOverflowError(f"{len(self.tokens) + len(ids)} tokens do not fit this model's context of "
+                                       f"{self.config.max_positions}: shorten the prompt")  # fmt: skip
+        self.tokens.extend(int(i) for i in ids)
+        self.frontier[0] = len(self.tokens)
+
+    def rewind(self, length: int) -> None:
+        """Forget every position from `length` on, as if it had never been fed."""
+        if not 0 <= length <= len(self.tokens):
+            raise RequestError(f"cannot rewind to {length}: the sequence has {len(self.tokens)} tokens")
+        del self.tokens[length:]
+        self.frontier = [min(at, length) for at in self.frontier]
+        for r, rows in enumerate(self._waiting, start=1):
+            rows.clip(self.frontier[r] - self.frontier[r + 1])
+
+    def resume(self, ids: Sequence[int]) -> int:
+        """Make the sequence hold exactly `ids`, keeping what is computed of the longest common prefix.
+
+        The last token is always left to compute, because its state is what a caller wants next. Returns the number of
+        positions kept.
+        """
+        kept = 0
+        for old, new in zip(self.tokens, ids[:-1], strict=False):
+            if old != new:
+                break
+            kept += 1
+        kept = min(kept, self.frontier[1])
+        check_ids(ids, self.config.vocab_size)
+        self.rewind(kept)
+        self.feed(ids[kept:])
+        return kept
+
+    def advance(
+        self, loop: int, upto: int | None = None, sink: Sink | None = None, cancel: Cancel | None = None
+    ) -> tuple[Array, float] | None:
+        """Run loop `loop` (counted from 1) on the positions that wait for it, or only on those before `upto`.
+
+        Returns the hidden row [C] and the gate logit of the last position processed, or None when none waited. When
+        `cancel` fires, the positions whose call was finished stay computed.
+        """
+        target = self.frontier[loop - 1] if upto is None else min(upto, self.frontier[loop - 1])
+        last = None
+        while (start := self.frontier[loop]) < target:
+            count = min(_CHUNK, target - start)
+            if loop == 1:
+                rows = self._embedding(np.array(self.tokens[start : start + count]))
+            else:
+                rows = self._waiting[loop - 2].peek(count)
+            hidden, gate = self._loops[loop - 1](rows, start, cancel)
+            if loop > 1:
+                self._waiting[loop - 2].drop(count)
+            if loop < self.config.loops:
+                self._waiting[loop - 1].append(hidden)
+            self.frontier[loop] += count
+            self.work.calls += 1
+            self.work.rows += count
+            if sink is not None:
+                sink(loop, start, hidden, gate)
+            last = hidden[-1].copy(), float(gate[-1])
+        return last
+
+    def think(self, policy: ExitPolicy, cancel: Cancel | None = None) -> Thought:
+        """Loop over the last position until the policy stops it. The position must be fresh from `feed`."""
+        limit = policy.limit(self.config)
+        gates = np.empty((1, limit))
+        for loop in range(1, limit + 1):
+            last = self.advance(loop, cancel=cancel)
+            if last is None:
+                raise RequestError("the last position was processed before: feed a token first")
+            hidden, gates[0, loop - 1] = last
+            if loop == limit or policy.stops(gates[:, :loop])[0]:
+                break
+        return Thought(hidden, loop, gates[0, :loop])
+
+
+def check_ids(ids: Sequence[int], vocab_size: int) -> None:
+    """RequestError unless every id is a whole number inside the vocabulary."""
+    for i in ids:
+        if isinstance(i, bool) or not isinstance(i, (int, np.integer)) or not 0 <= i < vocab_size:
+            raise RequestError(f"token id {i!r} is not in the vocabulary of {vocab_size}")

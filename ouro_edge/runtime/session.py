@@ -1,0 +1,51 @@
+"""Opens onnxruntime sessions the way this runtime wants them. The only place that imports onnxruntime.
+
+Telemetry is switched off before the import (wheels since 1.29 send it on Linux and macOS); the thread count follows the
+process's CPU affinity, because onnxruntime would take the machine's; threads stop spinning when a call returns, so that
+an idle model costs no CPU.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ouro_edge.errors import BundleError, RequestError
+
+
+def import_onnxruntime() -> Any:
+    """The onnxruntime module, with telemetry off unless the user's environment says otherwise."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
+def available_threads() -> int:
+    """CPUs that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0)) or 1
+    return os.cpu_count() or 1
+
+
+def open_session(model: Path, threads: int | None = None) -> Any:
+    """An InferenceSession on the CPU over a graph file. BundleError when onnxruntime refuses it."""
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
+        raise RequestError(f"threads is {threads!r}; wanted a whole number from 1 to 1024")
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or available_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors only; they are raised as well
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.prepack.enable_parallel", "1")
+    try:
+        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as problem:  # onnxruntime's errors share no public base class
+        raise BundleError(f"{model} cannot be loaded by onnxruntime {ort.__version__}: {one_line(problem)}") from None
+
+
+def one_line(problem: BaseException) -> str:
+    """An error's text without line breaks, cut to a readable length."""
+    return " ".join(str(problem).split())[:300]

@@ -1,0 +1,98 @@
+"""Stop strings in streamed text, whatever the token borders. Knows strings and errors; nothing of tokens.
+
+`StopStrings` is the blueprint, `StopMatcher` the running state of one answer. The stop that is complete first wins, the
+longest if several are complete at the same character; so the result does not depend on how the text was cut up. (Of
+`bcd` and `c` in "abcde" that is `c`: a stream cannot know that `bcd` will follow.)
+Each string is matched by Knuth, Morris and Pratt's automaton (SIAM J. Comput. 6, 1977): amortised one step a character
+and stop string, so long strings cost nothing extra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ouro_edge.errors import RequestError
+
+
+class StopStrings:
+    """The texts that end an answer, each with its automaton. RequestError when one is empty or no string."""
+
+    __slots__ = ("borders", "texts")
+
+    def __init__(self, texts: Sequence[str] | str = ()) -> None:
+        texts = (texts,) if isinstance(texts, str) else tuple(texts)
+        for text in texts:
+            if not isinstance(text, str):
+                raise RequestError(f"a stop string is {text!r}; wanted text")
+            if not text:
+                raise RequestError("a stop string is empty; it would stop before the first token, so leave it out")
+        self.texts = tuple(dict.fromkeys(texts))
+        self.borders = tuple(_borders(text) for text in self.texts)
+
+    def __bool__(self) -> bool:
+        return bool(self.texts)
+
+    def start(self) -> StopMatcher:
+        """Fresh running state for one answer."""
+        return StopMatcher(self)
+
+
+class StopMatcher:
+    """What is held back of one answer, and how far into each stop string its end reaches."""
+
+    __slots__ = ("_held", "_matched", "_stops", "stopped")
+
+    def __init__(self, stops: StopStrings) -> None:
+        self._stops = stops
+        self._matched = [0] * len(stops.texts)
+        self._held = ""  # the longest end of the text that begins a stop string
+        self.stopped = False
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """The text that may be shown now, and whether a stop string is complete; after a stop nothing is shown."""
+        if self.stopped:
+            return "", True
+        if not self._stops.texts:
+            return text, False
+        known = len(self._held)
+        self._held += text
+        for place in range(known, len(self._held)):
+            hit = self._step(self._held[place])
+            if hit:
+                self.stopped = True
+                shown, self._held = self._held[: place + 1 - hit], ""
+                return shown, True
+        safe = len(self._held) - max(self._matched)
+        shown, self._held = self._held[:safe], self._held[safe:]
+        return shown, False
+
+    def flush(self) -> str:
+        """The text held back, when the answer has ended without a stop string."""
+        held, self._held = self._held, ""
+        self._matched = [0] * len(self._matched)
+        return held
+
+    def _step(self, character: str) -> int:
+        """Move every automaton by a character; the length of the longest stop string that it completes, else 0."""
+        hit = 0
+        for i, (stop, borders) in enumerate(zip(self._stops.texts, self._stops.borders, strict=True)):
+            n = self._matched[i]
+            while n and stop[n] != character:
+                n = borders[n - 1]
+            n += stop[n] == character
+            self._matched[i] = n
+            if n == len(stop):
+                hit = max(hit, n)
+        return hit
+
+
+def _borders(text: str) -> tuple[int, ...]:
+    """For each prefix the length of its longest proper prefix that is also its suffix."""
+    borders = [0] * len(text)
+    n = 0
+    for i in range(1, len(text)):
+        while n and text[n] != text[i]:
+            n = borders[n - 1]
+        n += text[n] == text[i]
+        borders[i] = n
+    return tuple(borders)

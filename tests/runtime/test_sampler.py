@@ -1,0 +1,278 @@
+"""The sampler against slow, plain definitions of its filters, and against the frequencies that it promises."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from ouro_edge.errors import RequestError
+from ouro_edge.runtime.sampler import Sampler
+
+Row = NDArray[np.float32]
+
+
+def row(*values: float) -> Row:
+    logits: Row = np.array(values, np.float32)
+    return logits
+
+
+def logs(*probabilities: float) -> Row:
+    with np.errstate(divide="ignore"):
+        return row(*np.log(np.array(probabilities)))
+
+
+def softmax(x: NDArray[Any]) -> NDArray[np.float64]:
+    e = np.exp(x.astype(np.float64) - x.max())
+    return np.asarray(e / e.sum())
+
+
+def oracle(logits: Row, seen: set[int], s: Sampler) -> NDArray[np.float64]:
+    """The filters one token at a time, with full sorts and a softmax after each."""
+    x = [float(v) for v in logits]
+    for token, bias in s.logit_bias.items():
+        x[token] += bias
+    for token in seen:
+        x[token] = x[token] / s.repetition_penalty if x[token] > 0 else x[token] * s.repetition_penalty
+    if s.temperature == 0:
+        return np.asarray(np.eye(len(x))[x.index(max(x))], np.float64)
+    p = softmax(np.array(x) / s.temperature)
+    order = sorted(range(len(p)), key=lambda i: (-p[i], i))
+    if s.top_k:
+        order = order[: s.top_k]
+    if s.top_p < 1:
+        mass, kept, total = 0.0, [], sum(p[i] for i in order)
+        for i in order:
+            kept.append(i)
+            mass += p[i] / total
+            if mass >= s.top_p:
+                break
+        order = kept
+    order = [i for i in order if p[i] >= s.min_p * p[order[0]]]
+    out = np.zeros(len(p))
+    out[order] = p[order]
+    return np.asarray(out / out.sum())
+
+
+def test_default_is_greedy_and_reports_the_models_logprob() -> None:
+    logits = row(1, 3, 2, -math.inf)
+    token, logprob = Sampler().start().pick(logits)
+    assert token == 1
+    assert logprob == pytest.approx(math.log(softmax(logits)[1]), abs=1e-6)
+
+
+def test_ties_go_to_the_lowest_id() -> None:
+    logits = row(0, 5, 5, 5, 1)
+    assert Sampler().start().pick(logits)[0] == 1
+    assert np.flatnonzero(Sampler(temperature=1, top_k=2).start().distribution(logits)).tolist() == [1, 2]
+    assert np.flatnonzero(Sampler(temperature=1, top_p=0.4).start().distribution(logits)).tolist() == [1, 2]
+
+
+def test_logprob_ignores_everything_but_the_model() -> None:
+    logits = row(2, 1, 0)
+    sampler = Sampler(temperature=0.1, logit_bias={2: 50.0, 0: -50.0}, top_k=1)
+    token, logprob = sampler.start().pick(logits)
+    assert token == 2
+    assert logprob == pytest.approx(math.log(softmax(logits)[2]), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"top_k": 2}, [0.625, 0.375, 0, 0]),
+        ({"top_k": 9}, [0.5, 0.3, 0.15, 0.05]),
+        ({"top_p": 0.6}, [0.625, 0.375, 0, 0]),
+        ({"top_p": 0.0}, [1, 0, 0, 0]),
+        ({"min_p": 0.25}, [0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0]),
+        ({"min_p": 1.0}, [1, 0, 0, 0]),
+        ({"top_k": 2, "top_p": 0.62}, [1, 0, 0, 0]),  # 0.625 of what top-k left, where 0.5 of all were too little
+        ({"top_p": 0.9, "min_p": 0.5}, [0.625, 0.375, 0, 0]),
+        ({"logit_bias": {0: -math.inf}}, [0, 0.6, 0.3, 0.1]),
+    ],
+)
+def test_filters_by_hand(options: dict[str, Any], expected: list[float]) -> None:
+    found = Sampler(temperature=1, **options).start().distribution(logs(0.5, 0.3, 0.15, 0.05))
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_repetition_penalty_divides_positive_and_multiplies_negative_logits() -> None:
+    logits = row(4, 4, -4, -4)
+    found = Sampler(temperature=1, repetition_penalty=2).start().distribution(logits, [0, 2, 0, 2])
+    np.testing.assert_allclose(found, softmax(row(2, 4, -8, -4)), rtol=1e-12)
+    assert Sampler(repetition_penalty=2).start().pick(logits, {0})[0] == 1
+
+
+def test_bias_comes_before_the_penalty() -> None:
+    found = Sampler(temperature=1, repetition_penalty=2, logit_bias={0: 3.0}).start().distribution(row(-1, 0), {0})
+    np.testing.assert_allclose(found, softmax(row(1, 0)), rtol=1e-12)
+
+
+def test_temperature_comes_before_the_filters() -> None:
+    flat = Sampler(temperature=100, min_p=0.9).start().distribution(row(5, 0))
+    assert np.count_nonzero(flat) == 2
+
+
+@given(
+    # Distant values, so that no rounding of a softmax decides a tie or a border.
+    st.lists(st.integers(-12, 12), min_size=1, max_size=40, unique=True),
+    st.sampled_from([0.0, 0.5, 1.0, 3.0]),
+    st.integers(0, 10),
+    st.sampled_from([0.0, 0.313, 0.777, 0.9513, 1.0]),
+    st.sampled_from([0.0, 0.0123, 0.317, 1.0]),
+    st.sampled_from([0.7, 1.0, 1.3]),
+    st.booleans(),
+)
+def test_distribution_matches_the_plain_definition(
+    values: list[int], temperature: float, k: int, p: float, low: float, penalty: float, biased: bool
+) -> None:
+    logits = row(*values)
+    seen = set(range(0, len(values), 3))
+    sampler = Sampler(
+        temperature=temperature,
+        top_k=k,
+        top_p=p,
+        min_p=low,
+        repetition_penalty=penalty,
+        logit_bias={0: 1.7} if biased else {},
+    )
+    found = sampler.start().distribution(logits, seen)
+    np.testing.assert_allclose(found, oracle(logits, seen, sampler), atol=1e-9)
+    token, logprob = sampler.start().pick(logits, seen)
+    assert found[token] > 0
+    assert logprob == pytest.approx(math.log(softmax(logits)[token]), abs=1e-4)
+
+
+def test_large_flat_vocabulary_needs_more_than_one_guess() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.permutation(np.linspace(0, 0.5, 9000)).astype(np.float32)
+    sampler = Sampler(temperature=1, top_p=0.7)
+    np.testing.assert_allclose(sampler.start().distribution(logits), oracle(logits, set(), sampler), atol=1e-12)
+
+
+def test_pick_draws_from_the_distribution() -> None:
+    logits = np.random.default_rng(1).normal(size=12).astype(np.float32)
+    sampling = Sampler(temperature=0.8, top_k=8, top_p=0.95, seed=3).start()
+    n = 8_000
+    counts = np.bincount([sampling.pick(logits)[0] for _ in range(n)], minlength=12)
+    expected = sampling.distribution(logits)
+    assert not counts[expected == 0].any()
+    kept = expected > 0
+    chi2 = float((((counts - n * expected) ** 2)[kept] / (n * expected[kept])).sum())
+    assert chi2 < 24.3  # 0.1% of 7 degrees of freedom
+
+
+def test_seed_makes_answers_repeatable_and_none_does_not() -> None:
+    logits = np.zeros(1000, np.float32)
+
+    def draw(seed: int | None) -> list[int]:
+        sampling = Sampler(temperature=1, seed=seed).start()
+        return [sampling.pick(logits)[0] for _ in range(8)]
+
+    assert draw(7) == draw(7)
+    assert draw(7) != draw(8)
+    assert draw(None) != draw(None)
+
+
+def test_distribution_draws_nothing() -> None:
+    logits = np.zeros(1000, np.float32)
+    one, other = Sampler(temperature=1, seed=1).start(), Sampler(temperature=1, seed=1).start()
+    one.distribution(logits)
+    assert one.pick(logits) == other.pick(logits)
+
+
+@pytest.mark.parametrize("edge", [0.0, 1.0, np.nextafter(1.0, 0.0)])
+def test_impossible_tokens_are_never_drawn(edge: float) -> None:
+    class Edge:
+        def random(self) -> float:
+            return edge
+
+    logits = row(-math.inf, 0, 0, -math.inf)
+    sampling = Sampler(temperature=1).start()
+    sampling.generator = Edge()  # type: ignore[assignment]
+    assert sampling.pick(logits)[0] in (1, 2)
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-6, 1e300])
+def test_extreme_temperatures(temperature: float) -> None:
+    found = Sampler(temperature=temperature).start().distribution(row(3e38, -3e38, 3e38))
+    assert found.sum() == pytest.approx(1)
+    assert found[0] == found[2]
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}])
+@pytest.mark.parametrize(
+    "logits",
+    [row(0, math.nan), row(-math.inf, -math.inf), row(0, math.inf), row(), np.zeros((1, 3), np.float32)],
+    ids=["nan", "none", "inf", "empty", "matrix"],
+)
+def test_damaged_logits_are_refused(options: dict[str, float], logits: Row) -> None:
+    sampling = Sampler(**options).start()  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match=r"logit"):
+        sampling.pick(logits)
+    with pytest.raises(RequestError, match=r"logit"):
+        sampling.distribution(logits)
+
+
+@pytest.mark.parametrize(
+    ("options", "seen", "message"),
+    [
+        ({"logit_bias": {3: 1.0}}, [], "logit_bias has token 3; the vocabulary ends at 2"),
+        ({"repetition_penalty": 2.0}, [0, 9], "the ids seen has token 9"),
+        ({"repetition_penalty": 2.0}, [-1], "token -1"),
+        ({"logit_bias": dict.fromkeys(range(3), -math.inf)}, [], "leave -inf"),
+        ({"repetition_penalty": 1e-308}, [0], "leave inf"),
+    ],
+)
+def test_requests_that_cannot_be_done(options: dict[str, Any], seen: list[int], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        Sampler(**options).start().pick(row(5, 1, 2), seen)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("temperature", "1"),
+        ("temperature", True),
+        ("top_k", -1),
+        ("top_k", 1.5),
+        ("top_p", 1.01),
+        ("top_p", -0.1),
+        ("min_p", 2),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", -1),
+        ("seed", -1),
+        ("seed", 1.0),
+        ("logit_bias", [1]),
+        ("logit_bias", {"1": 1.0}),
+        ("logit_bias", {-1: 1.0}),
+        ("logit_bias", {1: math.inf}),
+        ("logit_bias", {1: math.nan}),
+        ("logit_bias", {1: "x"}),
+    ],
+)
+def test_options_out_of_range_are_named(name: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=name) as caught:
+        Sampler(**{name: value})
+    assert "\n" not in str(caught.value)
+    assert "wanted" in str(caught.value)
+
+
+def test_blueprint_is_frozen_hashable_and_keeps_its_own_bias() -> None:
+    bias = {1: 2.0}
+    sampler = Sampler(logit_bias=bias)
+    bias[1] = -9.0
+    assert sampler.logit_bias == {1: 2.0}
+    assert sampler == Sampler(logit_bias={1: 2.0})
+    assert hash(sampler) == hash(Sampler(logit_bias={1: 2.0}))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        sampler.temperature = 1.0  # type: ignore[misc]
