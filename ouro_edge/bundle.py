@@ -35,6 +35,11 @@ _DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "uint8": np.dty
 _HASH_AT_LOAD = 64 << 20  # larger files are hashed by `verify` only: start-up must not read all weights twice
 
 
+def cache_head_dim(config: ModelConfig) -> int:
+    """Width of a head in the block's KV inputs: the kernel wants multiples of 16, so odd heads are padded with zeros."""
+    return -(-config.head_dim // 16) * 16
+
+
 @dataclass(frozen=True, slots=True)
 class StoredArray:
     """One array in the data file."""

@@ -147,4 +147,5 @@ class _Layer(Mapping[str, Array]):
 
 
 def _sigmoid(x: NDArray[Any]) -> NDArray[Any]:
-    return np.exp(-np.logaddexp(x.dtype.type(0), -x))  # exact at both ends, no overflow
+    with np.errstate(invalid="ignore"):  # NaN in, NaN out: a loop whose gate is not known
+        return np.exp(-np.logaddexp(x.dtype.type(0), -x))  # exact at both ends, no overflow

@@ -340,7 +340,7 @@ def test_what_exists_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_is_no_hub_id_stays_off_the_network(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()  # so that models/ouro/tiny.gguf is a path with a typing error
-    with pytest.raises(HubError, match="is neither a directory nor a .gguf file nor a hub id"):
+    with pytest.raises(HubError, match=r"is neither a directory nor a .gguf file nor a hub id"):
         hub.resolve(model)
 
 

@@ -110,7 +110,8 @@ class GgufReader:
 
     def _values(self, raw: NDArray[np.uint8]) -> Array:
         with np.errstate(all="ignore"):  # a scale that is not finite is reported by Weights
-            return dequantize(raw, self.type).astype(np.float32, copy=False)
+            values: Array = dequantize(raw, self.type).astype(np.float32, copy=False)
+        return values
 
 
 class ArrayReader:

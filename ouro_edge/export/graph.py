@@ -16,7 +16,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from ouro_edge.bundle import DATA_FILE, StoredArray, StoredTensor
+from ouro_edge.bundle import DATA_FILE, StoredArray, StoredTensor, cache_head_dim
 from ouro_edge.config import ModelConfig
 
 _OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
@@ -32,8 +32,8 @@ def block_graph(config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> onn
     g.inputs("seqlens_k", "int32", ["batch"])  # keys after this call, minus one
     g.inputs("total_length", "int32", [])
     for name in ("cos_cache", "sin_cache"):
-        g.inputs(name, "float32", ["positions", config.head_dim // 2])
-    kv_shape = ["batch", config.num_kv_heads, "capacity", config.head_dim]
+        g.inputs(name, "float32", ["positions", cache_head_dim(config) // 2])
+    kv_shape = ["batch", config.num_kv_heads, "capacity", cache_head_dim(config)]
     residual, normed = "hidden", g.norm("hidden", "layers.0.attn_norm")
     for i in range(config.num_layers):
         layer = f"layers.{i}."
@@ -95,6 +95,12 @@ class _Graph:
         self._initializers.setdefault(name, _external(name, self.tensors[tensor].parts[part]))
         return name
 
+    def constant(self, values: list[int]) -> str:
+        """A small shape or index, kept in the graph itself."""
+        name = "constant_" + "_".join(map(str, values))
+        self._initializers.setdefault(name, helper.make_tensor(name, TensorProto.INT64, [len(values)], values))
+        return name
+
     def norm(self, x: str, weight: str) -> str:
         inputs = [x, self.initializer(weight, "values")]
         return self.node("SimplifiedLayerNormalization", inputs, axis=-1, epsilon=self.config.rms_norm_eps)
@@ -123,12 +129,26 @@ class _Graph:
         )  # fmt: skip
 
     def attention(self, qkv: str, layer: int) -> str:
+        config, padded = self.config, cache_head_dim(self.config)
+        if padded != config.head_dim:
+            heads = config.num_heads + 2 * config.num_kv_heads
+            halves = self.node("Reshape", [qkv, self.constant([0, 0, heads, 2, config.head_dim // 2])])
+            fill = [0] * 9 + [(padded - config.head_dim) // 2]
+            halves = self.node("Pad", [halves, self.constant(fill)])
+            qkv = self.node("Reshape", [halves, self.constant([0, 0, heads * padded])])
         inputs = [qkv, "", "", f"past.{layer}.key", f"past.{layer}.value", "seqlens_k", "total_length"]
         outputs = (f"attention_{layer}", f"present.{layer}.key", f"present.{layer}.value")
-        return self.node(
+        mixed = self.node(
             "GroupQueryAttention", [*inputs, "cos_cache", "sin_cache"], *outputs, domain=True, do_rotary=1,
-            num_heads=self.config.num_heads, kv_num_heads=self.config.num_kv_heads, rotary_interleaved=0,
+            num_heads=config.num_heads, kv_num_heads=config.num_kv_heads, rotary_interleaved=0,
+            scale=config.head_dim**-0.5,
         )  # fmt: skip
+        if padded == config.head_dim:
+            return mixed
+        halves = self.node("Reshape", [mixed, self.constant([0, 0, config.num_heads, 2, padded // 2])])
+        ends, axes = self.constant([config.head_dim // 2]), self.constant([4])
+        halves = self.node("Slice", [halves, self.constant([0]), ends, axes])
+        return self.node("Reshape", [halves, self.constant([0, 0, config.q_size])])
 
     def gated(self, gate_up: str) -> str:
         """silu(gate) * up of the concatenated halves."""

@@ -25,7 +25,7 @@ from ouro_edge.quant.search import BlockSearch
 Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-_CHUNK = 1 << 15  # values that one thread holds at once: three float32 copies fit a second-level cache
+_CHUNK = 1 << 16  # values that one thread holds at once: its float32 copies about fit a second-level cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,7 +144,7 @@ def _restore(tensor: QuantizedTensor, rows: range | NDArray[np.intp]) -> Array:
     scheme, width = tensor.scheme, tensor.shape[1]
     blocks = scheme.blocks(width)
     values: Array = np.empty((len(rows), width), np.float32)
-    step = max(1, 2 * _CHUNK // max(1, blocks * scheme.block_size))
+    step = max(1, _CHUNK // max(1, blocks * scheme.block_size))
     for at in range(0, len(rows), step):
         part = rows[at : at + step]
         pick = slice(part.start, part.stop) if isinstance(part, range) else part

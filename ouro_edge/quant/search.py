@@ -20,8 +20,8 @@ from ouro_edge.quant.scheme import Scheme
 Array = NDArray[np.float32]
 
 # Grid steps from zero to the extreme (symmetric) or from the lowest to the highest value (asymmetric). The largest code
-# is among them, so plain rounding is never beaten by us; those below it recover grids whose last codes went unused;
-# those above clip. Against a search of 260 grids these lose 0.02 dB at 4 bits (docs: quant's tests and the issue).
+# is among them, so we are never worse than plain rounding; those below it recover grids whose last codes went unused;
+# those above clip. Against 150 grids these lose 0.03 dB at 4 bits, of 20.3.
 _STEPS: dict[tuple[int, bool], tuple[float, ...]] = {
     (4, True): (6, 7, 7.5, 8, 8.6, 9.4, 10.6, 12.2),
     (8, True): (126, 127, 127.5, 128, 129),
@@ -52,12 +52,11 @@ class BlockSearch:
         Overwrites `values`. CheckpointError when one of them is not finite.
         """
         values = self.values[:blocks]
-        unit = self._normalise(values)  # [blocks], signed power of two
-        low, high = values.min(axis=1), values.max(axis=1)  # [blocks]
+        unit, low, high = self._normalise(values)  # [blocks] each; the unit is a signed power of two
         size = np.abs(unit).astype(np.float64)
-        bottom = np.maximum(_SMALLEST / size, _SMALLEST).astype(np.float32)  # [blocks], bounds of scales
+        bottom = np.maximum(_SMALLEST * size, _SMALLEST).astype(np.float32)  # [blocks], bounds of scales
         limit = _LARGEST / (self._middle if self._scheme.symmetric else 2 * self._middle)
-        ceiling = np.minimum(limit / size, _LARGEST).astype(np.float32)
+        ceiling = np.minimum(limit * size, _LARGEST).astype(np.float32)
 
         span = -low if self._scheme.symmetric else np.maximum(high, 0) - np.minimum(low, 0)  # [blocks]
         middle = np.full(blocks, self._middle, np.float32)
@@ -72,7 +71,7 @@ class BlockSearch:
                 np.copyto(best, mine, where=better)
 
         for steps in _STEPS[self._key]:
-            seed = np.clip(span / np.float32(steps), bottom, ceiling)
+            seed: Array = np.clip(span / np.float32(steps), bottom, ceiling)
             zero = middle if self._scheme.symmetric else self._zero_point(low, span, steps)
             attempt(seed, zero)
         attempt(best_scale.copy(), best_zero.copy())
@@ -87,17 +86,18 @@ class BlockSearch:
         np.copyto(codes, levels, casting="unsafe")
         return codes, scales, best_zero.astype(np.uint8)
 
-    def _normalise(self, values: Array) -> Array:
+    def _normalise(self, values: Array) -> tuple[Array, Array, Array]:
         low, high = values.min(axis=1), values.max(axis=1)  # [blocks]
         extreme = np.maximum(high, -low)
         if not np.isfinite(extreme).all():
             raise CheckpointError("a tensor holds values that are not finite; the checkpoint is damaged")
         exponent = np.clip(np.frexp(extreme)[1], -100, 100)  # both 2**e and 2**-e stay normal
-        unit = np.ldexp(np.float32(1), -exponent)
+        unit: Array = np.ldexp(np.float32(1), -exponent)
         if self._scheme.symmetric:
-            unit = np.where(high > -low, -unit, unit)
+            np.negative(unit, out=unit, where=high > -low)
         np.multiply(values, unit[:, None], out=values)
-        return unit
+        low, high = low * unit, high * unit
+        return unit, np.minimum(low, high), np.maximum(low, high)
 
     def _zero_point(self, low: Array, span: Array, steps: float) -> Array:
         fraction = -np.minimum(low, 0) / np.where(span > 0, span, 1)  # [blocks], where zero lies in the span

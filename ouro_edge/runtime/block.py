@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ouro_edge.bundle import BLOCK_FILE, HEAD_FILE, Bundle
+from ouro_edge.bundle import BLOCK_FILE, HEAD_FILE, Bundle, cache_head_dim
 from ouro_edge.config import ModelConfig
 from ouro_edge.reference import rope_tables
 from ouro_edge.runtime.cancel import Cancel
@@ -40,8 +40,10 @@ class Block:
         """OrtValues of the cos and sin tables for at least `length` positions; they grow with use."""
         if length > self._rope_length:
             grown = min(max(length, 2 * self._rope_length, 256), max(length, self.config.max_positions))
-            cos, sin = (self._ort.OrtValue.ortvalue_from_numpy(t) for t in rope_tables(self.config, grown))
-            self._rope, self._rope_length = (cos, sin), grown
+            pad = (cache_head_dim(self.config) - self.config.head_dim) // 2
+            cos, sin = (np.pad(table, ((0, 0), (0, pad))) for table in rope_tables(self.config, grown))
+            wrap = self._ort.OrtValue.ortvalue_from_numpy
+            self._rope, self._rope_length = (wrap(cos), wrap(sin)), grown
         return self._rope
 
     def call(self, binding: Any, cancel: Cancel | None) -> None:

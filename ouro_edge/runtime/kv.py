@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ouro_edge.bundle import cache_head_dim
 from ouro_edge.config import ModelConfig
 from ouro_edge.runtime.session import import_onnxruntime
 from ouro_edge.weights import Array
@@ -33,7 +34,7 @@ class LoopKV:
             return False
         capacity = min(max(_FIRST, length, self.capacity + self.capacity // 2), max(length, self._config.max_positions))
         ort = import_onnxruntime()
-        shape = (1, self._config.num_kv_heads, capacity, self._config.head_dim)
+        shape = (1, self._config.num_kv_heads, capacity, cache_head_dim(self._config))
         for i in range(2 * self._config.num_layers):
             grown = np.empty(shape, np.float32)
             if valid:

@@ -126,11 +126,11 @@ class Model:
         check_ids(ends, self.config.vocab_size)
         budget = token_budget(len(ids), max_tokens, self.config.max_positions)
         request = Request(ids, budget, policy, sampler or self.default_sampler(), frozenset(ends), stops, cancel)
-        sequence = sequence or TokenSequence(block, self._embedding)
+        state = TokenSequence(block, self._embedding) if sequence is None else sequence
 
         def events() -> Iterator[Event]:
-            cached = sequence.resume(ids)
-            yield from generate_events(sequence, head, self._tokenizer, request, cached)
+            cached = state.resume(ids)
+            yield from generate_events(state, head, self._tokenizer, request, cached)
 
         return events()
 

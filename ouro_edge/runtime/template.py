@@ -52,7 +52,7 @@ class ChatTemplate:
         self.eos_token = eos_token
         try:
             self._template: jinja2.Template = _environment().from_string(source)
-        except Exception as problem:  # also from Python's own compiler
+        except Exception as problem:  # Python's own compiler has its say too
             where = f" in line {problem.lineno}" if hasattr(problem, "lineno") else ""
             raise TemplateError(f"the chat template cannot be compiled{where}: {_line(problem)}") from None
 
@@ -84,7 +84,7 @@ class ChatTemplate:
                 parts.append(part)
         except TemplateError:
             raise
-        except Exception as problem:  # the template's own doing: undefined names, the sandbox, any Python error
+        except Exception as problem:  # a program by strangers may raise anything
             raise TemplateError(f"the chat template refuses the messages: {_line(problem)}") from None
         finally:
             _steps_left.reset(before)
@@ -116,9 +116,7 @@ def _checked_message(message: Any, name: str) -> dict[str, Any]:
 
 
 def _spend(steps: int) -> None:
-    left = _steps_left.get(None)
-    if left is None:  # a constant folded while compiling
-        return
+    left = _steps_left.get()
     left[0] -= steps
     if left[0] < 0:
         raise TemplateError(

@@ -57,7 +57,7 @@ class Tokenizer:
 
         try:
             return cls(tokenizers.Tokenizer.from_str(text))
-        except Exception as problem:  # the library raises bare Exception
+        except Exception as problem:  # the library raises no other
             raise BundleError(f"{name} is no tokenizer that can be read: {_line(problem)}; fetch it again") from None
 
     @cached_property
@@ -77,7 +77,7 @@ class Tokenizer:
             raise RequestError(f"cannot encode {type(text).__name__}; wanted text")
         try:
             ids = (self._library if special else self._literal).encode(text, add_special_tokens=False).ids
-        except Exception as problem:  # a lone surrogate, a word that a vocabulary without unknown token lacks
+        except Exception as problem:  # the same; a lone surrogate, for one
             raise RequestError(
                 f"text cannot be encoded: {_line(problem)}; remove characters that are not Unicode"
             ) from None

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -74,6 +74,12 @@ def test_ties_go_to_the_lowest_id() -> None:
     assert np.flatnonzero(Sampler(temperature=1, top_p=0.4).start().distribution(logits)).tolist() == [1, 2]
 
 
+def test_many_ties_go_to_the_lowest_ids_too() -> None:
+    logits = row(*(3.0 * (i % 3 == 0) for i in range(900)))
+    found = Sampler(temperature=1, top_k=400, top_p=0.5).start().distribution(logits)
+    assert np.flatnonzero(found).tolist() == [3 * i for i in range(153)]  # half of 300 e^3 + 100
+
+
 def test_logprob_ignores_everything_but_the_model() -> None:
     logits = row(2, 1, 0)
     sampler = Sampler(temperature=0.1, logit_bias={2: 50.0, 0: -50.0}, top_k=1)
@@ -119,6 +125,7 @@ def test_temperature_comes_before_the_filters() -> None:
     assert np.count_nonzero(flat) == 2
 
 
+@settings(deadline=None)  # machines may be busy
 @given(
     # Distant values, so that no rounding of a softmax decides a tie or a border.
     st.lists(st.integers(-12, 12), min_size=1, max_size=40, unique=True),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ouro_edge.errors import RequestError
@@ -22,6 +22,7 @@ def oracle(text: str, stops: list[str]) -> tuple[str, bool]:
 few = st.text("ab", max_size=30)
 
 
+@settings(deadline=None)  # machines may be busy
 @given(st.lists(few, max_size=12), st.lists(st.text("ab", min_size=1, max_size=6), max_size=4))
 def test_any_cut_of_the_text_gives_what_the_whole_gives(pieces: list[str], stops: list[str]) -> None:
     matcher = StopStrings(stops).start()
@@ -59,6 +60,7 @@ def test_a_false_alarm_is_shown_when_it_is_over() -> None:
     assert matcher.push("\n") == ("", False)
     assert matcher.flush() == "\n"
     assert matcher.flush() == ""
+    assert matcher.push("\nUser:") == ("\nUser:", False)  # what was flushed is gone
 
 
 def test_first_complete_stop_wins_and_the_longest_of_equals() -> None:

@@ -30,9 +30,10 @@ def test_chatml() -> None:
 
 def test_smollm2s_own_template() -> None:
     source = (
-        "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou"
-        " are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + "
-        "message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
+        "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
+        "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{"
+        "'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+        "{% if add_generation_prompt %}"
         "{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     assert render(source) == (
@@ -159,9 +160,9 @@ def test_templates_that_fail_say_why_on_one_line(source: str, words: str) -> Non
     "source",
     [
         "{% for i in range(10 ** 9) %}{% endfor %}",
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-        "{% set r = range(99999)|list %}{% for i in r %}{% for j in r if false %}{% endfor %}{% endfor %}",
-        "{% for i in range(99999) %}{{ range(99999)|sum }}{% endfor %}",
+        "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",
+        "{% set r = range(9999)|list %}{% for i in r %}{% for j in r if false %}{% endfor %}{% endfor %}",
+        "{{ range(9999)|sum }}{{ range(9999)|sum }}",
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
         "{% set r = range(999) %}{% for i in r recursive %}{{ loop(r) if loop.depth < 3 }}{% endfor %}",
         "{{ 'x' * 10 ** 10 }}",
@@ -171,7 +172,7 @@ def test_templates_that_fail_say_why_on_one_line(source: str, words: str) -> Non
     ],
 )
 def test_endless_work_is_cut_short(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template, "_MAX_STEPS", 150_000)  # for the sake of time
+    monkeypatch.setattr(template, "_MAX_STEPS", 15_000)  # for the sake of time
     with pytest.raises(TemplateError, match=r"steps|too large|too big"):
         render(source)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -67,6 +67,7 @@ def words(decoder: str) -> tokenizers.Tokenizer:
     vocab = {piece: i for i, piece in enumerate(["[UNK]", "the", "cat", "##s", ".", "<0x41>", "a▁b"])}
     library = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
     library.pre_tokenizer = pre_tokenizers.Whitespace()
+    library.add_special_tokens(["[UNK]"])
     if decoder == "wordpiece":
         library.decoder = decoders.WordPiece()
     return library
@@ -97,6 +98,7 @@ ids_lists = st.lists(st.integers(0, 340), max_size=40)
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None)  # machines may be busy
 @given(ids=ids_lists, skip=st.booleans())
 def test_streams_join_to_what_the_library_decodes(kind: str, ids: list[int], skip: bool) -> None:
     tokenizer, library = ours(kind), KINDS[kind]()
@@ -106,6 +108,7 @@ def test_streams_join_to_what_the_library_decodes(kind: str, ids: list[int], ski
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
+@settings(deadline=None)  # machines may be busy
 @given(text=st.text(max_size=40))
 def test_text_survives_and_no_half_character_is_shown(kind: str, text: str) -> None:
     tokenizer = ours(kind)
@@ -118,6 +121,7 @@ def test_text_survives_and_no_half_character_is_shown(kind: str, text: str) -> N
         assert text.startswith(shown)  # so U+FFFD appears only where the text has it
 
 
+@settings(deadline=None)  # machines may be busy
 @given(ids=ids_lists)
 def test_byte_fallback_of_any_ids(ids: list[int]) -> None:
     """Bytes of invalid runs become U+FFFD one by one; good characters beside them stay."""
@@ -152,6 +156,13 @@ def test_an_invalid_byte_is_shown_as_soon_as_it_is_known_to_be_one() -> None:
     assert stream(tokenizer, [lead, a]) == ["", "\ufffda", ""]
     assert stream(tokenizer, [tail, tail]) == ["\ufffd", "\ufffd", ""]
     assert stream(tokenizer, [a, lead]) == ["a", "", "\ufffd"]
+
+
+def test_added_tokens_are_shown_as_they_are_written() -> None:
+    tokenizer = ours("byte-level")
+    odd = tokenizer.token_id(" odd 日")
+    assert odd is not None
+    assert tokenizer.decode([odd, odd]) == " odd 日 odd 日"  # its letters are not in the byte alphabet
 
 
 def test_leading_space_of_sentencepiece_is_dropped_once() -> None:

@@ -1,0 +1,126 @@
+"""Checks an exported model: its files, its arithmetic against the reference, its weights against the checkpoint.
+
+Above export and runtime. The reference is fed with the bundle's own dequantised weights, so what is left is packing,
+kernels and the runtime's loops; what quantisation itself costs is measured apart, tensor by tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ouro_edge import reference
+from ouro_edge.bundle import Bundle, check_files, open_bundle
+from ouro_edge.evaluation.stored_weights import StoredWeights
+from ouro_edge.quant import ErrorMeter
+from ouro_edge.runtime.exits import FixedDepth
+from ouro_edge.runtime.model import Model
+from ouro_edge.weights import Array, Weights
+
+# Kernels in float32 differ by summation order; MatMulNBits also rounds activations to int8, block by block.
+# Loops amplify that rounding, a packing error makes outputs unrelated (1.4).
+_ARITHMETIC = {32: 1e-4, 8: 0.15, 4: 0.15}
+# The worst tensor may keep this signal-to-noise ratio in dB; honest rounding of bell-shaped weights gives 18 and 42.
+_FIDELITY = {32: 120.0, 8: 30.0, 4: 10.0}
+_ROWS = 16 << 20  # values compared at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the table."""
+
+    name: str
+    found: float
+    wanted: float
+    unit: str
+    passed: bool
+
+
+def verify(
+    path: Path, against: Weights | None = None, *, tokens: int = 24, seed: int = 0, threads: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Iterator[Check]:  # fmt: skip
+    """Check a bundle, yielding a Check as each is done. BundleError when a file is missing or damaged.
+
+    Arithmetic is compared on `tokens` seeded random ids, at every depth: the RMS of the difference of the logits (and
+    of the exit gate's) over the RMS of the reference's. Weights pass through one tensor at a time.
+    """
+    bundle = open_bundle(path)
+    check_files(path, bundle.manifest)
+    yield Check("checksums of all files", 0, 0, "wrong", True)
+    if against is not None:
+        yield from _fidelity(bundle, against)
+    yield from _arithmetic(bundle, tokens, seed, threads, progress)
+
+
+def _arithmetic(
+    bundle: Bundle, tokens: int, seed: int, threads: int | None, progress: Callable[[str], None] | None
+) -> Iterator[Check]:
+    config = bundle.config
+    ids = np.random.default_rng(seed).integers(0, config.vocab_size, min(tokens, config.max_positions))
+    weights = StoredWeights(bundle)
+    if progress:
+        progress(f"reference: {config.loops} loops over {config.num_layers} layers in NumPy")
+    steps = reference.run(config, weights, ids)
+    head = weights["head"]
+    tolerance = _ARITHMETIC[min(_bits(bundle, name) for name in bundle.manifest.tensors)]
+    with Model(bundle, threads=threads) as model:
+        for loop in range(1, config.loops + 1):
+            found = model.forward(ids.tolist(), exit=FixedDepth(loop))
+            wanted = steps.hidden[loop - 1] @ head.T
+            yield _limit(f"logits after loop {loop}", _relative(found.logits, wanted), tolerance)
+        if config.has_gate:
+            wanted_p = reference.exit_probabilities(steps.gate_logits, config.loops)
+            worst = float(np.abs(found.exit_probs - wanted_p).max())
+            yield _limit("exit probabilities (worst)", worst, tolerance)
+
+
+def _fidelity(bundle: Bundle, weights: Weights) -> Iterator[Check]:
+    """The worst signal-to-noise ratio against the checkpoint, for each kind of format in the bundle."""
+    if bundle.config != weights.config:
+        yield Check("config equals the checkpoint's", 1, 0, "differences", False)
+        return
+    stored = StoredWeights(bundle)
+    worst: dict[int, tuple[float, str]] = {}
+    for name in weights:
+        meter = ErrorMeter()
+        for start, original in _pieces(weights, name):
+            meter.add(original, stored[name][start : start + len(original)])
+        snr = meter.result().snr_db
+        bits = _bits(bundle, _home(bundle, name))
+        worst[bits] = min(worst.get(bits, (np.inf, name)), (snr, name))
+    for bits, (snr, name) in sorted(worst.items()):
+        kind = "fp32" if bits == 32 else f"int{bits}"
+        passed = snr >= _FIDELITY[bits]
+        yield Check(f"worst {kind} tensor, {name}", snr, _FIDELITY[bits], "dB at least", passed)
+
+
+def _pieces(weights: Weights, name: str) -> Iterator[tuple[int, Array]]:
+    rows, *columns = weights.shapes[name]
+    step = max(1, _ROWS // max(1, *columns)) if columns else rows
+    for start in range(0, rows, step):
+        yield start, weights.rows(name, start, min(rows, start + step))
+
+
+def _home(bundle: Bundle, name: str) -> str:
+    layer, _, part = name.rpartition(".")
+    fused = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj", "gate_proj": "gate_up_proj",
+             "up_proj": "gate_up_proj"}.get(part)  # fmt: skip
+    return f"{layer}.{fused}" if fused else name
+
+
+def _bits(bundle: Bundle, name: str) -> int:
+    scheme = bundle.manifest.tensors[name].scheme
+    return 32 if scheme is None else scheme.bits
+
+
+def _limit(name: str, found: float, wanted: float) -> Check:
+    return Check(name, found, wanted, "at most", found <= wanted)
+
+
+def _relative(found: Array, wanted: Array) -> float:
+    difference = np.sqrt(np.mean(np.square(found - wanted, dtype=np.float64)))
+    return float(difference / np.sqrt(np.mean(np.square(wanted, dtype=np.float64))))

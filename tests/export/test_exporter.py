@@ -1,0 +1,188 @@
+"""A bundle is written whole or not at all, and says truly what it holds."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import onnx
+import pytest
+from models import GOLDEN, hf_config, hf_tensors, write_checkpoint
+from safetensors.numpy import save_file
+
+from ouro_edge.bundle import MANIFEST_FILE, open_bundle
+from ouro_edge.errors import CheckpointError, ExportError
+from ouro_edge.export.checkpoint import open_checkpoint
+from ouro_edge.export.exporter import export_bundle
+from ouro_edge.quant import preset
+
+
+def export(checkpoint, out, precision="int4", **options):
+    return export_bundle(open_checkpoint(checkpoint), out, preset(precision), **options)
+
+
+def test_what_a_bundle_holds(tmp_path):
+    export(GOLDEN, tmp_path / "out", "int4", source={"repo_id": "owner/name", "revision": "abc"})
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {"README.md", "config.json", "head.onnx", "model.onnx", "model.onnx.data", MANIFEST_FILE}
+    assert (tmp_path / "out" / "config.json").read_bytes() == (GOLDEN / "config.json").read_bytes()
+    bundle = open_bundle(tmp_path / "out")
+    assert bundle.manifest.source["revision"] == "abc"
+    schemes = {re.sub(r"layers\.\d+\.", "", n): t.scheme and t.scheme.bits for n, t in bundle.manifest.tensors.items()}
+    assert schemes == {
+        "embedding": 8, "head": 8, "qkv_proj": 4, "o_proj": 4, "gate_up_proj": 4, "down_proj": 4, "norm": None,
+        "attn_norm": None, "attn_post_norm": None, "ffn_norm": None, "ffn_post_norm": None,
+        "exit_gate.weight": None, "exit_gate.bias": None,
+    }  # fmt: skip
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\n") and "base_model: owner/name" in card and "base_model_relation: quantized" in card
+
+
+def test_the_graph_holds_the_block_once_with_the_expected_operators(tmp_path):
+    export(GOLDEN, tmp_path / "out")
+    graph = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False).graph
+    kinds = [node.op_type for node in graph.node]
+    assert kinds.count("GroupQueryAttention") == 3
+    assert kinds.count("MatMulNBits") == 3 * 4
+    levels = {a.i for n in graph.node if n.op_type == "MatMulNBits" for a in n.attribute if a.name == "accuracy_level"}
+    assert levels == {4}
+    assert kinds.count("SkipSimplifiedLayerNormalization") == 3 * 2
+    assert all(e.key != "location" or e.value == "model.onnx.data" for t in graph.initializer for e in t.external_data)
+
+
+def test_a_tied_head_shares_the_embedding(tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "tied", tie_word_embeddings=True)
+    manifest = export(checkpoint, tmp_path / "out")
+    assert "head" not in manifest.tensors
+    head = onnx.load(tmp_path / "out" / "head.onnx", load_external_data=False).graph
+    offsets = {e.value for t in head.initializer for e in t.external_data if e.key == "offset"}
+    assert str(manifest.tensors["embedding"].parts["packed"].offset) in offsets
+
+
+def test_the_result_does_not_depend_on_how_tensors_are_cut(tmp_path, monkeypatch):
+    export(GOLDEN, tmp_path / "whole")
+    monkeypatch.setattr("ouro_edge.export.data_file._PIECE", 1000)
+    export(GOLDEN, tmp_path / "pieces")
+    whole, pieces = (tmp_path / name / "model.onnx.data" for name in ("whole", "pieces"))
+    assert whole.read_bytes() == pieces.read_bytes()
+
+
+def test_progress_ends_at_the_total(tmp_path):
+    seen = []
+    export(GOLDEN, tmp_path / "out", progress=lambda done, total, name: seen.append((done, total)))
+    total = sum(int(np.prod(v.shape)) for v in open_checkpoint(GOLDEN).weights.values())
+    assert seen[0] == (0, total) and seen[-1] == (total, total)
+    assert seen == sorted(seen)
+
+
+def test_an_existing_destination_is_not_touched(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(ExportError):
+            export(GOLDEN, out, overwrite=overwrite)
+    assert (out / "thesis.txt").read_text() == "years of work"
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ExportError, match="exists"):
+        export(GOLDEN, tmp_path / "file")
+
+
+def test_overwrite_replaces_a_bundle_only_by_a_whole_one(tmp_path):
+    out = tmp_path / "out"
+    export(GOLDEN, out, "int4")
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    with pytest.raises(ExportError, match="--overwrite"):
+        export(GOLDEN, out, "int8")
+    broken = broken_checkpoint(tmp_path / "broken")
+    with pytest.raises(CheckpointError, match="not finite"):
+        export(broken, out, "int8", overwrite=True)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    export(GOLDEN, out, "int8", overwrite=True)
+    assert open_bundle(out).manifest.recipe == "int8"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["broken", "out"]
+
+
+def broken_checkpoint(path):
+    """A checkpoint whose last matrix holds a NaN, so that an export fails late."""
+    write_checkpoint(path)
+    tensors = hf_tensors(hf_config())
+    tensors["lm_head.weight"][-1, -1] = np.nan
+    save_file(tensors, path / "model.safetensors")
+    return path
+
+
+def test_a_failed_export_leaves_nothing(tmp_path):
+    broken = broken_checkpoint(tmp_path / "broken")
+    with pytest.raises(CheckpointError, match="head"):
+        export(broken, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["broken"]
+
+
+def test_an_interrupt_leaves_nothing(tmp_path):
+    def interrupt(done, total, name):
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(GOLDEN, tmp_path / "out", progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_export_leaves_nothing_that_looks_finished(tmp_path):
+    code = f"""
+        import os, signal
+        from pathlib import Path
+        from ouro_edge.export.checkpoint import open_checkpoint
+        from ouro_edge.export.exporter import export_bundle
+        from ouro_edge.quant import preset
+        def kill(done, total, name):
+            if done > total // 2:
+                os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+        out = Path({str(tmp_path / "out")!r})
+        export_bundle(open_checkpoint(Path({str(GOLDEN)!r})), out, preset("int4"), progress=kill)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.rglob(MANIFEST_FILE))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="resource limits are POSIX")
+def test_a_full_disk_is_one_line(tmp_path):
+    code = f"""
+        import resource, signal
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        from ouro_edge.cli import main
+        main(["export", {str(GOLDEN)!r}, {str(tmp_path / "out")!r}])
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.fullmatch(r"Error: .*cannot be written.*nothing was kept\n", done.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_card_cannot_be_injected(tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "evil](javascript:x)\n# owned <script>")
+    export(checkpoint, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "<script>" not in card and "\n# owned" not in card
+
+
+def test_the_manifest_lists_every_array_once_and_without_overlap(tmp_path):
+    export(GOLDEN, tmp_path / "out", "int4")
+    data = json.loads((tmp_path / "out" / MANIFEST_FILE).read_text())
+    spans = []
+    for tensor in data["tensors"].values():
+        for part in tensor["parts"].values():
+            width = 4 if part["dtype"] == "float32" else 1
+            spans.append((part["offset"], part["offset"] + int(np.prod(part["shape"])) * width))
+    spans.sort()
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
+    assert spans[-1][1] == data["files"]["model.onnx.data"]["size"]
