@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ouro_edge.config import ModelConfig, read_json_object
 from ouro_edge.errors import BundleError, ConfigError
 from ouro_edge.quant import QuantizedTensor, Scheme, dequantize, dequantize_rows
-from ouro_edge.weights import Array
+from ouro_edge.weights import Array, fused_names, tensor_shapes
 
 MANIFEST_FILE = "ouro_edge.json"
 BLOCK_FILE = "model.onnx"
@@ -36,7 +36,7 @@ _HASH_AT_LOAD = 64 << 20  # larger files are hashed by `verify` only: start-up m
 
 
 def cache_head_dim(config: ModelConfig) -> int:
-    """Width of a head in the block's KV inputs: the kernel wants multiples of 16, so odd heads are padded with zeros."""
+    """Width of a head in the block's KV inputs: the kernel wants multiples of 16, other heads are padded with zeros."""
     return -(-config.head_dim // 16) * 16
 
 
@@ -92,8 +92,6 @@ class Bundle:
 
     def array(self, stored: StoredArray) -> NDArray[Any]:
         """A read-only memory map of one array."""
-        if not prod(stored.shape):
-            raise BundleError(f"{self.path / DATA_FILE}: an array without elements")
         dtype = _DTYPES[stored.dtype]
         mapped: NDArray[Any] = np.memmap(self.path / DATA_FILE, dtype, "r", stored.offset, stored.shape)
         return mapped
@@ -158,10 +156,7 @@ def open_bundle(path: Path) -> Bundle:
         if name not in manifest.files:
             raise BundleError(f"{path / MANIFEST_FILE} does not list {name}")
     check_files(path, manifest, _HASH_AT_LOAD)
-    size = manifest.files[DATA_FILE]["size"]
-    for name, tensor in manifest.tensors.items():
-        if any(part.offset < 0 or part.offset + part.size > size for part in tensor.parts.values()):
-            raise BundleError(f"{path / MANIFEST_FILE} puts {name} beyond the end of {DATA_FILE}")
+    _check_tensors(path, manifest)
     return Bundle(path, manifest)
 
 
@@ -175,6 +170,24 @@ def check_files(path: Path, manifest: Manifest, largest: int | None = None) -> N
             raise BundleError(f"{file} has {size} bytes, the manifest says {record['size']}: export again")
         if (largest is None or size <= largest) and sha256(file) != record["sha256"]:
             raise BundleError(f"{file} differs from its checksum: the bundle is damaged, export again")
+
+
+def _check_tensors(path: Path, manifest: Manifest) -> None:
+    """Every tensor that the model needs is there, of the right shape, and inside the data file."""
+    shapes, size = tensor_shapes(manifest.model), manifest.files[DATA_FILE]["size"]
+    for name, parts in fused_names(manifest.model).items():
+        tensor = manifest.tensors.get(name)
+        shape = (sum(shapes[part][0] for part in parts), *shapes[parts[0]][1:])
+        if tensor is None or tensor.shape != shape:
+            raise BundleError(f"{path / MANIFEST_FILE} has no {name} of shape {list(shape)}: export again")
+    for name, tensor in manifest.tensors.items():
+        wanted = {"values"} if tensor.scheme is None else {"packed", "scales"}
+        if tensor.scheme is not None and not tensor.scheme.symmetric:
+            wanted.add("zero_points")
+        if tensor.parts.keys() != wanted:
+            raise BundleError(f"{path / MANIFEST_FILE} stores {name} as {sorted(tensor.parts)}, not {sorted(wanted)}")
+        if any(part.offset < 0 or part.offset + part.size > size for part in tensor.parts.values()):
+            raise BundleError(f"{path / MANIFEST_FILE} puts {name} beyond the end of {DATA_FILE}")
 
 
 def sha256(file: Path) -> str:

@@ -33,6 +33,7 @@ _FIXED: dict[str, Any] = {
     "use_weighted_exit": False,
 }
 _MAX_DIMENSION = 1 << 24  # a lying header must not make us allocate
+_MAX_DEPTH = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,8 @@ class ModelConfig:
             value = getattr(self, field.name)
             if field.type == "int" and (type(value) is not int or not 1 <= value <= _MAX_DIMENSION):
                 raise ConfigError(f"{field.name} is {value!r}; wanted an integer from 1 to {_MAX_DIMENSION}")
+            if field.name in ("num_layers", "loops") and value > _MAX_DEPTH:
+                raise ConfigError(f"{field.name} is {value}; wanted at most {_MAX_DEPTH}")
             if field.type == "bool" and type(value) is not bool:
                 raise ConfigError(f"{field.name} is {value!r}; wanted true or false")
             if field.type == "float" and type(value) not in (int, float):

@@ -14,7 +14,9 @@ from ouro_edge.cli.progress import conversion_progress
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("-p", "--precision", default="int4", show_default=True, metavar="int4|int8|fp32",
               help="How weights are stored. int4 keeps embedding and head in int8.")  # fmt: skip
-@click.option("--block-size", type=int, help="Weights that share a scale: 16 to 256, a power of two. Default: 128.")
+@click.option(
+    "--block-size", type=int, help="Weights that share a scale: 16 to 256, a power of two. Default: 128, for int8 32."
+)
 @click.option("--asymmetric", is_flag=True, help="Store a zero point for each block.")
 @click.option(
     "--format", "format_", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Kind of output."

@@ -144,7 +144,8 @@ class _Parser:
         if kind == _STRING:
             return self.string(key)
         if kind != _ARRAY:
-            return self.numbers(kind, 1, key)[0].item()  # type: ignore[no-any-return]
+            scalar: int | float | bool = self.numbers(kind, 1, key)[0].item()
+            return scalar
         kind = self.number("<I", key)
         if kind == _STRING:
             return [self.string(key) for _ in range(self.count(f"strings in {key}", 8))]
@@ -182,7 +183,7 @@ class _Parser:
         return count
 
     def number(self, form: str, what: str) -> int:
-        return struct.unpack(form, self.take(struct.calcsize(form), what))[0]  # type: ignore[no-any-return]
+        return int(struct.unpack(form, self.take(struct.calcsize(form), what))[0])
 
     def take(self, count: int, what: str) -> bytes:
         if count > self.end - self.position:

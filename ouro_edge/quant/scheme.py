@@ -110,14 +110,15 @@ class Recipe:
 
 
 def preset(name: str, *, block_size: int | None = None, symmetric: bool = True) -> Recipe:
-    """The recipe of that name: int4 (with head and embedding in int8), int8 or fp32; blocks of 128 unless told.
+    """The recipe of that name: int4 (blocks of 128, head and embedding in int8), int8 (of 32) or fp32.
 
     RequestError when the name or the block size is none of the known ones.
     """
     if name not in PRESETS:
         raise RequestError(f"precision is {name!r}; wanted one of {', '.join(PRESETS)}")
-    # At 8 bits a block of 32 would gain 2 dB on 44 and cost 9% more memory traffic: 128 is right for both.
-    size = 128 if block_size is None else block_size
+    # Activations are rounded in the same blocks as weights, so blocks of 32 cut the divergence of an int8 model to a
+    # quarter (SmolLM2-135M: 0.025 to 0.006 nats) for 9% more bytes. At int4 the weights' own rounding drowns that.
+    size = block_size or (32 if name == "int8" else 128)
     eight = Scheme(8, size, symmetric)
     if name == "fp32":
         return Recipe(name, None, None, None, None)
