@@ -43,6 +43,15 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
 
 
 @pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The published GGUF file of SmolLM2-135M-Instruct; tests that need it are skipped where it is not."""
+    file = Path(os.environ.get("OURO_EDGE_SMOLLM2", ".cache/SmolLM2-135M-Instruct.Q4_1.gguf"))
+    if not file.is_file():
+        pytest.skip(f"{file} is not here: run make smollm2, or set OURO_EDGE_SMOLLM2")
+    return file
+
+
+@pytest.fixture(scope="session")
 def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Write a random checkpoint once a session; keywords change fields of its config."""
     made: dict[object, Path] = {}

@@ -7,7 +7,6 @@ are skipped.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +20,11 @@ pytestmark = pytest.mark.smollm2
 CASES = json.loads((Path(__file__).parent / "golden" / "smollm2.json").read_text())["cases"]
 
 
-@pytest.fixture(scope="module")
-def source() -> Path:
-    file = Path(os.environ.get("OURO_EDGE_SMOLLM2", ".cache/SmolLM2-135M-Instruct.Q4_1.gguf"))
-    if not file.is_file():
-        pytest.skip(f"{file} is not here: run make smollm2, or set OURO_EDGE_SMOLLM2")
-    return file
-
-
 @pytest.fixture(scope="module", params=["fp32", "int8", "int4"])
-def model(request, source, tmp_path_factory):
+def model(request, smollm2, tmp_path_factory):
     out = tmp_path_factory.mktemp("smollm2") / request.param
     block = ["--block-size", "32"] if request.param == "int4" else []
-    result = CliRunner().invoke(main, ["export", str(source), str(out), "-p", request.param, *block])
+    result = CliRunner().invoke(main, ["export", str(smollm2), str(out), "-p", request.param, *block])
     assert result.exit_code == 0, result.output
     with ouro_edge.load(out) as loaded:
         yield request.param, loaded

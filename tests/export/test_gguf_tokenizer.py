@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -173,43 +172,40 @@ def test_damaged_metadata(metadata: dict[str, Any], message: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def smollm2() -> Checkpoint:
-    path = os.environ.get("OURO_EDGE_SMOLLM2")
-    if not path:
-        pytest.skip("OURO_EDGE_SMOLLM2 names no SmolLM2-135M-Instruct.Q4_1.gguf")
-    return open_checkpoint(Path(path))
+def opened(smollm2: Path) -> Checkpoint:
+    return open_checkpoint(smollm2)
 
 
 @pytest.mark.smollm2
-def test_smollm2_file(smollm2: Checkpoint) -> None:
-    assert smollm2.tensor_types == {"Q4_1": 210, "F32": 61, "Q8_0": 1}
-    assert smollm2.name == "Smollm2-135M-8k-Lc100K-Mix1-Ep2"
-    assert smollm2.notes == ()
-    config = smollm2.config
+def test_smollm2_file(opened: Checkpoint) -> None:
+    assert opened.tensor_types == {"Q4_1": 210, "F32": 61, "Q8_0": 1}
+    assert opened.name == "Smollm2-135M-8k-Lc100K-Mix1-Ep2"
+    assert opened.notes == ()
+    config = opened.config
     assert (config.num_heads, config.num_kv_heads, config.tie_word_embeddings) == (9, 3, True)
     assert (config.rms_norm_eps, config.stop_token_ids) == (1e-5, (2,))
 
 
 @pytest.mark.smollm2
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=[c["prompt"][:12].strip() for c in GOLDEN["cases"]])
-def test_smollm2_ids_and_template(smollm2: Checkpoint, case: dict[str, Any]) -> None:
-    tokenizer = Tokenizer.from_str(smollm2.files["tokenizer.json"].decode())
+def test_smollm2_ids_and_template(opened: Checkpoint, case: dict[str, Any]) -> None:
+    tokenizer = Tokenizer.from_str(opened.files["tokenizer.json"].decode())
     assert tokenizer.encode(case["text"]).ids == case["ids"]
     assert tokenizer.decode(case["greedy"], skip_special_tokens=False) == case["greedy_text"]
     if case["kind"] == "chat":
-        template = jinja2.Template(smollm2.files["chat_template.jinja"].decode(), keep_trailing_newline=True)
+        template = jinja2.Template(opened.files["chat_template.jinja"].decode(), keep_trailing_newline=True)
         messages = [{"role": "user", "content": case["prompt"]}]
         assert template.render(messages=messages, add_generation_prompt=True) == case["text"]
 
 
 @pytest.mark.smollm2
-def test_smollm2_logits(smollm2: Checkpoint) -> None:
+def test_smollm2_logits(opened: Checkpoint) -> None:
     from ouro_edge import reference
 
     case = GOLDEN["cases"][0]
-    weights = {name: smollm2.weights[name] for name in smollm2.weights}
+    weights = {name: opened.weights[name] for name in opened.weights}
     weights["head"] = weights["embedding"]
-    steps = reference.run(smollm2.config, weights, np.array(case["ids"]))
+    steps = reference.run(opened.config, weights, np.array(case["ids"]))
     logits = reference.head(weights, steps.hidden[-1][-1])
     assert np.argsort(-logits)[:20].tolist() == case["top_ids"]
     np.testing.assert_allclose(logits[case["top_ids"]], case["top_logits"], atol=1e-3)
