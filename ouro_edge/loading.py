@@ -23,12 +23,18 @@ if TYPE_CHECKING:
 
 
 def load(
-    model: str | os.PathLike[str], *, threads: int | None = None, kv: str = "auto", progress: Progress | None = None
+    model: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    kv: str = "auto",
+    gate: str = "auto",
+    progress: Progress | None = None,
 ) -> Model:
     """Load a model: an exported directory, a checkpoint directory, a .gguf file or a hub id.
 
     `threads` defaults to the CPUs that this process may use. What is no bundle yet is exported to int4 into the cache
-    first, which takes a minute for 1.4B parameters; `progress` hears of it. Raises OuroEdgeError's kinds.
+    first, which takes a minute for 1.4B parameters; `progress` hears of it. `gate="original"` ignores a gate that was
+    fitted to the bundle later. Raises OuroEdgeError's kinds.
     """
     from ouro_edge.runtime.model import load as load_bundle
 
@@ -38,7 +44,7 @@ def load(
     path = found.path
     if not (path / MANIFEST_FILE).is_file():
         path = exported(found, progress)
-    return load_bundle(path, threads=threads)
+    return load_bundle(path, threads=threads, gate=gate)
 
 
 def exported(found: Resolved, progress: Progress | None = None) -> Path:

@@ -19,8 +19,10 @@ ROWS = [
     {"weights"},
     {"reference", "quant", "hub"},
     {"bundle"},
+    {"exit_gate"},
     {"export", "runtime"},
     {"loading", "evaluation"},
+    {"gates"},
     {"cli"},
     {"__main__"},
 ]

@@ -53,8 +53,11 @@ def block_graph(config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> onn
     g.node("Identity", [normed], "hidden_out")
     if config.has_gate:
         g.outputs("exit_logit", "float32", ["batch", "length", 1])
-        product = g.node("FusedMatMul", [normed, g.initializer("exit_gate.weight", "values")], domain=True, transB=1)
-        g.node("Add", [product, g.initializer("exit_gate.bias", "values")], "exit_logit")
+        # Inputs with a default: the runtime may bind a gate that was fitted to this bundle instead.
+        weight, bias = (g.initializer(f"exit_gate.{part}", "values") for part in ("weight", "bias"))
+        g.inputs(weight, "float32", [1, config.hidden_size])
+        g.inputs(bias, "float32", [1])
+        g.node("Add", [g.node("FusedMatMul", [normed, weight], domain=True, transB=1), bias], "exit_logit")
     return g.model("ouro_edge_block")
 
 

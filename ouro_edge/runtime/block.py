@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ouro_edge.bundle import BLOCK_FILE, HEAD_FILE, Bundle, cache_head_dim
 from ouro_edge.config import ModelConfig
+from ouro_edge.exit_gate import FittedGate
 from ouro_edge.reference import rope_tables
 from ouro_edge.runtime.cancel import Cancel
 from ouro_edge.runtime.kv import LoopKV
@@ -24,8 +25,9 @@ from ouro_edge.weights import Array
 class Block:
     """The shared block of a bundle, ready to be called on any sequence's loops."""
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, gate: FittedGate | None = None) -> None:
         self.config = bundle.config
+        self._gate = gate
         self._session = open_session(bundle.path / BLOCK_FILE, threads)
         self._ort = import_onnxruntime()
         self._rope: tuple[Any, Any] = (None, None)
@@ -60,8 +62,13 @@ class Block:
                 raise
 
     def new_binding(self) -> Any:
-        """An empty IOBinding of the block's session."""
-        return self._session.io_binding()
+        """An IOBinding of the block's session; a fitted gate is bound over the graph's own."""
+        binding = self._session.io_binding()
+        if self._gate is not None:
+            values = {"weight": self._gate.weight[None], "bias": np.array([self._gate.bias], np.float32)}
+            for part, value in values.items():
+                binding.bind_ortvalue_input(f"exit_gate.{part}.values", self._ort.OrtValue.ortvalue_from_numpy(value))
+        return binding
 
 
 class BoundLoop:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ouro_edge.bundle import Bundle, open_bundle
 from ouro_edge.errors import BundleError, NoTokenizerError, RequestError, TemplateError
+from ouro_edge.exit_gate import read_gate
 from ouro_edge.reference import exit_probabilities
 from ouro_edge.runtime.block import Block, Head
 from ouro_edge.runtime.cancel import Cancel
@@ -47,10 +48,11 @@ class Forward:
 class Model:
     """An exported model, ready to generate. Use it as a context manager, or let it go out of scope."""
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, gate: str = "auto") -> None:
         self.bundle = bundle
         self.config = bundle.config
-        self._block: Block | None = Block(bundle, threads)
+        self.gate = read_gate(bundle) if _wants_fitted(gate) else None
+        self._block: Block | None = Block(bundle, threads, self.gate)
         self._head: Head | None = Head(bundle, threads)
         self._embedding = bundle.embedding()
         self._tokenizer = _tokenizer(bundle)
@@ -84,8 +86,10 @@ class Model:
         return TokenSequence(self._parts()[0], self._embedding)
 
     def default_exit(self) -> ExitPolicy:
-        """The checkpoint's own rule: its exit threshold, and full depth when that is 1.0 or there is no gate."""
+        """The fitted gate's exit threshold, else the checkpoint's; full depth when it is 1.0 or there is no gate."""
         threshold = self.config.exit_threshold
+        if self.gate is not None and self.gate.threshold is not None:
+            threshold = self.gate.threshold
         return ExitThreshold(threshold) if self.config.has_gate and threshold < 1.0 else FullDepth()
 
     def default_sampler(self) -> Sampler:
@@ -193,9 +197,15 @@ class Model:
         return self._block, self._head
 
 
-def load(path: Path, *, threads: int | None = None) -> Model:
+def load(path: Path, *, threads: int | None = None, gate: str = "auto") -> Model:
     """Open an exported directory. BundleError in one line when it cannot be used."""
-    return Model(open_bundle(path), threads=threads)
+    return Model(open_bundle(path), threads=threads, gate=gate)
+
+
+def _wants_fitted(gate: str) -> bool:
+    if gate not in ("auto", "original"):
+        raise RequestError(f"gate is {gate!r}; wanted 'auto' (the fitted one where there is one) or 'original'")
+    return gate == "auto"
 
 
 def _tokenizer(bundle: Bundle) -> Tokenizer | None:
