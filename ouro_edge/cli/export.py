@@ -17,7 +17,7 @@ from ouro_edge.cli.progress import conversion_progress
 @click.option(
     "--block-size", type=int, help="Weights that share a scale: 16 to 256, a power of two. Default: 128, for int8 32."
 )
-@click.option("--asymmetric", is_flag=True, help="Store a zero point for each block.")
+@click.option("--symmetric/--asymmetric", default=None, help="Without or with a zero point a block; int8: with.")
 @click.option(
     "--format", "format_", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Kind of output."
 )
@@ -29,7 +29,7 @@ def command(
     out: Path,
     precision: str,
     block_size: int | None,
-    asymmetric: bool,
+    symmetric: bool | None,
     format_: str,
     revision: str | None,
     overwrite: bool,
@@ -45,7 +45,7 @@ def command(
     from ouro_edge.loading import export_to
     from ouro_edge.quant import preset
 
-    recipe = preset(precision, block_size=block_size, symmetric=not asymmetric)
+    recipe = preset(precision, block_size=block_size, symmetric=symmetric)
     found = resolve(src, revision=revision)
     with conversion_progress("Exporting") as progress:
         notes = export_to(found, out, recipe, overwrite=overwrite, progress=progress)

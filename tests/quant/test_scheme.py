@@ -80,7 +80,7 @@ def test_recipe_covers_a_whole_model() -> None:
 
 def test_presets() -> None:
     assert preset("int4") == Recipe("int4", Scheme(4, 128), Scheme(4, 128), Scheme(8, 128), Scheme(8, 128))
-    assert preset("int8") == Recipe("int8", *[Scheme(8, 32)] * 4)
+    assert preset("int8") == Recipe("int8", *[Scheme(8, 32, symmetric=False)] * 4)
     assert preset("fp32") == Recipe("fp32", None, None, None, None)
     four, eight = Scheme(4, 32, False), Scheme(8, 32, False)
     assert preset("int4", block_size=32, symmetric=False) == Recipe("int4", four, four, eight, eight)
