@@ -4,6 +4,7 @@
 
     config.json, generation_config.json, tokenizer.json, chat_template.jinja ...   as the checkpoint had them
     model.onnx, head.onnx    the graphs of the shared block and of the head
+    model.kv-int8.onnx ...   the block over a KV cache of fewer bits
     model.onnx.data          every weight once; the graphs and the manifest point into it
     ouro_edge.json           the manifest, written last: without it a directory is not a bundle
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ouro_edge.config import ModelConfig, read_json_object
-from ouro_edge.errors import BundleError, ConfigError
+from ouro_edge.errors import BundleError, ConfigError, RequestError
 from ouro_edge.quant import QuantizedTensor, Scheme, dequantize, dequantize_rows
 from ouro_edge.weights import Array, fused_names, tensor_shapes
 
 MANIFEST_FILE = "ouro_edge.json"
-BLOCK_FILE = "model.onnx"
+BLOCK_FILES = {"fp32": "model.onnx", "int8": "model.kv-int8.onnx", "int4": "model.kv-int4.onnx"}  # by KV type
 HEAD_FILE = "head.onnx"
 DATA_FILE = "model.onnx.data"
 VERSION = 1
@@ -89,6 +90,13 @@ class Bundle:
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path, self.manifest, self.config = path, manifest, manifest.model
+
+    def with_context(self, positions: int) -> Bundle:
+        """The same bundle with a smaller context. RequestError when it was never made for that many positions."""
+        most = self.config.max_positions
+        if type(positions) is not int or not 1 <= positions <= most:
+            raise RequestError(f"a context of {positions!r} was asked for; this model has 1 to {most} positions")
+        return Bundle(self.path, replace(self.manifest, model=replace(self.config, max_positions=positions)))
 
     def array(self, stored: StoredArray) -> NDArray[Any]:
         """A read-only memory map of one array."""
@@ -152,7 +160,7 @@ def open_bundle(path: Path) -> Bundle:
         raise BundleError(f"{path / MANIFEST_FILE}: {problem}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise BundleError(f"{path / MANIFEST_FILE} is damaged: {type(problem).__name__} {problem}") from None
-    for name in (BLOCK_FILE, HEAD_FILE, DATA_FILE, "config.json"):
+    for name in (*BLOCK_FILES.values(), HEAD_FILE, DATA_FILE, "config.json"):
         if name not in manifest.files:
             raise BundleError(f"{path / MANIFEST_FILE} does not list {name}")
     check_files(path, manifest, _HASH_AT_LOAD)

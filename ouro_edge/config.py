@@ -99,10 +99,6 @@ class ModelConfig:
             ids |= {0, 2}
         return tuple(sorted(i for i in ids if i < self.vocab_size))
 
-    def kv_bytes_per_token(self, bytes_per_value: float = 4.0) -> float:
-        """Bytes of keys and values that one token of context takes when all loops have seen it."""
-        return self.loops * self.num_layers * 2 * self.kv_size * bytes_per_value
-
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `from_dict` reads it back."""
         return dataclasses.asdict(self)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ouro_edge.bundle import MANIFEST_FILE, VERSION
-from ouro_edge.errors import BundleError, RequestError
+from ouro_edge.errors import BundleError
 from ouro_edge.hub import Resolved, resolve
 
 if TYPE_CHECKING:
@@ -27,24 +27,25 @@ def load(
     *,
     threads: int | None = None,
     kv: str = "auto",
+    context: int | None = None,
     gate: str = "auto",
     progress: Progress | None = None,
 ) -> Model:
     """Load a model: an exported directory, a checkpoint directory, a .gguf file or a hub id.
 
     `threads` defaults to the CPUs that this process may use. What is no bundle yet is exported to int4 into the cache
-    first, which takes a minute for 1.4B parameters; `progress` hears of it. `gate="original"` ignores a gate that was
+    first, which takes a minute for 1.4B parameters; `progress` hears of it. `kv` is the type of the cache:
+    fp32, int8, int4, or auto, which takes int8 where float32 would fill the memory. `context` caps the positions below
+    the model's own. `gate="original"` ignores a gate that was
     fitted to the bundle later. Raises OuroEdgeError's kinds.
     """
     from ouro_edge.runtime.model import load as load_bundle
 
-    if kv not in ("auto", "fp32"):
-        raise RequestError(f"kv is {kv!r}; wanted 'auto' or 'fp32'")
     found = resolve(model)
     path = found.path
     if not (path / MANIFEST_FILE).is_file():
         path = exported(found, progress)
-    return load_bundle(path, threads=threads, gate=gate)
+    return load_bundle(path, threads=threads, kv=kv, context=context, gate=gate)
 
 
 def exported(found: Resolved, progress: Progress | None = None) -> Path:
@@ -58,11 +59,22 @@ def exported(found: Resolved, progress: Progress | None = None) -> Path:
 
 
 def export_to(
-    found: Resolved, out: Path, recipe: Recipe, *, overwrite: bool = False, progress: Progress | None = None
+    found: Resolved,
+    out: Path,
+    recipe: Recipe,
+    *,
+    calibration: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> tuple[str, ...]:
-    """Export a resolved checkpoint to the directory `out`; returns notes about the source, a line each."""
+    """Export a resolved checkpoint to the directory `out` and calibrate it; returns notes about the source.
+
+    `calibration` is text to measure KV ranges on: None takes the built-in one, "" measures nothing.
+    """
     from dataclasses import replace
 
+    from ouro_edge.bundle import open_bundle
+    from ouro_edge.evaluation.calibrate import calibrate
     from ouro_edge.export.checkpoint import open_checkpoint
     from ouro_edge.export.exporter import export_bundle
 
@@ -74,6 +86,8 @@ def export_to(
         checkpoint = replace(checkpoint, name=found.repo_id.rsplit("/", 1)[-1])
         source = {"repo_id": found.repo_id, "revision": found.revision}
     export_bundle(checkpoint, out, recipe, source=source, overwrite=overwrite, progress=progress)
+    if calibration != "":
+        calibrate(open_bundle(out), calibration, progress=progress)
     return checkpoint.notes
 
 

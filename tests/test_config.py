@@ -9,6 +9,7 @@ from models import GOLDEN, hf_config
 
 from ouro_edge.config import ModelConfig, from_hf, read_json_object, to_hf
 from ouro_edge.errors import ConfigError
+from ouro_edge.runtime.kv import kv_bytes_per_token
 
 
 def test_published_sizes_are_read():
@@ -24,7 +25,8 @@ def test_published_sizes_are_read():
     })  # fmt: skip
     assert (config.loops, config.num_layers, config.head_dim, config.has_gate) == (4, 24, 128, True)
     assert config.stop_token_ids == (0, 2)
-    assert config.kv_bytes_per_token() == 1.5 * 2**20
+    assert kv_bytes_per_token(config, "fp32") == 1.5 * 2**20
+    assert kv_bytes_per_token(config, "int4") == 192 * 2**10
 
 
 def test_head_dim_follows_from_the_heads_when_absent():

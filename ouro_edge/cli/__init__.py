@@ -11,7 +11,7 @@ import click
 from ouro_edge.errors import OuroEdgeError
 from ouro_edge.version import __version__
 
-_COMMANDS = ("chat", "export", "inspect", "run", "verify")
+_COMMANDS = ("calibrate", "chat", "export", "fit-gate", "inspect", "run", "verify")
 
 
 class _Commands(click.Group):
@@ -23,7 +23,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = import_module(f"ouro_edge.cli.{cmd_name}").command
+        command: click.Command = import_module(f"ouro_edge.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -31,10 +31,12 @@ def command(
     system: str | None,
     think: bool | None,
     threads: int | None,
+    kv: str,
+    context: int | None,
     **settings: Any,
 ) -> None:
     """Talk with MODEL. Ctrl-C stops an answer, Ctrl-D ends the conversation."""
-    with open_model(model, threads) as loaded:
+    with open_model(model, threads=threads, kv=kv, context=context) as loaded:
         arguments = generation_arguments(loaded, **settings)
         start: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
         template = {} if think is None else {"enable_thinking": think}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ouro_edge.cli.calibrate import read_text
 from ouro_edge.cli.progress import conversion_progress
 
 
@@ -22,6 +23,9 @@ from ouro_edge.cli.progress import conversion_progress
     "--format", "format_", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Kind of output."
 )
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option("--calibration", "calibration_file", type=click.Path(path_type=Path),
+              help="UTF-8 text to measure KV ranges on. Default: a built-in page.")  # fmt: skip
+@click.option("--no-calibration", is_flag=True, help="Measure no KV ranges: the cache then stays in float32.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it is an exported model.")
 @click.option("--report", is_flag=True, help="Print the error of every quantised tensor.")
 def command(
@@ -32,6 +36,8 @@ def command(
     symmetric: bool | None,
     format_: str,
     revision: str | None,
+    calibration_file: Path | None,
+    no_calibration: bool,
     overwrite: bool,
     report: bool,
 ) -> None:
@@ -46,9 +52,10 @@ def command(
     from ouro_edge.quant import preset
 
     recipe = preset(precision, block_size=block_size, symmetric=symmetric)
+    calibration = "" if no_calibration else None if calibration_file is None else read_text(calibration_file)
     found = resolve(src, revision=revision)
     with conversion_progress("Exporting") as progress:
-        notes = export_to(found, out, recipe, overwrite=overwrite, progress=progress)
+        notes = export_to(found, out, recipe, calibration=calibration, overwrite=overwrite, progress=progress)
     for note in notes:
         click.echo(f"Note: {note}", err=True)
     manifest = open_bundle(out).manifest

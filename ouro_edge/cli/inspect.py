@@ -73,8 +73,10 @@ def _model_facts(config: ModelConfig) -> dict[str, Any]:
     from math import prod
 
     from ouro_edge.cli.tables import file_size
+    from ouro_edge.runtime.kv import KV_TYPES, kv_bytes_per_token
     from ouro_edge.weights import tensor_shapes
 
+    kv = {kind: file_size(kv_bytes_per_token(config, kind)) for kind in KV_TYPES}
     heads = f"{config.num_heads} heads, {config.num_kv_heads} for keys and values, of {config.head_dim}"
     return {
         "parameters": sum(map(prod, tensor_shapes(config).values())),
@@ -88,7 +90,7 @@ def _model_facts(config: ModelConfig) -> dict[str, Any]:
         "vocabulary": config.vocab_size,
         "context": config.max_positions,
         "stop ids": list(config.stop_token_ids),
-        "KV per token (fp32)": file_size(config.kv_bytes_per_token()),
+        "KV per token": kv,
     }
 
 

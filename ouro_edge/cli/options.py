@@ -29,6 +29,9 @@ _GENERATION = (
     click.option("--seed", type=int, help="Make sampling repeatable."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated."),
     click.option("-n", "--max-tokens", type=int, help="At most this many tokens. Default: what the context holds."),
+    click.option("--kv", default="auto", show_default=True, metavar="auto|fp32|int8|int4",
+                 help="Type of the KV cache. auto: int8 where float32 would fill the memory."),
+    click.option("--ctx", "context", type=int, help="At most this many positions. Default: the model's own."),
     click.option("--threads", type=int, help="CPU threads. Default: the CPUs that this process may use."),
 )  # fmt: skip
 
@@ -65,12 +68,15 @@ def generation_arguments(
     return {"exit": policy, "sampler": sampler, "stop": stop, "max_tokens": max_tokens}
 
 
-def open_model(model: str | None, threads: int | None) -> Model:
-    """Load MODEL, showing progress when it has to be converted first."""
+def open_model(model: str | None, *, threads: int | None, kv: str, context: int | None) -> Model:
+    """Load MODEL, showing progress when it has to be converted first, and saying what was chosen for the user."""
     from ouro_edge.cli.progress import conversion_progress
     from ouro_edge.loading import load
 
     if model is None:
         raise click.UsageError("MODEL is missing: give an exported directory, a .gguf file or a hub id")
     with conversion_progress() as progress:
-        return load(model, threads=threads, progress=progress)
+        loaded = load(model, threads=threads, kv=kv, context=context, progress=progress)
+    if loaded.kv_reason:
+        click.echo(loaded.kv_reason, err=True)
+    return loaded

@@ -18,6 +18,8 @@ def conversion_progress(label: str = "Converting") -> Iterator[Callable[[int, in
     def show(done: int, total: int, name: str) -> None:
         if not sys.stderr.isatty():
             return
+        if bars and bars[0].length != total:  # another job: calibration after export
+            bars.pop().__exit__(None, None, None)
         if not bars:
             bars.append(click.progressbar(length=total, label=label, file=sys.stderr, item_show_func=lambda x: x))
             bars[0].__enter__()

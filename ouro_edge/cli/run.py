@@ -30,6 +30,8 @@ def command(
     raw: bool,
     as_json: bool,
     threads: int | None,
+    kv: str,
+    context: int | None,
     **settings: Any,
 ) -> None:
     """Answer one prompt with MODEL and exit."""
@@ -41,7 +43,7 @@ def command(
         raise RequestError("--raw leaves the chat template out, and the system message with it: drop one of them")
     if settings["temperature"] is None:
         settings["temperature"] = 0.0
-    with open_model(model, threads) as loaded:
+    with open_model(model, threads=threads, kv=kv, context=context) as loaded:
         arguments = generation_arguments(loaded, **settings)
         if ids is not None:
             events = loaded.generate(_parse_ids(ids), **arguments)

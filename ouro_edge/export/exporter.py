@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ouro_edge.bundle import BLOCK_FILE, DATA_FILE, HEAD_FILE, MANIFEST_FILE, Manifest, StoredTensor, sha256
+from ouro_edge.bundle import BLOCK_FILES, DATA_FILE, HEAD_FILE, MANIFEST_FILE, Manifest, StoredTensor, sha256
 from ouro_edge.errors import ExportError
 from ouro_edge.export.checkpoint import Checkpoint
 from ouro_edge.export.data_file import DataFile, store
@@ -45,7 +45,8 @@ def export_bundle(
         with DataFile(work / DATA_FILE) as data:
             tensors = _store_all(data, checkpoint, recipe, progress)
             files = {DATA_FILE: data.finish()}
-        (work / BLOCK_FILE).write_bytes(block_graph(checkpoint.config, tensors).SerializeToString())
+        for kv, name in BLOCK_FILES.items():
+            (work / name).write_bytes(block_graph(checkpoint.config, tensors, kv).SerializeToString())
         (work / HEAD_FILE).write_bytes(head_graph(checkpoint.config, tensors).SerializeToString())
         for name, content in checkpoint.files.items():
             (work / name).write_bytes(content)

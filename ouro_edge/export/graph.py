@@ -21,25 +21,38 @@ from ouro_edge.config import ModelConfig
 
 _OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
 _IR_VERSION = 10  # the oldest that carries opset 21, so that older onnxruntime loads it
-_TYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
+_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "uint8": TensorProto.UINT8,
+    "int8": TensorProto.INT8,
+    "int32": TensorProto.INT32,
+}
+_CACHE_TYPES = {"fp32": "float32", "int8": "int8", "int4": "uint8"}
 _INT8_COMPUTE = 4  # MatMulNBits accuracy_level: activations rounded to int8 per block; every other level is far slower
 
 
-def block_graph(config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> onnx.ModelProto:
-    """The graph of one loop over the shared block."""
-    g = _Graph(config, tensors)
+def block_graph(config: ModelConfig, tensors: Mapping[str, StoredTensor], kv: str = "fp32") -> onnx.ModelProto:
+    """The graph of one loop over the shared block, with a KV cache of type `kv`: fp32, int8 or int4.
+
+    A quantised cache holds round(x / scale) with a scale per channel, in int8, or in nibbles offset by 8. The scales
+    are inputs [KV * D], because they differ from loop to loop.
+    """
+    g = _Graph(config, tensors, kv)
     g.inputs("hidden", "float32", ["batch", "length", config.hidden_size])
     g.inputs("seqlens_k", "int32", ["batch"])  # keys after this call, minus one
     g.inputs("total_length", "int32", [])
     for name in ("cos_cache", "sin_cache"):
         g.inputs(name, "float32", ["positions", cache_head_dim(config) // 2])
-    kv_shape = ["batch", config.num_kv_heads, "capacity", cache_head_dim(config)]
+    width = cache_head_dim(config) // (2 if kv == "int4" else 1)  # two nibbles a byte
+    kv_type, kv_shape = _CACHE_TYPES[kv], ["batch", config.num_kv_heads, "capacity", width]
     residual, normed = "hidden", g.norm("hidden", "layers.0.attn_norm")
     for i in range(config.num_layers):
         layer = f"layers.{i}."
         for part in ("key", "value"):
-            g.inputs(f"past.{i}.{part}", "float32", kv_shape)
-            g.outputs(f"present.{i}.{part}", "float32", kv_shape)
+            g.inputs(f"past.{i}.{part}", kv_type, kv_shape)
+            g.outputs(f"present.{i}.{part}", kv_type, kv_shape)
+            if kv != "fp32":
+                g.inputs(f"scale.{i}.{part}", "float32", [config.num_kv_heads * cache_head_dim(config)])
         mixed = g.linear(g.attention(g.linear(normed, layer + "qkv_proj"), i), layer + "o_proj")
         if config.sandwich_norms:
             mixed = g.norm(mixed, layer + "attn_post_norm")
@@ -73,8 +86,8 @@ def head_graph(config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> onnx
 class _Graph:
     """Collects nodes, values and the initializers that nodes name."""
 
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> None:
-        self.config, self.tensors = config, tensors
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, StoredTensor], kv: str = "fp32") -> None:
+        self.config, self.tensors, self.kv = config, tensors, kv
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._in: list[onnx.ValueInfoProto] = []
@@ -141,10 +154,15 @@ class _Graph:
             qkv = self.node("Reshape", [halves, self.constant([0, 0, heads * padded])])
         inputs = [qkv, "", "", f"past.{layer}.key", f"past.{layer}.value", "seqlens_k", "total_length"]
         outputs = (f"attention_{layer}", f"present.{layer}.key", f"present.{layer}.value")
+        inputs += ["cos_cache", "sin_cache"]
+        attributes: dict[str, Any] = {}
+        if self.kv != "fp32":
+            inputs += ["", "", "", f"scale.{layer}.key", f"scale.{layer}.value"]
+            kinds = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
+            attributes = {**kinds, "kv_cache_bit_width": int(self.kv.removeprefix("int"))}
         mixed = self.node(
-            "GroupQueryAttention", [*inputs, "cos_cache", "sin_cache"], *outputs, domain=True, do_rotary=1,
-            num_heads=config.num_heads, kv_num_heads=config.num_kv_heads, rotary_interleaved=0,
-            scale=config.head_dim**-0.5,
+            "GroupQueryAttention", inputs, *outputs, domain=True, do_rotary=1, rotary_interleaved=0,
+            num_heads=config.num_heads, kv_num_heads=config.num_kv_heads, scale=config.head_dim**-0.5, **attributes,
         )  # fmt: skip
         if padded == config.head_dim:
             return mixed
@@ -166,7 +184,7 @@ class _Graph:
 
 
 def _value(name: str, dtype: str, shape: list[Any]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.INT32 if dtype == "int32" else _TYPES[dtype], shape)
+    return helper.make_tensor_value_info(name, _TYPES[dtype], shape)
 
 
 def _external(name: str, array: StoredArray) -> onnx.TensorProto:

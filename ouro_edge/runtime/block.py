@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ouro_edge.bundle import BLOCK_FILE, HEAD_FILE, Bundle, cache_head_dim
-from ouro_edge.config import ModelConfig
+from ouro_edge.bundle import BLOCK_FILES, HEAD_FILE, Bundle, cache_head_dim
 from ouro_edge.exit_gate import FittedGate
+from ouro_edge.kv_ranges import read_ranges
 from ouro_edge.reference import rope_tables
 from ouro_edge.runtime.cancel import Cancel
-from ouro_edge.runtime.kv import LoopKV
+from ouro_edge.runtime.kv import LoopKV, scales_of
 from ouro_edge.runtime.session import import_onnxruntime, open_session
 from ouro_edge.weights import Array
 
@@ -25,18 +25,25 @@ from ouro_edge.weights import Array
 class Block:
     """The shared block of a bundle, ready to be called on any sequence's loops."""
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, gate: FittedGate | None = None) -> None:
-        self.config = bundle.config
+    def __init__(
+        self, bundle: Bundle, threads: int | None = None, gate: FittedGate | None = None, kv: str = "fp32"
+    ) -> None:
+        self.config, self.kv = bundle.config, kv
         self._gate = gate
-        self._session = open_session(bundle.path / BLOCK_FILE, threads)
+        ranges = None if kv == "fp32" else read_ranges(bundle)
+        self._session = open_session(bundle.path / BLOCK_FILES[kv], threads)
         self._ort = import_onnxruntime()
+        wrap = self._ort.OrtValue.ortvalue_from_numpy
+        self._scales = (
+            [] if ranges is None else [[tuple(map(wrap, layer)) for layer in scales_of(r, kv)] for r in ranges]
+        )
         self._rope: tuple[Any, Any] = (None, None)
         self._rope_length = 0
         self._lock = threading.Lock()
 
-    def bind(self) -> BoundLoop:
-        """Fresh KV for one loop of one sequence, bound to this block."""
-        return BoundLoop(self, self.config)
+    def bind(self, loop: int) -> BoundLoop:
+        """Fresh KV for one loop (counted from 1) of one sequence, bound to this block."""
+        return BoundLoop(self, loop)
 
     def rope(self, length: int) -> tuple[Any, Any]:
         """OrtValues of the cos and sin tables for at least `length` positions; they grow with use."""
@@ -61,9 +68,12 @@ class Block:
                 cancel.check()
                 raise
 
-    def new_binding(self) -> Any:
-        """An IOBinding of the block's session; a fitted gate is bound over the graph's own."""
+    def new_binding(self, loop: int) -> Any:
+        """An IOBinding of the block's session with what never changes: a fitted gate, the loop's KV scales."""
         binding = self._session.io_binding()
+        for i, scales in enumerate(self._scales[loop - 1] if self._scales else ()):
+            for part, value in zip(("key", "value"), scales, strict=True):
+                binding.bind_ortvalue_input(f"scale.{i}.{part}", value)
         if self._gate is not None:
             values = {"weight": self._gate.weight[None], "bias": np.array([self._gate.bias], np.float32)}
             for part, value in values.items():
@@ -74,11 +84,11 @@ class Block:
 class BoundLoop:
     """One loop of one sequence: its KV, and the bindings that a call needs, made once and reused."""
 
-    def __init__(self, block: Block, config: ModelConfig) -> None:
-        self._block, self._config = block, config
-        self.kv = LoopKV(config)
+    def __init__(self, block: Block, loop: int) -> None:
+        self._block = block
+        self.kv = LoopKV(block.config, block.kv)
         self._ort = import_onnxruntime()
-        self._binding = block.new_binding()
+        self._binding = block.new_binding(loop)
         self._seqlens = np.zeros(1, np.int32)
         self._total = np.zeros((), np.int32)
         self._binding.bind_ortvalue_input("seqlens_k", self._ort.OrtValue.ortvalue_from_numpy(self._seqlens))
@@ -120,7 +130,7 @@ class BoundLoop:
         wrap = self._ort.OrtValue.ortvalue_from_numpy
         self._binding.bind_ortvalue_input("hidden", wrap(self._hidden))
         self._binding.bind_ortvalue_output("hidden_out", wrap(self._out))
-        if self._config.has_gate:
+        if self._block.config.has_gate:
             self._binding.bind_ortvalue_output("exit_logit", wrap(self._gate))
 
 

@@ -1,5 +1,6 @@
 """Keys and values of one loop of one sequence, in NumPy buffers that onnxruntime appends to in place.
 
+The type is fp32, int8 or int4 (two values a byte); quantised ones need scales, see `ouro_edge.kv_ranges`.
 GroupQueryAttention writes new positions into the past buffer when past and present are the same memory, so nothing is
 copied per call. Buffers grow by half, one at a time, and each loop's on its own: a loop that nobody asks for has none.
 """
@@ -10,40 +11,67 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ouro_edge.bundle import cache_head_dim
 from ouro_edge.config import ModelConfig
+from ouro_edge.errors import ContextOverflowError
+from ouro_edge.runtime.memory import available_memory
 from ouro_edge.runtime.session import import_onnxruntime
 from ouro_edge.weights import Array
 
 _FIRST = 64  # positions
+_DTYPES = {"fp32": np.float32, "int8": np.int8, "int4": np.uint8}
+KV_TYPES = tuple(_DTYPES)
+_LEVELS = {"int8": 127.0, "int4": 7.0}
+# Text goes further than calibration saw, and clipping costs more than a coarser step: headroom for keys and values at
+# 8 bits; at 4 bits the step dominates, and clipping the rare extremes is the better bargain (docs/log.md has figures).
+_REACH = {"int8": (1.05, 1.3), "int4": (0.8, 0.8)}
+_SPARE = 64 << 20  # bytes that a growing cache leaves to others
+
+
+def kv_bytes_per_token(config: ModelConfig, kv: str) -> int:
+    """Bytes that one token takes in the cache when all loops have seen it."""
+    return (
+        config.loops * config.num_layers * 2 * config.num_kv_heads * _width(config, kv) * np.dtype(_DTYPES[kv]).itemsize
+    )
+
+
+def scales_of(ranges: Array, kv: str) -> Array:
+    """Scales of one loop [L, 2, KV * D] from its ranges [L, 2, KV, D]; a channel that never moved gets a tiny one."""
+    reach = np.array(_REACH[kv], np.float32)[None, :, None] / np.float32(_LEVELS[kv])
+    return np.maximum(ranges.reshape(len(ranges), 2, -1) * reach, np.float32(1e-12))
 
 
 class LoopKV:
     """Buffers [1, KV, capacity, D], a key and a value for each layer; which positions are valid is the frontier's."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        self._config = config
+    def __init__(self, config: ModelConfig, kv: str = "fp32") -> None:
+        self._config, self._kv = config, kv
         self.capacity = 0
-        self._arrays: list[Array] = []
+        self.arrays: list[NDArray[Any]] = []  # key of layer 0, value of layer 0, key of layer 1, ...
         self._values: list[Any] = []  # OrtValues over the same memory
 
     def reserve(self, length: int, valid: int) -> bool:
-        """Make room for `length` positions, keeping the first `valid`. True when the buffers are new."""
+        """Make room for `length` positions, keeping the first `valid`. True when the buffers are new.
+
+        ContextOverflowError when the machine has no memory for it.
+        """
         if length <= self.capacity:
             return False
         capacity = min(max(_FIRST, length, self.capacity + self.capacity // 2), max(length, self._config.max_positions))
+        self._check_memory(capacity)
         ort = import_onnxruntime()
-        shape = (1, self._config.num_kv_heads, capacity, cache_head_dim(self._config))
+        shape = (1, self._config.num_kv_heads, capacity, _width(self._config, self._kv))
         for i in range(2 * self._config.num_layers):
-            grown = np.empty(shape, np.float32)
+            grown = np.empty(shape, _DTYPES[self._kv])
             if valid:
-                grown[:, :, :valid] = self._arrays[i][:, :, :valid]
+                grown[:, :, :valid] = self.arrays[i][:, :, :valid]
             value = ort.OrtValue.ortvalue_from_numpy(grown)
             if self.capacity:  # replace one by one: the peak is one buffer more, not twice the cache
-                self._arrays[i], self._values[i] = grown, value
+                self.arrays[i], self._values[i] = grown, value
             else:
-                self._arrays.append(grown)
+                self.arrays.append(grown)
                 self._values.append(value)
         self.capacity = capacity
         return True
@@ -57,4 +85,18 @@ class LoopKV:
     @property
     def nbytes(self) -> int:
         """Bytes held by the buffers."""
-        return sum(array.nbytes for array in self._arrays)
+        return sum(array.nbytes for array in self.arrays)
+
+    def _check_memory(self, capacity: int) -> None:
+        per_token = kv_bytes_per_token(self._config, self._kv)
+        more = (capacity - self.capacity) * per_token // self._config.loops
+        free = available_memory()
+        if free is not None and more > max(0, free - _SPARE):
+            raise ContextOverflowError(
+                f"{capacity} tokens need {capacity * per_token / 1e9:.2g} GB of {self._kv} keys and values; "
+                f"{free / 1e9:.2g} GB are free: use --kv int8 or int4, or a smaller --ctx"
+            )
+
+
+def _width(config: ModelConfig, kv: str) -> int:
+    return cache_head_dim(config) // (2 if kv == "int4" else 1)

@@ -25,6 +25,7 @@ from ouro_edge.runtime.cancel import Cancel
 from ouro_edge.runtime.events import Event
 from ouro_edge.runtime.exits import ExitPolicy, ExitThreshold, FullDepth
 from ouro_edge.runtime.generate import Request, generate_events, token_budget
+from ouro_edge.runtime.kv_choice import choose_kv
 from ouro_edge.runtime.sampler import Sampler
 from ouro_edge.runtime.sequence import TokenSequence, check_ids
 from ouro_edge.runtime.stopping import StopStrings
@@ -48,11 +49,12 @@ class Forward:
 class Model:
     """An exported model, ready to generate. Use it as a context manager, or let it go out of scope."""
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None, gate: str = "auto") -> None:
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, kv: str = "auto", gate: str = "auto") -> None:
         self.bundle = bundle
         self.config = bundle.config
         self.gate = read_gate(bundle) if _wants_fitted(gate) else None
-        self._block: Block | None = Block(bundle, threads, self.gate)
+        self.kv, self.kv_reason = choose_kv(bundle, kv)
+        self._block: Block | None = Block(bundle, threads, self.gate, self.kv)
         self._head: Head | None = Head(bundle, threads)
         self._embedding = bundle.embedding()
         self._tokenizer = _tokenizer(bundle)
@@ -161,7 +163,7 @@ class Model:
 
         A loop runs only as far as the last position that wants it. Raises Cancelled when `cancel` fires.
         """
-        block, head = self._parts()
+        block, _ = self._parts()
         ids = list(ids)
         token_budget(len(ids), None, self.config.max_positions)
         sequence = TokenSequence(block, self._embedding)
@@ -188,8 +190,13 @@ class Model:
         for loop in range(1, limit + 1):
             at = depth == loop
             probs[at] = exit_probabilities(gates[at, :loop], self.config.loops)
-        pieces = [head(hidden[i : i + _HEAD_ROWS]) for i in range(0, len(ids), _HEAD_ROWS)]
-        return Forward(np.concatenate(pieces), depth, probs, hidden)
+        return Forward(self.logits(hidden), depth, probs, hidden)
+
+    def logits(self, hidden: Array) -> Array:
+        """Logits [T, V] of normed hidden rows [T, C], as `forward` and `TokenSequence.advance` give them."""
+        _, head = self._parts()
+        pieces = [head(hidden[i : i + _HEAD_ROWS]) for i in range(0, len(hidden), _HEAD_ROWS)]
+        return np.concatenate(pieces)
 
     def _parts(self) -> tuple[Block, Head]:
         if self._block is None or self._head is None:
@@ -197,9 +204,12 @@ class Model:
         return self._block, self._head
 
 
-def load(path: Path, *, threads: int | None = None, gate: str = "auto") -> Model:
+def load(
+    path: Path, *, threads: int | None = None, kv: str = "auto", context: int | None = None, gate: str = "auto"
+) -> Model:
     """Open an exported directory. BundleError in one line when it cannot be used."""
-    return Model(open_bundle(path), threads=threads, gate=gate)
+    bundle = open_bundle(path)
+    return Model(bundle if context is None else bundle.with_context(context), threads=threads, kv=kv, gate=gate)
 
 
 def _wants_fitted(gate: str) -> bool:

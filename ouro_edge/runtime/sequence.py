@@ -22,6 +22,7 @@ from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.runtime.block import Block
 from ouro_edge.runtime.cancel import Cancel
 from ouro_edge.runtime.exits import ExitPolicy
+from ouro_edge.runtime.kv import LoopKV
 from ouro_edge.runtime.rows import Rows
 from ouro_edge.weights import Array
 
@@ -59,7 +60,7 @@ class TokenSequence:
         self.frontier = [0] * (config.loops + 1)
         self.work = Work()
         self._embedding = embedding
-        self._loops = [block.bind() for _ in range(config.loops)]
+        self._loops = [block.bind(loop) for loop in range(1, config.loops + 1)]
         self._waiting = [Rows(config.hidden_size) for _ in range(config.loops - 1)]  # [r]: input of loop r + 2
 
     def __len__(self) -> int:
@@ -69,6 +70,10 @@ class TokenSequence:
     def kv_bytes(self) -> int:
         """Bytes held by the keys and values of all loops."""
         return sum(loop.kv.nbytes for loop in self._loops)
+
+    def kv_of(self, loop: int) -> LoopKV:
+        """The keys and values of one loop (counted from 1), valid up to its frontier."""
+        return self._loops[loop - 1].kv
 
     def feed(self, ids: Sequence[int]) -> None:
         """Append token ids; nothing is computed yet. RequestError for an id outside the vocabulary."""

@@ -16,7 +16,7 @@ import pytest
 from models import GOLDEN, hf_config, hf_tensors, write_checkpoint
 from safetensors.numpy import save_file
 
-from ouro_edge.bundle import MANIFEST_FILE, open_bundle
+from ouro_edge.bundle import BLOCK_FILES, MANIFEST_FILE, open_bundle
 from ouro_edge.errors import CheckpointError, ExportError
 from ouro_edge.export.checkpoint import open_checkpoint
 from ouro_edge.export.exporter import export_bundle
@@ -30,7 +30,7 @@ def export(checkpoint, out, precision="int4", **options):
 def test_what_a_bundle_holds(tmp_path):
     export(GOLDEN, tmp_path / "out", "int4", source={"repo_id": "owner/name", "revision": "abc"})
     names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert names == {"README.md", "config.json", "head.onnx", "model.onnx", "model.onnx.data", MANIFEST_FILE}
+    assert names == {"README.md", "config.json", "head.onnx", "model.onnx.data", MANIFEST_FILE, *BLOCK_FILES.values()}
     assert (tmp_path / "out" / "config.json").read_bytes() == (GOLDEN / "config.json").read_bytes()
     bundle = open_bundle(tmp_path / "out")
     assert bundle.manifest.source["revision"] == "abc"

@@ -11,6 +11,7 @@ from models import oracle
 import ouro_edge
 from ouro_edge import reference
 from ouro_edge.runtime.exits import ExitThreshold, FixedDepth, FullDepth
+from ouro_edge.runtime.kv import kv_bytes_per_token
 
 PROMPT = [5, 17, 3, 88, 41, 41, 7, 60, 12, 33, 2, 0, 95, 11]
 
@@ -157,10 +158,10 @@ def test_memory_follows_use(bundle_of):
         sequence.feed(PROMPT)
         sequence.think(FixedDepth(1))
         one_loop = sequence.kv_bytes
-        assert 0 < one_loop < model.config.kv_bytes_per_token() * 100 / 4
+        assert 0 < one_loop < kv_bytes_per_token(model.config, "fp32") * 100 / 4
         sequence.feed([1])
         sequence.think(FixedDepth(2))
         assert sequence.kv_bytes == 2 * one_loop
         sequence.feed(list(range(200)))
         sequence.think(FullDepth())
-        assert sequence.kv_bytes <= model.config.kv_bytes_per_token() * 1.5 * len(sequence)
+        assert sequence.kv_bytes <= kv_bytes_per_token(model.config, "fp32") * 1.5 * len(sequence)

@@ -1,0 +1,39 @@
+"""`ouro-edge calibrate`: measure the KV ranges of an exported model, for a cache in int8 or int4."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ouro_edge.cli.progress import conversion_progress
+from ouro_edge.errors import RequestError
+
+
+@click.command(name="calibrate")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--text", "file", type=click.Path(path_type=Path), help="UTF-8 text to run. Default: a built-in page.")
+@click.option("--tokens", type=click.IntRange(16), default=512, show_default=True, help="At most this many tokens.")
+@click.option("--threads", type=int, help="CPU threads.")
+def command(model: Path, file: Path | None, tokens: int, threads: int | None) -> None:
+    """Measure how far keys and values reach in the exported MODEL, so that --kv int8 and int4 can be used.
+
+    Exporting does this already; do it again on text of your own kind.
+    """
+    from ouro_edge.bundle import open_bundle
+    from ouro_edge.evaluation.calibrate import calibrate
+
+    with conversion_progress("Calibrating") as progress:
+        count = calibrate(
+            open_bundle(model), None if file is None else read_text(file), tokens=tokens, threads=threads,
+            progress=progress,
+        )  # fmt: skip
+    click.echo(f"{model}: KV ranges measured on {count} tokens")
+
+
+def read_text(file: Path) -> str:
+    """A UTF-8 file's text; RequestError in one line when it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise RequestError(f"{file} cannot be read as text: {problem}") from None

@@ -1,0 +1,30 @@
+"""Which type the KV cache gets when the user leaves it to us. Knows the bundle and the free memory."""
+
+from __future__ import annotations
+
+from ouro_edge.bundle import Bundle
+from ouro_edge.errors import RequestError
+from ouro_edge.kv_ranges import has_ranges
+from ouro_edge.runtime.kv import KV_TYPES, kv_bytes_per_token
+from ouro_edge.runtime.memory import available_memory
+
+_USUAL = 4096  # positions that a conversation may well reach
+_SHARE = 4  # float32 is taken when that many positions fit a quarter of the free memory
+
+
+def choose_kv(bundle: Bundle, kv: str) -> tuple[str, str | None]:
+    """The type for `kv`, and for "auto" a line that says why it is not float32, if it is not.
+
+    RequestError for an unknown type; a quantised one needs a calibrated bundle, which opening it will demand.
+    """
+    if kv in KV_TYPES:
+        return kv, None
+    if kv != "auto":
+        raise RequestError(f"kv is {kv!r}; wanted auto, {', '.join(KV_TYPES)}")
+    tokens = min(bundle.config.max_positions, _USUAL)
+    need, free = tokens * kv_bytes_per_token(bundle.config, "fp32"), available_memory()
+    if free is None or need * _SHARE <= free or not has_ranges(bundle.path):
+        return "fp32", None
+    return "int8", (
+        f"KV cache in int8: {tokens} tokens would need {need / 1e9:.2g} GB in fp32, {free / 1e9:.2g} GB are free"
+    )
