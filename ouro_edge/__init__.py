@@ -31,7 +31,16 @@ if TYPE_CHECKING:
     from ouro_edge.loading import load
     from ouro_edge.runtime.cancel import Cancel
     from ouro_edge.runtime.events import Done, Event, Timings, Token, Usage
-    from ouro_edge.runtime.exits import ExitPolicy, ExitThreshold, FixedDepth, FullDepth
+    from ouro_edge.runtime.exits import (
+        Agreement,
+        Confidence,
+        ExitPolicy,
+        ExitThreshold,
+        FixedDepth,
+        FullDepth,
+        LowEntropy,
+        StateChange,
+    )
     from ouro_edge.runtime.model import Forward, Model
     from ouro_edge.runtime.sampler import Sampler
     from ouro_edge.runtime.sequence import TokenSequence
@@ -46,7 +55,10 @@ _HOMES = {
     "loading": ("load",),
     "runtime.cancel": ("Cancel",),
     "runtime.events": ("Done", "Event", "Timings", "Token", "Usage"),
-    "runtime.exits": ("ExitPolicy", "ExitThreshold", "FixedDepth", "FullDepth"),
+    "runtime.exits": (
+        "Agreement", "Confidence", "ExitPolicy", "ExitThreshold", "FixedDepth", "FullDepth", "LowEntropy",
+        "StateChange",
+    ),
     "runtime.model": ("Forward", "Model"),
     "runtime.sampler": ("Sampler",),
     "runtime.sequence": ("TokenSequence",),
@@ -55,9 +67,11 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Agreement",
     "BundleError",
     "Cancel",
     "CheckpointError",
+    "Confidence",
     "ConfigError",
     "ContextOverflowError",
     "Done",
@@ -69,6 +83,7 @@ __all__ = [
     "Forward",
     "FullDepth",
     "HubError",
+    "LowEntropy",
     "Model",
     "ModelConfig",
     "NoGateError",
@@ -76,6 +91,7 @@ __all__ = [
     "OuroEdgeError",
     "RequestError",
     "Sampler",
+    "StateChange",
     "TemplateError",
     "Timings",
     "Token",

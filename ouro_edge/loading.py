@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ouro_edge.bundle import MANIFEST_FILE, VERSION
-from ouro_edge.errors import BundleError
+from ouro_edge.errors import BundleError, RequestError
 from ouro_edge.hub import Resolved, resolve
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def load(
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | None = None,
     *,
     threads: int | None = None,
     kv: str = "auto",
@@ -31,7 +31,7 @@ def load(
     gate: str = "auto",
     progress: Progress | None = None,
 ) -> Model:
-    """Load a model: an exported directory, a checkpoint directory, a .gguf file or a hub id.
+    """Load a model: an exported directory, a checkpoint directory, a .gguf file or a hub id; None: the built-in one.
 
     `threads` defaults to the CPUs that this process may use. What is no bundle yet is exported to int4 into the cache
     first, which takes a minute for 1.4B parameters; `progress` hears of it. `kv` is the type of the cache:
@@ -41,6 +41,8 @@ def load(
     """
     from ouro_edge.runtime.model import load as load_bundle
 
+    if model is None and (model := default_model()) is None:
+        raise RequestError("this build has no model of its own: name an exported directory, a .gguf file or a hub id")
     found = resolve(model)
     path = found.path
     if not (path / MANIFEST_FILE).is_file():
@@ -89,6 +91,12 @@ def export_to(
     if calibration != "":
         calibrate(open_bundle(out), calibration, progress=progress)
     return checkpoint.notes
+
+
+def default_model() -> Path | None:
+    """The small model that ships with the package, None in a build without it."""
+    path = Path(__file__).parent / "nano"
+    return path if (path / MANIFEST_FILE).is_file() else None
 
 
 def cache_directory() -> Path:

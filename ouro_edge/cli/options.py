@@ -14,10 +14,17 @@ if TYPE_CHECKING:
     from ouro_edge.runtime.exits import ExitPolicy
     from ouro_edge.runtime.model import Model
 
+BUILT_IN = (
+    "Ouro-nano, the built-in model: a tiny looped model that answers puzzles about people. Ask it what it can do; "
+    "name a MODEL for anything else."
+)
+
 _GENERATION = (
     click.option("--exit-threshold", type=float, metavar="Q",
                  help="Stop looping when the exit gate's cumulative probability reaches Q (0 to 1). "
                       "Default: the model's own."),
+    click.option("--exit", "rule", metavar="RULE",
+                 help="Another rule to stop looping: agreement, confidence:P, entropy:NATS or change:SHARE."),
     click.option("--loops", type=int, metavar="N", help="Use exactly N loops for every token."),
     click.option("--temp", "temperature", type=float,
                  help="Temperature; 0 is greedy. Default: 0 for run, the model's own for chat."),
@@ -45,6 +52,7 @@ def generation_arguments(
     model: Model,
     *,
     exit_threshold: float | None,
+    rule: str | None,
     loops: int | None,
     max_tokens: int | None,
     stop: tuple[str, ...],
@@ -57,8 +65,10 @@ def generation_arguments(
     from ouro_edge.runtime.exits import ExitThreshold, FixedDepth
 
     policy: ExitPolicy | None = None
-    if exit_threshold is not None and loops is not None:
-        raise RequestError("--exit-threshold and --loops exclude each other: give one of them")
+    if sum(option is not None for option in (exit_threshold, rule, loops)) > 1:
+        raise RequestError("--exit-threshold, --exit and --loops exclude each other: give one of them")
+    if rule is not None:
+        policy = _exit_rule(rule)
     if exit_threshold is not None:
         policy = ExitThreshold(exit_threshold)
     elif loops is not None:
@@ -68,13 +78,34 @@ def generation_arguments(
     return {"exit": policy, "sampler": sampler, "stop": stop, "max_tokens": max_tokens}
 
 
+def _exit_rule(rule: str) -> ExitPolicy:
+    from ouro_edge.runtime.exits import Agreement, Confidence, LowEntropy, StateChange
+
+    name, _, value = rule.partition(":")
+    if name == "agreement" and not value:
+        return Agreement()
+    kinds: dict[str, Callable[[float], ExitPolicy]] = {
+        "confidence": Confidence,
+        "entropy": LowEntropy,
+        "change": StateChange,
+    }
+    try:
+        number = float(value)
+        kind = kinds[name]
+    except (KeyError, ValueError):
+        raise RequestError(
+            f"--exit is {rule!r}; wanted agreement, confidence:P, entropy:NATS or change:SHARE"
+        ) from None
+    return kind(number)
+
+
 def open_model(model: str | None, *, threads: int | None, kv: str, context: int | None) -> Model:
     """Load MODEL, showing progress when it has to be converted first, and saying what was chosen for the user."""
     from ouro_edge.cli.progress import conversion_progress
     from ouro_edge.loading import load
 
     if model is None:
-        raise click.UsageError("MODEL is missing: give an exported directory, a .gguf file or a hub id")
+        click.echo(BUILT_IN, err=True)
     with conversion_progress() as progress:
         loaded = load(model, threads=threads, kv=kv, context=context, progress=progress)
     if loaded.kv_reason:

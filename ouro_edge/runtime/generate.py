@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.reference import exit_probabilities
-from ouro_edge.runtime.block import Head
 from ouro_edge.runtime.cancel import Cancel, Cancelled
 from ouro_edge.runtime.events import Done, Event, StopReason, Timings, Token, Usage
 from ouro_edge.runtime.exits import ExitPolicy
@@ -61,21 +60,21 @@ def token_budget(prompt: int, max_tokens: int | None, context: int) -> int:
     return max_tokens
 
 
-def generate_steps(sequence: TokenSequence, head: Head, request: Request) -> Iterator[Step]:
+def generate_steps(sequence: TokenSequence, request: Request) -> Iterator[Step]:
     """Generate ids after what the sequence holds; its last token must be fresh. Stops are the caller's affair."""
     sampling = request.sampler.start()
     seen = set(sequence.tokens)
     while True:
         thought = sequence.think(request.exit, request.cancel)
-        token, logprob = sampling.pick(head(thought.hidden[None])[0], seen)
-        probabilities = exit_probabilities(thought.gate_logits[None], sequence.config.loops)[0, : thought.depth]
+        token, logprob = sampling.pick(thought.logits, seen)
+        probabilities = exit_probabilities(thought.evidence.gate_logits, sequence.config.loops)[0, : thought.depth]
         yield Step(token, logprob, thought.depth, tuple(probabilities.tolist()))
         seen.add(token)
         sequence.feed([token])
 
 
 def generate_events(
-    sequence: TokenSequence, head: Head, tokenizer: Tokenizer | None, request: Request, cached: int
+    sequence: TokenSequence, tokenizer: Tokenizer | None, request: Request, cached: int
 ) -> Iterator[Event]:
     """Generate until a stop: one Token per id, then one Done.
 
@@ -90,7 +89,7 @@ def generate_events(
     depths: list[int] = []
     reason: StopReason = "length"
     try:
-        for step in generate_steps(sequence, head, request):
+        for step in generate_steps(sequence, request):
             depths.append(step.depth)
             if len(depths) == 1:
                 first = time.perf_counter()

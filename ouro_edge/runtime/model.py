@@ -23,7 +23,7 @@ from ouro_edge.reference import exit_probabilities
 from ouro_edge.runtime.block import Block, Head
 from ouro_edge.runtime.cancel import Cancel
 from ouro_edge.runtime.events import Event
-from ouro_edge.runtime.exits import ExitPolicy, ExitThreshold, FullDepth
+from ouro_edge.runtime.exits import Evidence, ExitPolicy, ExitThreshold, FullDepth
 from ouro_edge.runtime.generate import Request, generate_events, token_budget
 from ouro_edge.runtime.kv_choice import choose_kv
 from ouro_edge.runtime.sampler import Sampler
@@ -85,7 +85,7 @@ class Model:
 
     def new_sequence(self) -> TokenSequence:
         """An empty sequence on this model, to be kept between calls of `generate`."""
-        return TokenSequence(self._parts()[0], self._embedding)
+        return TokenSequence(*self._parts(), self._embedding)
 
     def default_exit(self) -> ExitPolicy:
         """The fitted gate's exit threshold, else the checkpoint's; full depth when it is 1.0 or there is no gate."""
@@ -120,7 +120,6 @@ class Model:
         `sequence` from `new_sequence`, what it shares with the prompt is not computed again. Arguments are checked at
         once, before the first event is asked for: RequestError and its kinds.
         """
-        block, head = self._parts()
         ids = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
         check_ids(ids, self.config.vocab_size)
         stops = StopStrings(stop)
@@ -132,11 +131,11 @@ class Model:
         check_ids(ends, self.config.vocab_size)
         budget = token_budget(len(ids), max_tokens, self.config.max_positions)
         request = Request(ids, budget, policy, sampler or self.default_sampler(), frozenset(ends), stops, cancel)
-        state = TokenSequence(block, self._embedding) if sequence is None else sequence
+        state = self.new_sequence() if sequence is None else sequence
 
         def events() -> Iterator[Event]:
             cached = state.resume(ids)
-            yield from generate_events(state, head, self._tokenizer, request, cached)
+            yield from generate_events(state, self._tokenizer, request, cached)
 
         return events()
 
@@ -163,10 +162,9 @@ class Model:
 
         A loop runs only as far as the last position that wants it. Raises Cancelled when `cancel` fires.
         """
-        block, _ = self._parts()
         ids = list(ids)
         token_budget(len(ids), None, self.config.max_positions)
-        sequence = TokenSequence(block, self._embedding)
+        sequence = self.new_sequence()
         sequence.feed(ids)
         policy = exit or self.default_exit()
         limit = policy.limit(self.config)
@@ -174,11 +172,16 @@ class Model:
         gates = np.full((len(ids), self.config.loops), np.nan)
         hidden = np.empty((len(ids), self.config.hidden_size), np.float32)
 
+        evidence: dict[int, Evidence] = {}  # by first position: calls of all loops start at the same places
+
         def collect(loop: int, start: int, rows: Array, logits: Array) -> None:
             part = slice(start, start + len(rows))
             gates[part, loop - 1] = logits
+            before = evidence.get(start)
+            now = Evidence(gates[part, :loop], rows.copy(), self.logits, before and before.first(len(rows)))
+            evidence[start] = now
             running = depth[part] == 0
-            stops = np.ones(len(rows), bool) if loop == limit else policy.stops(gates[part, :loop])
+            stops = np.ones(len(rows), bool) if loop == limit else policy.stops(now)
             hidden[part][running] = rows[running]
             depth[part][running & stops] = loop
 

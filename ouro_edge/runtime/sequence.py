@@ -15,13 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ouro_edge.bundle import Embedding
 from ouro_edge.errors import ContextOverflowError, RequestError
-from ouro_edge.runtime.block import Block
+from ouro_edge.runtime.block import Block, Head
 from ouro_edge.runtime.cancel import Cancel
-from ouro_edge.runtime.exits import ExitPolicy
+from ouro_edge.runtime.exits import Evidence, ExitPolicy
 from ouro_edge.runtime.kv import LoopKV
 from ouro_edge.runtime.rows import Rows
 from ouro_edge.weights import Array
@@ -35,11 +34,24 @@ Sink = Callable[[int, int, Array, Array], None]
 
 @dataclass(frozen=True, slots=True)
 class Thought:
-    """The last position's state at the depth where the policy stopped."""
+    """The last position at the depth where the policy stopped it."""
 
-    hidden: Array  # [C], normed: ready for the head
-    depth: int
-    gate_logits: NDArray[np.float64]  # [depth]
+    evidence: Evidence  # of one position
+
+    @property
+    def depth(self) -> int:
+        """Loops that the position went through, counted from 1."""
+        return self.evidence.loop
+
+    @property
+    def hidden(self) -> Array:
+        """[C], normed: ready for the head."""
+        return self.evidence.hidden[0]
+
+    @property
+    def logits(self) -> Array:
+        """[V]; the head is called once at most, also when the policy looked at them."""
+        return self.evidence.logits[0]
 
 
 @dataclass(slots=True)
@@ -53,13 +65,13 @@ class Work:
 class TokenSequence:
     """Tokens, frontiers, KV and waiting rows. Not for several threads at once."""
 
-    def __init__(self, block: Block, embedding: Embedding) -> None:
+    def __init__(self, block: Block, head: Head, embedding: Embedding) -> None:
         config = block.config
         self.config = config
         self.tokens: list[int] = []
         self.frontier = [0] * (config.loops + 1)
         self.work = Work()
-        self._embedding = embedding
+        self._embedding, self._head = embedding, head
         self._loops = [block.bind(loop) for loop in range(1, config.loops + 1)]
         self._waiting = [Rows(config.hidden_size) for _ in range(config.loops - 1)]  # [r]: input of loop r + 2
 
@@ -143,14 +155,17 @@ class TokenSequence:
         """Loop over the last position until the policy stops it. The position must be fresh from `feed`."""
         limit = policy.limit(self.config)
         gates = np.empty((1, limit))
+        evidence: Evidence | None = None
         for loop in range(1, limit + 1):
             last = self.advance(loop, cancel=cancel)
             if last is None:
                 raise RequestError("the last position was processed before: feed a token first")
             hidden, gates[0, loop - 1] = last
-            if loop == limit or policy.stops(gates[:, :loop])[0]:
+            evidence = Evidence(gates[:, :loop], hidden[None], self._head, evidence)
+            if loop == limit or policy.stops(evidence)[0]:
                 break
-        return Thought(hidden, loop, gates[0, :loop])
+        assert evidence is not None
+        return Thought(evidence)
 
 
 def check_ids(ids: Sequence[int], vocab_size: int) -> None:

@@ -129,6 +129,13 @@ def test_sampling_options_reach_the_sampler(talker):
     assert json.loads(biased.stdout)["ids"] == [9, 9, 9]
 
 
+def test_exit_rules(talker):
+    for rule, depth in (("confidence:0", 1), ("entropy:99", 1), ("change:9", 2), ("confidence:1", 4)):
+        data = json.loads(ouro("run", talker, "-p", "hello", "-n", 5, "--exit", rule, "--json").stdout)
+        assert set(data["depth"]) == {depth}, rule
+    assert ouro("run", talker, "-p", "hello", "-n", 5, "--exit", "agreement").exit_code == 0
+
+
 def test_stop_text(talker):
     text = json.loads(ouro("run", talker, "-p", "hello", "-n", 40, "--json").stdout)["text"]
     cut = text[len(text) // 2 : len(text) // 2 + 3]
@@ -215,6 +222,9 @@ def test_option_mistakes_are_one_line(talker, bundle_of):
     refused("run", talker, "-p", "x", "--loops", 2, "--exit-threshold", 0.5, says="exclude each other")
     refused("run", talker, "-p", "x", "--exit-threshold", 1.5, says="1.5")
     refused("run", talker, "-p", "x", "--temp", -1, says="temperature")
+    for rule in ("agreement:1", "confidence", "entropy:x", "luck:3", ""):
+        refused("run", talker, "-p", "x", "--exit", rule, says="confidence:P")
+    refused("run", talker, "-p", "x", "--exit", "confidence:2", says="0 to 1")
     refused("run", talker, "-p", "x", "--raw", "--system", "y", says="--raw")
     refused("run", talker, "--ids", "1 two", says="whole numbers")
     refused("run", talker, "--ids", "1", "-p", "x", says="--ids")

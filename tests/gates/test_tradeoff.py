@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ouro_edge.errors import RequestError
 from ouro_edge.gates import Features, at_depth, at_threshold, choose_threshold
 from ouro_edge.reference import exit_depths, exit_probabilities
-from ouro_edge.runtime.exits import ExitThreshold
+from ouro_edge.runtime.exits import Evidence, ExitThreshold
 
 
 def mean_depth(logits, threshold):
@@ -78,7 +78,13 @@ def test_the_runtime_exits_where_the_table_says():
     for budget in (1.3, 2.0, 2.77, 3.5):
         threshold = choose_threshold(logits, budget)
         policy = ExitThreshold(threshold)
-        stops = np.stack([policy.stops(logits[:, :r]) for r in (1, 2, 3)] + [np.ones(400, bool)])
+        stops = np.stack(
+            [
+                policy.stops(Evidence(logits[:, :r], np.zeros((400, 1), np.float32), lambda rows: rows))
+                for r in (1, 2, 3)
+            ]
+            + [np.ones(400, bool)]
+        )
         assert (stops.argmax(axis=0) + 1).tolist() == exit_depths(logits, threshold).tolist()
         assert budget - 1 / 400 <= mean_depth(logits, threshold) <= budget
 

@@ -1,0 +1,104 @@
+"""Every exit policy equals its own full-depth-then-select oracle, position by position, and runs no loop in vain."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from models import oracle
+
+import ouro_edge
+from ouro_edge.errors import RequestError
+from ouro_edge.runtime.exits import Agreement, Confidence, ExitThreshold, LowEntropy, StateChange
+
+SHARES = st.floats(0.0, 1.0)
+POLICIES = st.one_of(
+    st.builds(ExitThreshold, SHARES, floor=st.integers(1, 2), ceiling=st.sampled_from([None, 2, 3, 4])),
+    st.builds(StateChange, st.floats(0.0, 1.5), floor=st.integers(1, 3)),
+    st.builds(Confidence, SHARES, ceiling=st.sampled_from([None, 1, 3])),
+    st.builds(LowEntropy, st.floats(0.0, 5.0)),
+    st.builds(Agreement, floor=st.integers(1, 3)),
+)
+
+
+def wanted_depths(policy, logits, steps):
+    """Depth [T] by running everything and then looking: logits [R, T, V], states [R, T, C]."""
+    shifted = logits.astype(np.float64) - logits.max(axis=2, keepdims=True)
+    logs = shifted - np.log(np.exp(shifted).sum(axis=2, keepdims=True))
+    last = policy.ceiling or 4
+    depths = []
+    for t in range(logits.shape[1]):
+        for r in range(1, last + 1):
+            h, before = steps.hidden[r - 1, t], steps.hidden[r - 2, t] if r > 1 else None
+            match policy:
+                case ExitThreshold():
+                    stop = 1 - np.prod(1 / (1 + np.exp(steps.gate_logits[t, :r]))) >= policy.threshold
+                case StateChange():
+                    stop = r > 1 and np.linalg.norm(h - before) <= policy.share * np.linalg.norm(h)
+                case Confidence():
+                    stop = np.exp(logs[r - 1, t].max()) >= policy.probability
+                case LowEntropy():
+                    stop = -(np.exp(logs[r - 1, t]) * logs[r - 1, t]).sum() <= policy.nats
+                case Agreement():
+                    stop = r > 1 and logits[r - 1, t].argmax() == logits[r - 2, t].argmax()
+            if (stop and r >= policy.floor) or r == last:
+                depths.append(r)
+                break
+    return depths
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(policy=POLICIES, ids=st.lists(st.integers(0, 95), min_size=1, max_size=12), cut=st.integers(0, 12))
+def test_every_policy_equals_its_oracle(checkpoint_of, bundle_of, policy, ids, cut):
+    checkpoint = checkpoint_of()
+    logits, steps = oracle(checkpoint, ids)
+    depths = wanted_depths(policy, logits, steps)
+    with ouro_edge.load(bundle_of(checkpoint)) as model:
+        out = model.forward(ids, exit=policy)
+        assert out.depth.tolist() == depths
+        np.testing.assert_allclose(out.logits, logits[np.array(depths) - 1, np.arange(len(ids))], atol=1e-3)
+        sequence = model.new_sequence()
+        sequence.feed([7] * cut)
+        if cut:
+            sequence.think(policy)
+        sequence.rewind(0)
+        for i, token in enumerate(ids):
+            sequence.feed([token])
+            calls = sequence.work.calls
+            thought = sequence.think(policy)
+            assert thought.depth == depths[i] == sequence.work.calls - calls
+            np.testing.assert_allclose(thought.logits, logits[depths[i] - 1, i], atol=1e-3)
+
+
+def test_the_head_is_called_only_when_a_rule_looks(bundle_of):
+    with ouro_edge.load(bundle_of()) as model:
+        calls = []
+        head = model._head
+        model._head = lambda rows: calls.append(len(rows)) or head(rows)
+        for policy, wanted in ((ExitThreshold(0.5), 3), (StateChange(0.0), 3), (Confidence(1.0), 12)):
+            calls.clear()
+            list(model.generate([5, 17, 3], max_tokens=3, exit=policy, stop_ids=()))
+            assert len(calls) == wanted, policy
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: StateChange(-0.1),
+        lambda: StateChange(float("nan")),
+        lambda: Confidence(1.5),
+        lambda: Confidence("x"),
+        lambda: LowEntropy(-1),
+        lambda: Agreement(floor=0),
+        lambda: Agreement(floor=3, ceiling=2),
+    ],
+)
+def test_bad_settings_are_refused(make):
+    with pytest.raises(RequestError):
+        make()
+
+
+def test_rules_without_a_gate_work_on_plain_models(checkpoint_of, bundle_of):
+    with ouro_edge.load(bundle_of(checkpoint_of(model_type="llama"))) as model:
+        assert model.forward([1, 2, 3], exit=Confidence(0.9)).depth.tolist() == [1, 1, 1]
