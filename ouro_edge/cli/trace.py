@@ -1,0 +1,67 @@
+"""`ouro-edge trace`: see how deep every token was thought, and what each loop would have said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ouro_edge.cli.options import generation_arguments, generation_options, open_model
+from ouro_edge.errors import RequestError
+
+
+@click.command(name="trace")
+@click.argument("model", required=False)
+@click.option("-p", "--prompt", required=True, help="The prompt; the answer is generated and traced.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as it stands, without the chat template.")
+@click.option("--whole", is_flag=True, help="Trace the prompt as well.")
+@click.option("--candidates", type=click.IntRange(1, 10), default=2, show_default=True, help="Candidates per loop.")
+@click.option("--html", "page", type=click.Path(path_type=Path), help="Write a self-contained page instead of a table.")
+@generation_options
+def command(
+    model: str | None,
+    prompt: str,
+    raw: bool,
+    whole: bool,
+    candidates: int,
+    page: Path | None,
+    threads: int | None,
+    kv: str,
+    context: int | None,
+    **settings: Any,
+) -> None:
+    """Answer a prompt and show, token by token, the exit depth, its probabilities and every loop's candidates."""
+    from ouro_edge.evaluation.trace import trace
+    from ouro_edge.evaluation.trace_page import page as draw
+    from ouro_edge.runtime.events import Token
+
+    if settings["temperature"] is None:
+        settings["temperature"] = 0.0
+    with open_model(model, threads=threads, kv=kv, context=context) as loaded:
+        arguments = generation_arguments(loaded, **settings)
+        text = prompt if raw else loaded.render([{"role": "user", "content": prompt}])
+        ids = loaded.tokenizer.encode(text)
+        answer = [event.id for event in loaded.generate(ids, **arguments) if isinstance(event, Token)]
+        start = 1 if whole else len(ids)
+        traced = trace(loaded, ids + answer, start=start, exit=arguments["exit"], candidates=candidates)
+    if page is None:
+        click.echo(_table(traced))
+        return
+    try:
+        page.write_text(draw(traced, f"{loaded.bundle.manifest.name}: {prompt[:60]}"), encoding="utf-8")
+    except OSError as problem:
+        raise RequestError(f"{page} cannot be written: {problem}") from None
+    click.echo(page)
+
+
+def _table(traced: list[Any]) -> str:
+    from ouro_edge.cli.tables import table
+
+    loops = len(traced[0].loops)
+    rows = []
+    for token in traced:
+        stops = "/".join("-" if p != p else f"{p:.0%}" for p in token.exit_probs)
+        lens = [" ".join(f"{text!r} {share:.0%}" for _, text, share in candidates) for candidates in token.loops]
+        rows.append((repr(token.text), str(token.depth), stops, *lens))
+    return table(("token", "depth", "stops at", *(f"loop {r + 1}" for r in range(loops))), rows)
