@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ouro_edge.config import ModelConfig
     from ouro_edge.errors import (
         BundleError,
+        Cancelled,
         CheckpointError,
         ConfigError,
         ContextOverflowError,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "config": ("ModelConfig",),
     "errors": (
-        "BundleError", "CheckpointError", "ConfigError", "ContextOverflowError", "ExportError", "HubError",
+        "BundleError", "Cancelled", "CheckpointError", "ConfigError", "ContextOverflowError", "ExportError", "HubError",
         "NoGateError", "NoTokenizerError", "OuroEdgeError", "RequestError", "TemplateError", "VerificationError",
     ),
     "loading": ("load",),
@@ -70,6 +71,7 @@ __all__ = [
     "Agreement",
     "BundleError",
     "Cancel",
+    "Cancelled",
     "CheckpointError",
     "Confidence",
     "ConfigError",

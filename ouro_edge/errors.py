@@ -7,6 +7,7 @@
     ├── ExportError          the destination cannot be written
     ├── HubError             a model cannot be fetched or found
     ├── VerificationError    a bundle disagrees with the reference
+    ├── Cancelled            a Cancel was fired; `generate` reports it as Done, `forward` raises it
     └── RequestError         a call asks for what cannot be done
         ├── NoGateError          an exit threshold on a model without an exit gate
         ├── NoTokenizerError     text asked of a model without a tokenizer
@@ -43,6 +44,10 @@ class HubError(OuroEdgeError):
 
 class VerificationError(OuroEdgeError):
     """A bundle disagrees with the reference beyond its tolerance."""
+
+
+class Cancelled(OuroEdgeError):
+    """A Cancel was fired while this was computed."""
 
 
 class RequestError(OuroEdgeError, ValueError):

@@ -40,6 +40,9 @@ def load(
     fitted to the bundle later. Raises OuroEdgeError's kinds.
     """
     from ouro_edge.runtime.model import load as load_bundle
+    from ouro_edge.runtime.session import check_threads
+
+    check_threads(threads)  # before a conversion that takes a minute
 
     if model is None and (model := default_model()) is None:
         raise RequestError("this build has no model of its own: name an exported directory, a .gguf file or a hub id")

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -27,14 +33,42 @@ class _Commands(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except OuroEdgeError as problem:
-            click.echo(f"Error: {problem}", err=True)
-            sys.exit(1)
-        except MemoryError:
-            click.echo("Error: not enough memory for this model; close other programs or use a smaller one", err=True)
-            sys.exit(1)
+        for stream in (sys.stdout, sys.stderr):  # a pipe in an old code page must not end an answer in the middle
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        with _termination_unwinds():
+            try:
+                return super().invoke(ctx)
+            except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+                raise
+            except OuroEdgeError as problem:
+                _fail(str(problem))
+            except MemoryError:
+                _fail("not enough memory for this model; close other programs or use a smaller one")
+            except Exception as problem:
+                if os.environ.get("OURO_EDGE_DEBUG"):
+                    raise
+                _fail(f"unexpected {type(problem).__name__}: {problem}; OURO_EDGE_DEBUG=1 shows where")
+
+
+def _fail(text: str) -> NoReturn:
+    """One line on stderr, free of control characters that a hostile file may have put into it, and exit 1."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    click.echo(f"Error: {line[:1000]}", err=True)
+    sys.exit(1)
+
+
+@contextmanager
+def _termination_unwinds() -> Iterator[None]:
+    """SIGTERM ends the program through its clean-up, as Ctrl-C does, so that no half-written export stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -11,14 +11,16 @@ import click
 
 from ouro_edge.cli.interrupt import stop_on_interrupt
 from ouro_edge.cli.options import generation_arguments, generation_options, open_model
-from ouro_edge.errors import RequestError
+from ouro_edge.errors import ContextOverflowError, RequestError
 
 if TYPE_CHECKING:
     from ouro_edge.runtime.events import Done
     from ouro_edge.runtime.model import Model
     from ouro_edge.runtime.sequence import TokenSequence
 
-_HELP = "/clear forgets the conversation, /bye (or Ctrl-D) leaves; Ctrl-C stops an answer."
+_HELP = (
+    "/clear forgets the conversation, /bye (or Ctrl-D) leaves, // sends a line with a slash; Ctrl-C stops an answer."
+)
 
 
 @click.command(name="chat")
@@ -36,12 +38,16 @@ def command(
     **settings: Any,
 ) -> None:
     """Talk with MODEL. Ctrl-C stops an answer, Ctrl-D ends the conversation."""
+    if sys.stdin is None:
+        raise RequestError("standard input is closed: chat needs one, run -p does not")
     with open_model(model, threads=threads, kv=kv, context=context) as loaded:
         arguments = generation_arguments(loaded, **settings)
         start: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
         template = {} if think is None else {"enable_thinking": think}
+        _ = loaded.tokenizer
         loaded.render([*start, {"role": "user", "content": ""}], **template)  # refuse now what cannot work later
-        if sys.stdin.isatty():
+        interactive, failed = sys.stdin.isatty(), False
+        if interactive:
             click.echo(_HELP, err=True)
         messages = list(start)
         sequence = loaded.new_sequence()
@@ -52,17 +58,21 @@ def command(
                 click.echo(_HELP, err=True)
             elif line == "/clear":
                 messages, sequence = list(start), loaded.new_sequence()
-            elif line.startswith("/"):
+            elif line.startswith("/") and not line.startswith("//"):
                 click.echo(f"{line.split()[0]} is no command. {_HELP}", err=True)
             elif line:
-                messages.append({"role": "user", "content": line})
+                messages.append({"role": "user", "content": line.removeprefix("/") if line[:2] == "//" else line})
                 try:
                     answer = _answer(loaded, messages, sequence, template, arguments)
                 except RequestError as problem:
-                    click.echo(f"Error: {problem}", err=True)
+                    hint = "; /clear starts anew" if isinstance(problem, ContextOverflowError) else ""
+                    click.echo(f"Error: {problem}{hint}", err=True)
                     messages.pop()
+                    failed = True
                 else:
                     messages.append({"role": "assistant", "content": answer})
+    if failed and not interactive:
+        sys.exit(1)
 
 
 def _answer(
@@ -107,6 +117,8 @@ def _lines() -> Iterator[str]:
             except UnicodeDecodeError as problem:
                 raise RequestError(f"standard input is no {problem.encoding} text: {problem.reason}") from None
             except KeyboardInterrupt:
+                if not sys.stdin.isatty():
+                    raise
                 click.echo("\n(Ctrl-D or /bye leaves)", err=True)
                 continue
             yield line.strip()

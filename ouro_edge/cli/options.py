@@ -60,8 +60,6 @@ def generation_arguments(
     **sampling: float | int | None,
 ) -> dict[str, Any]:
     """Keyword arguments for `Model.generate`: what the options say, over the model's own settings."""
-    import dataclasses
-
     from ouro_edge.runtime.exits import ExitThreshold, FixedDepth
 
     policy: ExitPolicy | None = None
@@ -74,7 +72,7 @@ def generation_arguments(
     elif loops is not None:
         policy = FixedDepth(loops)
     changes: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
-    sampler = dataclasses.replace(model.default_sampler(), logit_bias=dict(logit_bias), **changes)
+    sampler = model.default_sampler(logit_bias=dict(logit_bias), **changes)
     return {"exit": policy, "sampler": sampler, "stop": stop, "max_tokens": max_tokens}
 
 

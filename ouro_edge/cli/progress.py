@@ -16,7 +16,7 @@ def conversion_progress(label: str = "Converting") -> Iterator[Callable[[int, in
     bars: list[Any] = []
 
     def show(done: int, total: int, name: str) -> None:
-        if not sys.stderr.isatty():
+        if sys.stderr is None or not sys.stderr.isatty():
             return
         if bars and bars[0].length != total:  # another job: calibration after export
             bars.pop().__exit__(None, None, None)

@@ -71,6 +71,8 @@ def command(
 
 
 def _standard_input() -> str:
+    if sys.stdin is None:
+        raise RequestError("standard input is closed: give the prompt with -p")
     if sys.stdin.isatty():
         click.echo("Prompt (end with Ctrl-D):", err=True)
     try:
@@ -102,5 +104,5 @@ def _json(tokens: list[Token], done: Done) -> str:
             "usage": usage,
             "timings": {**dataclasses.asdict(done.timings), "tokens_per_second": rate},
         },
-        ensure_ascii=False,
+        ensure_ascii=(sys.stdout.encoding or "").lower().replace("-", "") != "utf8",
     )

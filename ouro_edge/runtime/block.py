@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ouro_edge.bundle import BLOCK_FILES, HEAD_FILE, Bundle, cache_head_dim
+from ouro_edge.errors import BundleError, OuroEdgeError
 from ouro_edge.exit_gate import FittedGate
 from ouro_edge.kv_ranges import read_ranges
 from ouro_edge.reference import rope_tables
 from ouro_edge.runtime.cancel import Cancel
 from ouro_edge.runtime.kv import LoopKV, scales_of
-from ouro_edge.runtime.session import import_onnxruntime, open_session
+from ouro_edge.runtime.session import import_onnxruntime, one_line, open_session
 from ouro_edge.weights import Array
 
 
@@ -47,26 +48,31 @@ class Block:
 
     def rope(self, length: int) -> tuple[Any, Any]:
         """OrtValues of the cos and sin tables for at least `length` positions; they grow with use."""
-        if length > self._rope_length:
+        with self._lock:
+            if length <= self._rope_length:
+                return self._rope
             grown = min(max(length, 2 * self._rope_length, 256), max(length, self.config.max_positions))
             pad = (cache_head_dim(self.config) - self.config.head_dim) // 2
             cos, sin = (np.pad(table, ((0, 0), (0, pad))) for table in rope_tables(self.config, grown))
             wrap = self._ort.OrtValue.ortvalue_from_numpy
             self._rope, self._rope_length = (wrap(cos), wrap(sin)), grown
-        return self._rope
+            return self._rope
 
     def call(self, binding: Any, cancel: Cancel | None) -> None:
         """Run the session on a binding. Cancelled when `cancel` fires before or meanwhile; the KV is then as before."""
         with self._lock:
-            if cancel is None:
-                self._session.run_with_iobinding(binding)
-                return
-            cancel.check()
             try:
-                self._session.run_with_iobinding(binding, cancel.run_options)
-            except Exception:
-                cancel.check()
+                if cancel is None:
+                    self._session.run_with_iobinding(binding)
+                else:
+                    cancel.check()
+                    self._session.run_with_iobinding(binding, cancel.run_options)
+            except OuroEdgeError:
                 raise
+            except Exception as problem:  # onnxruntime's errors share no public base class
+                if cancel is not None:
+                    cancel.check()
+                raise BundleError(f"onnxruntime cannot run this model, export it again: {one_line(problem)}") from None
 
     def new_binding(self, loop: int) -> Any:
         """An IOBinding of the block's session with what never changes: a fitted gate, the loop's KV scales."""
@@ -105,10 +111,7 @@ class BoundLoop:
         call of the same length overwrites.
         """
         total = start + len(rows)
-        if self.kv.reserve(total, start):
-            for name, value in self.kv.bindings():
-                self._binding.bind_ortvalue_input("past." + name, value)
-                self._binding.bind_ortvalue_output("present." + name, value)
+        self.kv.reserve(total, start, self._bind_kv)
         rope = self._block.rope(total)
         if rope is not self._rope:
             self._rope = rope
@@ -121,6 +124,10 @@ class BoundLoop:
         self._total[...] = total
         self._block.call(self._binding, cancel)
         return self._out[0], self._gate[0, :, 0]
+
+    def _bind_kv(self, name: str, value: Any) -> None:
+        self._binding.bind_ortvalue_input("past." + name, value)
+        self._binding.bind_ortvalue_output("present." + name, value)
 
     def _bind_rows(self, shape: tuple[int, ...]) -> None:
         length, width = shape
@@ -142,5 +149,8 @@ class Head:
 
     def __call__(self, rows: NDArray[np.float32]) -> Array:
         """Logits [T, V] of normed hidden rows [T, C]."""
-        logits: Array = self._session.run(["logits"], {"hidden": np.ascontiguousarray(rows)})[0]
+        try:
+            logits: Array = self._session.run(["logits"], {"hidden": np.ascontiguousarray(rows)})[0]
+        except Exception as problem:
+            raise BundleError(f"onnxruntime cannot run this model, export it again: {one_line(problem)}") from None
         return logits

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ouro_edge.errors import Cancelled
 from ouro_edge.runtime.session import import_onnxruntime
-
-
-class Cancelled(Exception):
-    """Raised inside the runtime when a Cancel fires; generation turns it into a Done event."""
 
 
 class Cancel:
@@ -22,9 +19,9 @@ class Cancel:
     def run_options(self) -> Any:
         """The RunOptions that every call of this generation runs under."""
         if self._options is None:
-            options = import_onnxruntime().RunOptions()
-            self._options = options
-            options.terminate = self.cancelled
+            self._options = import_onnxruntime().RunOptions()
+            if self.cancelled:  # fired meanwhile, before it could see the options
+                self._options.terminate = True
         return self._options
 
     def cancel(self) -> None:
@@ -36,4 +33,4 @@ class Cancel:
     def check(self) -> None:
         """Raise Cancelled when the switch was thrown."""
         if self.cancelled:
-            raise Cancelled
+            raise Cancelled("cancelled")

@@ -30,7 +30,7 @@ class Usage:
     cached_tokens: int  # prompt tokens whose state was reused from an earlier turn
     completion_tokens: int
     loops_run: int
-    loops_full: int  # what running every position at full depth would have taken
+    loops_full: int  # what it would have taken to leave every position of the sequence at full depth
     block_calls: int  # each reads the block's weights once: the unit of time while decoding
     mean_depth: float  # of the generated tokens
 

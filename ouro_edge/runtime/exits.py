@@ -222,7 +222,7 @@ class Agreement(BoundedPolicy):
 
 
 def _check_number(name: str, value: float, most: float, wanted: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)) or not 0.0 <= value <= most:
         raise RequestError(f"{name} is {value!r}; wanted {wanted}")
 
 

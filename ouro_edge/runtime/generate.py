@@ -6,9 +6,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ouro_edge.errors import ContextOverflowError, RequestError
+import numpy as np
+
+from ouro_edge.errors import Cancelled, ContextOverflowError, RequestError
 from ouro_edge.reference import exit_probabilities
-from ouro_edge.runtime.cancel import Cancel, Cancelled
+from ouro_edge.runtime.cancel import Cancel
 from ouro_edge.runtime.events import Done, Event, StopReason, Timings, Token, Usage
 from ouro_edge.runtime.exits import ExitPolicy
 from ouro_edge.runtime.sampler import Sampler
@@ -52,24 +54,27 @@ def token_budget(prompt: int, max_tokens: int | None, context: int) -> int:
         raise ContextOverflowError(f"the prompt has {prompt} tokens, this model's context is {context}: shorten it")
     if max_tokens is None:
         return room
-    if type(max_tokens) is not int or max_tokens < 1:
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, (int, np.integer)) or max_tokens < 1:
         raise RequestError(f"max_tokens is {max_tokens!r}; wanted a whole number of at least 1")
     if max_tokens > room:
         raise ContextOverflowError(f"{prompt} tokens of prompt and {max_tokens} to generate do not fit this model's "
                                    f"context of {context}: ask for at most {room}")  # fmt: skip
-    return max_tokens
+    return int(max_tokens)
 
 
 def generate_steps(sequence: TokenSequence, request: Request) -> Iterator[Step]:
     """Generate ids after what the sequence holds; its last token must be fresh. Stops are the caller's affair."""
-    sampling = request.sampler.start()
-    seen = set(sequence.tokens)
+    sampling, turn = request.sampler.start(), sequence.turn
+    seen = set(sequence.tokens) if request.sampler.repetition_penalty != 1 else set()
     while True:
+        if sequence.turn != turn:
+            raise RequestError("another generation has used this sequence meanwhile: give each its own")
         thought = sequence.think(request.exit, request.cancel)
         token, logprob = sampling.pick(thought.logits, seen)
         probabilities = exit_probabilities(thought.evidence.gate_logits, sequence.config.loops)[0, : thought.depth]
         yield Step(token, logprob, thought.depth, tuple(probabilities.tolist()))
-        seen.add(token)
+        if seen:
+            seen.add(token)
         sequence.feed([token])
 
 
@@ -109,13 +114,12 @@ def generate_events(
     except Cancelled:
         reason = "cancelled"
     rows, calls = sequence.work.rows - before[0], sequence.work.calls - before[1]
-    positions = len(request.ids) - cached + max(0, len(depths) - 1)
     usage = Usage(
         prompt_tokens=len(request.ids),
         cached_tokens=cached,
         completion_tokens=len(depths),
         loops_run=rows,
-        loops_full=positions * sequence.config.loops,
+        loops_full=rows + sequence.unasked_loops,
         block_calls=calls,
         mean_depth=sum(depths) / len(depths) if depths else 0.0,
     )

@@ -7,7 +7,7 @@ copied per call. Buffers grow by half, one at a time, and each loop's on its own
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -49,16 +49,18 @@ class LoopKV:
     def __init__(self, config: ModelConfig, kv: str = "fp32") -> None:
         self._config, self._kv = config, kv
         self.capacity = 0
-        self.arrays: list[NDArray[Any]] = []  # key of layer 0, value of layer 0, key of layer 1, ...
-        self._values: list[Any] = []  # OrtValues over the same memory
+        # Key of layer 0, value of layer 0, key of layer 1, ...
+        self.arrays: list[NDArray[Any]] = [np.empty(0)] * (2 * config.num_layers)
 
-    def reserve(self, length: int, valid: int) -> bool:
-        """Make room for `length` positions, keeping the first `valid`. True when the buffers are new.
+    def reserve(self, length: int, valid: int, bind: Callable[[str, Any], None]) -> None:
+        """Make room for `length` positions, keeping the first `valid`.
 
-        ContextOverflowError when the machine has no memory for it.
+        Every new buffer is handed to `bind` at once, as ("0.key", OrtValue), ("0.value", ...): with that the old one is
+        free, so that growing needs one buffer more and not twice the cache. ContextOverflowError when the machine has
+        no memory for it.
         """
         if length <= self.capacity:
-            return False
+            return
         capacity = min(max(_FIRST, length, self.capacity + self.capacity // 2), max(length, self._config.max_positions))
         self._check_memory(capacity)
         ort = import_onnxruntime()
@@ -67,20 +69,9 @@ class LoopKV:
             grown = np.empty(shape, _DTYPES[self._kv])
             if valid:
                 grown[:, :, :valid] = self.arrays[i][:, :, :valid]
-            value = ort.OrtValue.ortvalue_from_numpy(grown)
-            if self.capacity:  # replace one by one: the peak is one buffer more, not twice the cache
-                self.arrays[i], self._values[i] = grown, value
-            else:
-                self.arrays.append(grown)
-                self._values.append(value)
+            self.arrays[i] = grown
+            bind(f"{i // 2}.{('key', 'value')[i % 2]}", ort.OrtValue.ortvalue_from_numpy(grown))
         self.capacity = capacity
-        return True
-
-    def bindings(self) -> Iterator[tuple[str, Any]]:
-        """("0.key", OrtValue), ("0.value", OrtValue), ("1.key", ...) in layer order."""
-        for i in range(self._config.num_layers):
-            yield f"{i}.key", self._values[2 * i]
-            yield f"{i}.value", self._values[2 * i + 1]
 
     @property
     def nbytes(self) -> int:

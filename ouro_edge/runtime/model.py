@@ -6,7 +6,6 @@ and block calls take turns.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +20,16 @@ from ouro_edge.errors import BundleError, NoTokenizerError, RequestError, Templa
 from ouro_edge.exit_gate import read_gate
 from ouro_edge.reference import exit_probabilities
 from ouro_edge.runtime.block import Block, Head
+from ouro_edge.runtime.bundle_text import read_json, read_stop_ids, read_template, read_tokenizer
 from ouro_edge.runtime.cancel import Cancel
 from ouro_edge.runtime.events import Event
 from ouro_edge.runtime.exits import Evidence, ExitPolicy, ExitThreshold, FullDepth
 from ouro_edge.runtime.generate import Request, generate_events, token_budget
+from ouro_edge.runtime.generation_config import sampler_settings
 from ouro_edge.runtime.kv_choice import choose_kv
 from ouro_edge.runtime.sampler import Sampler
 from ouro_edge.runtime.sequence import TokenSequence, check_ids
 from ouro_edge.runtime.stopping import StopStrings
-from ouro_edge.runtime.template import ChatTemplate
 from ouro_edge.runtime.tokenizer import Tokenizer
 from ouro_edge.weights import Array
 
@@ -57,9 +57,10 @@ class Model:
         self._block: Block | None = Block(bundle, threads, self.gate, self.kv)
         self._head: Head | None = Head(bundle, threads)
         self._embedding = bundle.embedding()
-        self._tokenizer = _tokenizer(bundle)
-        self._generation = _json_file(bundle, "generation_config.json")
-        self.stop_ids = _stop_ids(bundle, self._generation)
+        self._tokenizer = read_tokenizer(bundle)
+        self._generation = read_json(bundle, "generation_config.json")
+        self._template = read_template(bundle)
+        self.stop_ids = read_stop_ids(bundle, self._generation)
 
     def __enter__(self) -> Self:
         return self
@@ -94,13 +95,17 @@ class Model:
             threshold = self.gate.threshold
         return ExitThreshold(threshold) if self.config.has_gate and threshold < 1.0 else FullDepth()
 
-    def default_sampler(self) -> Sampler:
-        """What generation_config.json asks for; greedy when it does not ask for sampling."""
-        settings = self._generation
-        if not settings.get("do_sample"):
-            return Sampler()
-        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-        return Sampler(**{"temperature": 1.0} | {n: settings[n] for n in names if settings.get(n) is not None})
+    def default_sampler(self, **changes: Any) -> Sampler:
+        """What generation_config.json asks for, with `changes` over it; greedy when it does not ask for sampling.
+
+        BundleError when the file asks for what no sampler can do.
+        """
+        settings = sampler_settings(self._generation)
+        try:
+            return Sampler(**{**settings, **changes})
+        except RequestError as problem:
+            Sampler(**changes)  # the caller's own mistake is reported as such
+            raise BundleError(f"{self.bundle.path / 'generation_config.json'}: {problem}") from None
 
     def generate(
         self,
@@ -120,14 +125,20 @@ class Model:
         `sequence` from `new_sequence`, what it shares with the prompt is not computed again. Arguments are checked at
         once, before the first event is asked for: RequestError and its kinds.
         """
-        ids = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+        self._parts()
+        ids = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else _ids("prompt", prompt))
         check_ids(ids, self.config.vocab_size)
+        _check_kind("exit", exit, ExitPolicy)
+        _check_kind("sampler", sampler, Sampler)
+        _check_kind("cancel", cancel, Cancel)
+        if sequence is not None and sequence.block is not self._block:
+            raise RequestError("this sequence belongs to another model: make one with new_sequence")
         stops = StopStrings(stop)
         if stops and self._tokenizer is None:
             raise NoTokenizerError("stop strings need a tokenizer, which this model lacks: use stop_ids")
         policy = exit or self.default_exit()
         policy.limit(self.config)
-        ends = tuple(self.stop_ids if stop_ids is None else stop_ids)
+        ends = self.stop_ids if stop_ids is None else tuple(_ids("stop_ids", stop_ids))
         check_ids(ends, self.config.vocab_size)
         budget = token_budget(len(ids), max_tokens, self.config.max_positions)
         request = Request(ids, budget, policy, sampler or self.default_sampler(), frozenset(ends), stops, cancel)
@@ -150,12 +161,9 @@ class Model:
 
     def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
         """The prompt text that the model's chat template makes of messages. TemplateError when it has none."""
-        source = self.bundle.text("chat_template.jinja")
-        if source is None:
+        if self._template is None:
             raise TemplateError(f"{self.bundle.path} has no chat template: use generate with a plain prompt (--raw)")
-        special = _json_file(self.bundle, "tokenizer_config.json")
-        tokens = {name: _token_text(special.get(name)) for name in ("bos_token", "eos_token")}
-        return ChatTemplate(source, **tokens).render(messages, **variables)
+        return self._template.render(messages, **variables)
 
     def forward(self, ids: Sequence[int], *, exit: ExitPolicy | None = None, cancel: Cancel | None = None) -> Forward:
         """Logits of every position, each at the depth where the policy stops it.
@@ -221,35 +229,12 @@ def _wants_fitted(gate: str) -> bool:
     return gate == "auto"
 
 
-def _tokenizer(bundle: Bundle) -> Tokenizer | None:
-    text = bundle.text("tokenizer.json")
-    if text is None:
-        return None
-    tokenizer = Tokenizer.from_json(text, name=str(bundle.path / "tokenizer.json"))
-    if tokenizer.vocab_size > bundle.config.vocab_size:
-        raise BundleError(f"{bundle.path / 'tokenizer.json'} has ids up to {tokenizer.vocab_size - 1}, the model's "
-                          f"vocabulary ends at {bundle.config.vocab_size - 1}")  # fmt: skip
-    return tokenizer
+def _ids(name: str, value: Any) -> Iterable[int]:
+    if not isinstance(value, Iterable):
+        raise RequestError(f"{name} is {value!r}; wanted a list of token ids")
+    return value
 
 
-def _json_file(bundle: Bundle, name: str) -> dict[str, Any]:
-    text = bundle.text(name)
-    try:
-        data = json.loads(text) if text else {}
-    except ValueError as problem:
-        raise BundleError(f"{bundle.path / name} is no JSON: {problem}") from None
-    return data if isinstance(data, dict) else {}
-
-
-def _stop_ids(bundle: Bundle, generation: Mapping[str, Any]) -> tuple[int, ...]:
-    """The config's ends and generation_config.json's, which Hugging Face lets be a number or a list."""
-    more = generation.get("eos_token_id")
-    more = more if isinstance(more, list) else [more]
-    ids = {*bundle.config.stop_token_ids, *(i for i in more if type(i) is int)}
-    return tuple(sorted(i for i in ids if 0 <= i < bundle.config.vocab_size))
-
-
-def _token_text(value: Any) -> str:
-    """A special token in tokenizer_config.json is its text, or an object that holds it."""
-    value = value.get("content") if isinstance(value, dict) else value
-    return value if isinstance(value, str) else ""
+def _check_kind(name: str, value: object, kind: type) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise RequestError(f"{name} is {value!r}; wanted {kind.__name__} or None")

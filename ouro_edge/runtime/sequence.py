@@ -71,12 +71,19 @@ class TokenSequence:
         self.tokens: list[int] = []
         self.frontier = [0] * (config.loops + 1)
         self.work = Work()
+        self.block = block
+        self.turn = 0  # counts `resume`: a generation notices when another one has taken over
         self._embedding, self._head = embedding, head
         self._loops = [block.bind(loop) for loop in range(1, config.loops + 1)]
         self._waiting = [Rows(config.hidden_size) for _ in range(config.loops - 1)]  # [r]: input of loop r + 2
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def unasked_loops(self) -> int:
+        """Loops that wait because no token has asked for them, over all positions that have begun."""
+        return sum(self.frontier[1] - at for at in self.frontier[2:])
 
     @property
     def kv_bytes(self) -> int:
@@ -118,6 +125,7 @@ class TokenSequence:
             kept += 1
         kept = min(kept, self.frontier[1])
         check_ids(ids, self.config.vocab_size)
+        self.turn += 1
         self.rewind(kept)
         self.feed(ids[kept:])
         return kept

@@ -29,10 +29,15 @@ def available_threads() -> int:
     return os.cpu_count() or 1
 
 
-def open_session(model: Path, threads: int | None = None) -> Any:
-    """An InferenceSession on the CPU over a graph file. BundleError when onnxruntime refuses it."""
+def check_threads(threads: int | None) -> None:
+    """RequestError unless `threads` is None or a sensible number."""
     if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
         raise RequestError(f"threads is {threads!r}; wanted a whole number from 1 to 1024")
+
+
+def open_session(model: Path, threads: int | None = None) -> Any:
+    """An InferenceSession on the CPU over a graph file. BundleError when onnxruntime refuses it."""
+    check_threads(threads)
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or available_threads()

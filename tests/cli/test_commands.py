@@ -93,7 +93,7 @@ def test_run_without_tokenizer_works_on_ids_and_refuses_text(bundle_of):
     result = ouro("run", bundle_of(), "--ids", "5,17 3", "-n", 4)
     assert len(result.stdout.split()) == 4 and all(part.isdigit() for part in result.stdout.split())
     refused("run", bundle_of(), "-p", "hello", says="no tokenizer.json")
-    refused("chat", bundle_of(), says="no chat template", stdin="hello\n")
+    refused("chat", bundle_of(), says="no tokenizer.json", stdin="hello\n")
 
 
 def test_chat_answers_line_by_line(talker):
@@ -104,6 +104,18 @@ def test_chat_answers_line_by_line(talker):
     assert result.exit_code == 0
     assert first == second and len(result.stdout.splitlines()) == 2
     assert "/nonsense is no command" in result.stderr
+
+
+def test_a_failed_turn_in_a_pipe_is_told_by_the_exit_code(talker):
+    result = ouro("chat", talker, "--ctx", 12, stdin="hello there, how are you today my friend\n")
+    assert result.exit_code == 1 and "/clear starts anew" in result.stderr
+    slash = ouro("chat", talker, "-n", 2, stdin="//etc\n")
+    assert slash.exit_code == 0 and "no command" not in slash.stderr
+
+
+def test_what_nobody_thought_of_is_one_line_too(talker, monkeypatch):
+    monkeypatch.setattr("ouro_edge.runtime.model.Model.render", lambda *a, **k: 1 / 0)
+    refused("run", talker, "-p", "x", says="unexpected ZeroDivisionError")
 
 
 def test_sampling_options_reach_the_sampler(talker):

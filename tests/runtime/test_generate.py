@@ -10,7 +10,14 @@ import pytest
 from models import GOLDEN
 
 import ouro_edge
-from ouro_edge.errors import ContextOverflowError, NoGateError, NoTokenizerError, RequestError, TemplateError
+from ouro_edge.errors import (
+    BundleError,
+    ContextOverflowError,
+    NoGateError,
+    NoTokenizerError,
+    RequestError,
+    TemplateError,
+)
 
 PROMPT = [5, 17, 3]
 
@@ -194,3 +201,76 @@ def test_an_idle_model_burns_no_cpu(model):
 def test_threads_must_be_a_number(bundle_of):
     with pytest.raises(RequestError, match="threads"):
         ouro_edge.load(bundle_of(GOLDEN), threads=0)
+
+
+def test_a_sequence_of_another_model_is_refused(model, checkpoint_of, bundle_of):
+    with ouro_edge.load(bundle_of(checkpoint_of())) as other, pytest.raises(RequestError, match="another model"):
+        other.generate(PROMPT, sequence=model.new_sequence())
+
+
+def test_a_generation_notices_that_its_sequence_was_taken_over(model):
+    sequence = model.new_sequence()
+    first = model.generate(PROMPT, stop_ids=(), sequence=sequence)
+    next(first)
+    list(model.generate([9, 8, 7], max_tokens=2, stop_ids=(), sequence=sequence))
+    with pytest.raises(RequestError, match="another generation"):
+        next(first)
+
+
+def test_loops_saved_are_never_negative(model):
+    sequence = model.new_sequence()
+    *shallow, done = model.generate(
+        PROMPT * 5, max_tokens=3, exit=ouro_edge.FixedDepth(1), stop_ids=(), sequence=sequence
+    )
+    assert (done.usage.loops_run, done.usage.loops_saved) == (17, 17 * 3)
+    history = PROMPT * 5 + [token.id for token in shallow]
+    *_, done = model.generate(history, max_tokens=1, stop_ids=(), sequence=sequence)
+    assert (done.usage.loops_saved, done.usage.loops_run) == (0, 17 * 3 + 4)
+    cancel = ouro_edge.Cancel()
+    cancel.cancel()
+    *_, done = model.generate([4] * 9, cancel=cancel)
+    assert (done.reason, done.usage.loops_run, done.usage.loops_saved) == ("cancelled", 0, 0)
+    with pytest.raises(ouro_edge.Cancelled):
+        model.forward(PROMPT, cancel=cancel)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"prompt": None}, {"exit": 0.7}, {"sampler": {}}, {"stop_ids": 2}, {"cancel": True}, {"max_tokens": True}],
+)
+def test_arguments_of_a_wrong_kind_are_refused(model, arguments):
+    with pytest.raises(RequestError):
+        model.generate(**{"prompt": PROMPT, **arguments})
+
+
+def test_numpy_numbers_are_numbers(model):
+    policy = ouro_edge.ExitThreshold(np.float32(0.5))
+    assert len(list(model.generate(np.array(PROMPT), max_tokens=np.int64(2), exit=policy, stop_ids=()))) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, ouro_edge.Sampler()),
+        (
+            {"do_sample": False, "temperature": 0.6, "repetition_penalty": 1.1},
+            ouro_edge.Sampler(repetition_penalty=1.1),
+        ),
+        ({"do_sample": True}, ouro_edge.Sampler(temperature=1.0)),
+        ({"do_sample": True, "top_k": 50.0, "top_p": 0.7}, ouro_edge.Sampler(temperature=1.0, top_k=50, top_p=0.7)),
+        ({"do_sample": True, "top_k": -1, "top_p": "x"}, ouro_edge.Sampler(temperature=1.0)),
+        ({"do_sample": "false", "temperature": 2}, ouro_edge.Sampler()),
+    ],
+)
+def test_generation_config_is_read_like_hugging_face(model, monkeypatch, settings, wanted):
+    monkeypatch.setattr(model, "_generation", settings)
+    assert model.default_sampler() == wanted
+
+
+def test_a_generation_config_that_makes_no_sense_is_named_and_can_be_overridden(model, monkeypatch):
+    monkeypatch.setattr(model, "_generation", {"do_sample": True, "top_p": 7})
+    with pytest.raises(BundleError, match=r"generation_config\.json.*top_p"):
+        model.default_sampler()
+    assert model.default_sampler(top_p=0.5).top_p == 0.5
+    with pytest.raises(RequestError, match="temperature"):
+        model.default_sampler(temperature=-1)
