@@ -4,9 +4,12 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SMOLLM2 = .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test smollm2 clean
+.PHONY: demo demo-smollm2 test smollm2 clean
 
-demo: $(VENV)/installed $(SMOLLM2)  ## install, export a real model to int4 and ask it something
+demo: $(VENV)/installed  ## install, and ask the built-in model something
+	$(BIN)/ouro-edge run -p "Ada likes Ben. Ben likes Cleo. Ada likes someone who likes who?"
+
+demo-smollm2: $(VENV)/installed $(SMOLLM2)  ## export a real model to int4 and ask it something
 	test -e .cache/smollm2-int4/ouro_edge.json || $(BIN)/ouro-edge export $(SMOLLM2) .cache/smollm2-int4 -p int4 --block-size 32
 	$(BIN)/ouro-edge run .cache/smollm2-int4 -p "What is the capital of France?"
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ouro_edge.config import ModelConfig, read_json_object
+from ouro_edge.config import ModelConfig, check_same, from_hf, read_json_object
 from ouro_edge.errors import BundleError, ConfigError, RequestError
 from ouro_edge.quant import QuantizedTensor, Scheme, dequantize, dequantize_rows
 from ouro_edge.weights import Array, fused_names, tensor_shapes
@@ -33,6 +33,7 @@ HEAD_FILE = "head.onnx"
 DATA_FILE = "model.onnx.data"
 VERSION = 1
 _DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "uint8": np.dtype("u1")}
+_ERRORS = ([float, float, float], [float, float, type(None)])  # types of a tensor's error: the ratio may be infinite
 _HASH_AT_LOAD = 64 << 20  # larger files are hashed by `verify` only: start-up must not read all weights twice
 
 
@@ -100,9 +101,10 @@ class Bundle:
 
     def array(self, stored: StoredArray) -> NDArray[Any]:
         """A read-only memory map of one array."""
-        dtype = _DTYPES[stored.dtype]
-        mapped: NDArray[Any] = np.memmap(self.path / DATA_FILE, dtype, "r", stored.offset, stored.shape)
-        return mapped
+        try:
+            return np.memmap(self.path / DATA_FILE, _DTYPES[stored.dtype], "r", stored.offset, stored.shape)
+        except OSError as problem:
+            raise BundleError(f"{self.path / DATA_FILE} cannot be read: {problem.strerror}") from None
 
     def quantized(self, name: str) -> QuantizedTensor:
         """A quantised tensor over memory maps."""
@@ -129,8 +131,12 @@ class Bundle:
 
     def text(self, name: str) -> str | None:
         """The text of one of the small files, or None when the bundle has none of that name."""
-        file = self.path / name
-        return file.read_text(encoding="utf-8") if name in self.manifest.files else None
+        if name not in self.manifest.files:
+            return None
+        try:
+            return (self.path / name).read_text(encoding="utf-8")
+        except (OSError, ValueError) as problem:
+            raise BundleError(f"{self.path / name} cannot be read as text: {problem}") from None
 
 
 class Embedding:
@@ -146,9 +152,17 @@ class Embedding:
         return np.asarray(self._table[ids], np.float32)
 
 
+def is_bundle(path: Path) -> bool:
+    """Whether a directory has a manifest. BundleError when it may not be looked into."""
+    try:
+        return (path / MANIFEST_FILE).is_file()
+    except OSError as problem:
+        raise BundleError(f"{path / MANIFEST_FILE} cannot be read: {problem.strerror}") from None
+
+
 def open_bundle(path: Path) -> Bundle:
     """Open an exported directory. BundleError in one line when it is incomplete, damaged or of another version."""
-    if not (path / MANIFEST_FILE).is_file():
+    if not is_bundle(path):
         raise BundleError(f"{path} has no {MANIFEST_FILE}: not an exported model; run ouro-edge export first")
     data = read_json_object(path / MANIFEST_FILE, BundleError)
     if data.get("format") != "ouro-edge" or data.get("version") != VERSION:
@@ -164,6 +178,10 @@ def open_bundle(path: Path) -> Bundle:
         if name not in manifest.files:
             raise BundleError(f"{path / MANIFEST_FILE} does not list {name}")
     check_files(path, manifest, _HASH_AT_LOAD)
+    try:
+        check_same(manifest.model, from_hf(read_json_object(path / "config.json", BundleError)))
+    except ConfigError as problem:  # export writes none that is refused
+        raise BundleError(f"{path / 'config.json'}: {problem}; export again") from None
     _check_tensors(path, manifest)
     return Bundle(path, manifest)
 
@@ -172,16 +190,19 @@ def check_files(path: Path, manifest: Manifest, largest: int | None = None) -> N
     """Compare sizes of all files, and SHA-256 of those up to `largest` bytes (None: of all), with the manifest."""
     for name, record in manifest.files.items():
         file = path / name
-        if not file.is_file():
-            raise BundleError(f"{file} is missing: the bundle is incomplete, export again")
-        if (size := file.stat().st_size) != record["size"]:
-            raise BundleError(f"{file} has {size} bytes, the manifest says {record['size']}: export again")
-        if (largest is None or size <= largest) and sha256(file) != record["sha256"]:
-            raise BundleError(f"{file} differs from its checksum: the bundle is damaged, export again")
+        try:
+            if not file.is_file():
+                raise BundleError(f"{file} is missing: the bundle is incomplete, export again")
+            if (size := file.stat().st_size) != record["size"]:
+                raise BundleError(f"{file} has {size} bytes, the manifest says {record['size']}: export again")
+            if (largest is None or size <= largest) and sha256(file) != record["sha256"]:
+                raise BundleError(f"{file} differs from its checksum: the bundle is damaged, export again")
+        except OSError as problem:
+            raise BundleError(f"{file} cannot be read: {problem.strerror}") from None
 
 
 def _check_tensors(path: Path, manifest: Manifest) -> None:
-    """Every tensor that the model needs is there, of the right shape, and inside the data file."""
+    """Every tensor that the model needs is there, and every part of the right type and shape, inside the data file."""
     shapes, size = tensor_shapes(manifest.model), manifest.files[DATA_FILE]["size"]
     for name, parts in fused_names(manifest.model).items():
         tensor = manifest.tensors.get(name)
@@ -189,11 +210,11 @@ def _check_tensors(path: Path, manifest: Manifest) -> None:
         if tensor is None or tensor.shape != shape:
             raise BundleError(f"{path / MANIFEST_FILE} has no {name} of shape {list(shape)}: export again")
     for name, tensor in manifest.tensors.items():
-        wanted = {"values"} if tensor.scheme is None else {"packed", "scales"}
-        if tensor.scheme is not None and not tensor.scheme.symmetric:
-            wanted.add("zero_points")
-        if tensor.parts.keys() != wanted:
-            raise BundleError(f"{path / MANIFEST_FILE} stores {name} as {sorted(tensor.parts)}, not {sorted(wanted)}")
+        if name == "head" and tensor.shape != shapes["embedding"]:
+            raise BundleError(f"{path / MANIFEST_FILE} has a head of shape {list(tensor.shape)}: export again")
+        wanted = tensor.scheme.parts(tensor.shape) if tensor.scheme else {"values": ("float32", tensor.shape)}
+        if (found := {part: (stored.dtype, stored.shape) for part, stored in tensor.parts.items()}) != wanted:
+            raise BundleError(f"{path / MANIFEST_FILE} stores {name} as {found}, not {wanted}: export again")
         if any(part.offset < 0 or part.offset + part.size > size for part in tensor.parts.values()):
             raise BundleError(f"{path / MANIFEST_FILE} puts {name} beyond the end of {DATA_FILE}")
 
@@ -210,19 +231,33 @@ def _tensor_to_dict(tensor: StoredTensor) -> dict[str, Any]:
     return {"shape": list(tensor.shape), "scheme": scheme, "parts": parts, "error": tensor.error}
 
 
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{value!r} is no whole number")
+    return value
+
+
+def _types(record: Mapping[str, Any], *names: str) -> list[type]:
+    return [type(record[name]) for name in names]
+
+
 def _manifest(data: dict[str, Any]) -> Manifest:
     tensors = {}
     for name, entry in data["tensors"].items():
         scheme = None if entry["scheme"] is None else Scheme.from_dict(entry["scheme"])
         parts = {
-            part: StoredArray(int(at["offset"]), str(at["dtype"]), tuple(int(n) for n in at["shape"]))
+            part: StoredArray(_whole(at["offset"]), str(at["dtype"]), tuple(map(_whole, at["shape"])))
             for part, at in entry["parts"].items()
         }
-        if any(part.dtype not in _DTYPES or min(part.shape, default=1) < 1 for part in parts.values()):
-            raise ValueError(f"tensor {name} has an unknown type or an empty shape")
-        tensors[name] = StoredTensor(tuple(int(n) for n in entry["shape"]), scheme, parts, entry["error"])
+        shape = tuple(map(_whole, entry["shape"]))
+        if scheme is not None and len(shape) != 2:
+            raise ValueError(f"tensor {name} is quantised and no matrix")
+        error = entry["error"]
+        if error is not None and _types(error, "max_error", "rms_error", "snr_db") not in _ERRORS:
+            raise ValueError(f"tensor {name} has the error {error!r}")
+        tensors[name] = StoredTensor(shape, scheme, parts, error)
     for name, record in data["files"].items():
-        if Path(name).name != name or type(record["size"]) is not int or type(record["sha256"]) is not str:
+        if Path(name).name != name or not name.isprintable() or _types(record, "size", "sha256") != [int, str]:
             raise ValueError(f"file record {name!r}")
     return Manifest(
         name=str(data["name"]),

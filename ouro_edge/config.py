@@ -19,19 +19,22 @@ from ouro_edge.errors import ConfigError
 _HARMLESS = frozenset(
     "_name_or_path architectures attention_dropout auto_map chunk_size dtype initializer_range layer_types "
     "max_window_layers model_type pretraining_tp sliding_window tokenizer_class torch_dtype transformers_version "
-    "transformers.js_config use_cache bos_token_id eos_token_id pad_token_id unk_token_id quantization_config "
-    "is_llama_config rope_interleaved".split()
+    "transformers.js_config use_cache bos_token_id eos_token_id pad_token_id unk_token_id is_llama_config".split()
 )
 # Fields with the only value that the runtime implements.
 _FIXED: dict[str, Any] = {
     "hidden_act": "silu",
     "rope_scaling": None,
+    "rope_parameters": None,  # an object with the default rope_type is read
+    "rope_interleaved": False,  # another rotary layout
+    "quantization_config": None,
     "use_sliding_window": False,
     "attention_bias": False,
     "mlp_bias": False,
     "early_exit_step": None,
     "use_weighted_exit": False,
 }
+_MODEL_TYPES = ("ouro", "llama")
 _MAX_DIMENSION = 1 << 24  # a lying header must not make us allocate
 _MAX_DEPTH = 4096
 
@@ -69,8 +72,12 @@ class ModelConfig:
                 raise ConfigError(f"{field.name} is {value}; wanted at most {_MAX_DEPTH}")
             if field.type == "bool" and type(value) is not bool:
                 raise ConfigError(f"{field.name} is {value!r}; wanted true or false")
+            if field.type == "int | None" and value is not None and (type(value) is not int or value < 0):
+                raise ConfigError(f"{field.name} is {value!r}; wanted a token id or null")
             if field.type == "float" and type(value) not in (int, float):
                 raise ConfigError(f"{field.name} is {value!r}; wanted a number")
+        if self.model_type not in _MODEL_TYPES:
+            raise ConfigError(f"model_type is {self.model_type!r}; wanted 'ouro' or 'llama'")
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(f"num_attention_heads {self.num_heads} is no multiple of num_key_value_heads "
                               f"{self.num_kv_heads}")  # fmt: skip
@@ -142,7 +149,7 @@ def from_hf(data: dict[str, Any]) -> ModelConfig:
     ConfigError names the field that is missing, unknown or of a value that the runtime does not implement.
     """
     model_type = data.get("model_type")
-    if model_type not in ("ouro", "llama"):
+    if model_type not in _MODEL_TYPES:
         raise ConfigError(f"model_type is {model_type!r}; wanted 'ouro' or 'llama'")
     ouro = model_type == "ouro"
     known = {
@@ -159,16 +166,16 @@ def from_hf(data: dict[str, Any]) -> ModelConfig:
             raise ConfigError(f"config.json has the unknown field {name!r}; remove it if it changes nothing")
         if data[name] != _FIXED[name]:
             raise ConfigError(f"config.json has {name} = {data[name]!r}; only {_FIXED[name]!r} is implemented")
-    if any(kind != "full_attention" for kind in data.get("layer_types") or ()):
-        raise ConfigError(f"config.json has layer_types = {data['layer_types']!r}; only full_attention is implemented")
+    layers = data.get("layer_types")
+    if layers is not None and not (isinstance(layers, list) and all(kind == "full_attention" for kind in layers)):
+        raise ConfigError(f"config.json has layer_types = {layers!r}; only a list of full_attention is implemented")
 
     def need(name: str) -> Any:
         if data.get(name) is None:
             raise ConfigError(f"config.json lacks {name!r}; upstream's defaults differ from its checkpoints, so add it")
         return data[name]
 
-    if data.get("hidden_act", "silu" if not ouro else None) is None:
-        need("hidden_act")
+    need("hidden_act")
     hidden, heads = need("hidden_size"), need("num_attention_heads")
     head_dim = data.get("head_dim")
     if head_dim is None:
@@ -196,6 +203,14 @@ def from_hf(data: dict[str, Any]) -> ModelConfig:
         eos_token_ids=_token_ids(data.get("eos_token_id"), "eos_token_id"),
         pad_token_id=next(iter(_token_ids(data.get("pad_token_id"), "pad_token_id")), None),
     )
+
+
+def check_same(model: ModelConfig, original: ModelConfig) -> None:
+    """ConfigError unless a manifest's model is that of its config.json, where only the gate has no word of its own."""
+    for field in dataclasses.fields(model):
+        said, wanted = getattr(model, field.name), getattr(original, field.name)
+        if field.name != "has_gate" and said != wanted:
+            raise ConfigError(f"{field.name} is {wanted!r}, but {said!r} in the manifest")
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:

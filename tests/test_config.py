@@ -67,6 +67,10 @@ def test_a_missing_field_is_named(name):
         {"early_exit_threshold": 2},
         {"tie_word_embeddings": "no"},
         {"eos_token_id": "2"},
+        {"layer_types": True},
+        {"layer_types": 3},
+        {"rope_interleaved": True},
+        {"quantization_config": {"bits": 4}},
     ],
 )
 def test_a_value_that_is_not_implemented_is_named(change):
@@ -87,6 +91,22 @@ def test_round_trips(model_type):
     config = from_hf(hf_config(model_type=model_type, eos_token_id=[2, 5]))
     assert from_hf(to_hf(config)) == config
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_llama_needs_its_activation_too():
+    with pytest.raises(ConfigError, match="hidden_act"):
+        from_hf(hf_config(model_type="llama", hidden_act=None))
+
+
+def test_rope_parameters_may_be_null():
+    assert from_hf({**hf_config(), "rope_parameters": None}) == from_hf(hf_config())
+
+
+@pytest.mark.parametrize("name", ["bos_token_id", "pad_token_id", "model_type"])
+@pytest.mark.parametrize("value", [{"a": 1}, "x", [1], -1, True])
+def test_ids_and_type_of_a_manifest_are_checked(name, value):
+    with pytest.raises(ConfigError, match=name):
+        ModelConfig.from_dict({**from_hf(hf_config()).to_dict(), name: value})
 
 
 def test_an_unknown_or_missing_field_of_a_manifest_is_named():

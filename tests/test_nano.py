@@ -77,3 +77,10 @@ def test_commands_without_a_model_use_it():
     assert "Ouro-nano" in result.stderr and result.stderr.count("\n") == 1
     chat = CliRunner().invoke(main, ["chat"], input=question["prompt"] + "\n")
     assert chat.stdout.strip() == question["answer"]
+
+
+def test_a_chat_shows_it_the_last_turn_only(nano):
+    """It was trained on single turns."""
+    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "Hello!"}]
+    question = {"role": "user", "content": "What can you do?"}
+    assert nano.render([*turns, question]) == nano.render([question])

@@ -11,10 +11,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 PAD, BOS, EOS = 0, 1, 2
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-# The last message only: the model was trained on single turns, so a chat must not show it the ones before.
+# The last turn only: the model was trained on single turns, so a chat must not show it the ones before.
 CHAT_TEMPLATE = (
-    "{% set message = messages[-1] %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' "
-    "+ '\\n' }}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    "{% set turn = namespace(start=0) %}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{% set turn.start = loop.index0 %}{% endif %}{% endfor %}{% for message in messages[turn.start:] %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
 

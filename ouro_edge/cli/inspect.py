@@ -19,12 +19,12 @@ from ouro_edge.config import ModelConfig
 @click.option("--json", "as_json", is_flag=True, help="Print one object.")
 def command(model: str, revision: str | None, tensors: bool, as_json: bool) -> None:
     """Show what MODEL holds: sizes, loops, exit gate, types, memory for keys and values."""
-    from ouro_edge.bundle import MANIFEST_FILE, open_bundle
-    from ouro_edge.cli.tables import error_table
+    from ouro_edge.bundle import is_bundle, open_bundle
+    from ouro_edge.cli.tables import error_table, printable
     from ouro_edge.hub import resolve
 
     found = resolve(model, revision=revision)
-    if (found.path / MANIFEST_FILE).is_file():
+    if is_bundle(found.path):
         bundle = open_bundle(found.path)
         facts = _bundle_facts(bundle.manifest)
         extra = error_table(bundle.manifest) if tensors else ""
@@ -35,7 +35,7 @@ def command(model: str, revision: str | None, tensors: bool, as_json: bool) -> N
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        click.echo(f"{name.ljust(width)}  {_show(value)}")
+        click.echo(f"{name.ljust(width)}  {printable(_show(value))}")
     if extra:
         click.echo(extra)
 

@@ -24,13 +24,19 @@ def error_table(manifest: Manifest) -> str:
         if tensor.scheme is not None and tensor.error is not None:
             snr = tensor.error["snr_db"]
             rows.append((
-                name, "x".join(map(str, tensor.shape)), f"int{tensor.scheme.bits}/{tensor.scheme.block_size}",
+                printable(name), "x".join(map(str, tensor.shape)),
+                f"int{tensor.scheme.bits}/{tensor.scheme.block_size}",
                 f"{tensor.error['max_error']:.5f}", f"{tensor.error['rms_error']:.6f}",
                 "exact" if snr is None else f"{snr:.1f} dB",
             ))  # fmt: skip
     if not rows:
         return "no tensor is quantised"
     return table(("tensor", "shape", "format", "max error", "RMS error", "SNR"), rows)
+
+
+def printable(text: str) -> str:
+    """The text on one line, control characters escaped: names in files by strangers must not steer a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def file_size(count: float) -> str:

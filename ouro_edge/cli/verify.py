@@ -13,7 +13,7 @@ from ouro_edge.errors import VerificationError
 @click.argument("model")
 @click.option("--against", metavar="CHECKPOINT", help="Also compare every weight with the checkpoint it came from.")
 @click.option("--tokens", type=click.IntRange(1), default=24, show_default=True, help="Length of the random input.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random input.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random input.")
 @click.option("--threads", type=int, help="CPU threads.")
 def command(model: str, against: str | None, tokens: int, seed: int, threads: int | None) -> None:
     """Check MODEL's files and compare it with a plain NumPy reference; fail when it is out of tolerance.

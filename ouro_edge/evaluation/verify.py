@@ -16,13 +16,14 @@ from ouro_edge import reference
 from ouro_edge.bundle import Bundle, check_files, open_bundle
 from ouro_edge.evaluation.stored_weights import StoredWeights
 from ouro_edge.quant import ErrorMeter
-from ouro_edge.runtime.exits import FixedDepth
 from ouro_edge.runtime.model import Model
 from ouro_edge.weights import Array, Weights
 
 # Kernels in float32 differ by summation order; MatMulNBits also rounds activations to int8, block by block.
-# Loops amplify that rounding, a packing error makes outputs unrelated (1.4).
-_ARITHMETIC = {32: 1e-4, 8: 0.15, 4: 0.15}
+# Loops amplify that rounding, most in narrow models; a packing error makes outputs unrelated (1.4). By bits: what each
+# loop may add, and the most.
+_ARITHMETIC = {32: (1e-4, 1e-4), 8: (0.15, 0.5), 4: (0.15, 0.5)}
+_SILENCE = 1e-12  # smaller references count as this: zeros are compared as they are
 # The worst tensor may keep this signal-to-noise ratio in dB; honest rounding of bell-shaped weights gives 18 and 42.
 _FIDELITY = {32: 120.0, 8: 30.0, 4: 10.0}
 _ROWS = 16 << 20  # values compared at a time
@@ -56,26 +57,38 @@ def verify(
     yield from _arithmetic(bundle, tokens, seed, threads, progress)
 
 
+@np.errstate(all="ignore")  # what is not finite fails its check
 def _arithmetic(
     bundle: Bundle, tokens: int, seed: int, threads: int | None, progress: Callable[[str], None] | None
-) -> Iterator[Check]:
-    config = bundle.config
+) -> list[Check]:
+    config, checks = bundle.config, []
     ids = np.random.default_rng(seed).integers(0, config.vocab_size, min(tokens, config.max_positions))
     weights = StoredWeights(bundle)
     if progress:
         progress(f"reference: {config.loops} loops over {config.num_layers} layers in NumPy")
     steps = reference.run(config, weights, ids)
     head = weights["head"]
-    tolerance = _ARITHMETIC[min(_bits(bundle, name) for name in bundle.manifest.tensors)]
-    with Model(bundle, threads=threads) as model:
+    tolerance, most = _ARITHMETIC[min(_bits(bundle, name) for name in bundle.manifest.tensors)]
+    hidden = np.empty((len(ids), config.hidden_size), np.float32)
+    gates = np.empty((len(ids), config.loops))
+
+    def collect(loop: int, start: int, rows: Array, logits: Array) -> None:
+        hidden[start : start + len(rows)] = rows
+        gates[start : start + len(rows), loop - 1] = logits
+
+    with Model(bundle, threads=threads, kv="fp32", gate="original") as model:
+        sequence = model.new_sequence()
+        sequence.feed(ids.tolist())
         for loop in range(1, config.loops + 1):
-            found = model.forward(ids.tolist(), exit=FixedDepth(loop))
+            sequence.advance(loop, sink=collect)
             wanted = steps.hidden[loop - 1] @ head.T
-            yield _limit(f"logits after loop {loop}", _relative(found.logits, wanted), tolerance)
+            found = _relative(model.logits(hidden), wanted)
+            checks.append(_limit(f"logits after loop {loop}", found, min(most, loop * tolerance)))
         if config.has_gate:
+            found_p = reference.exit_probabilities(gates, config.loops)
             wanted_p = reference.exit_probabilities(steps.gate_logits, config.loops)
-            worst = float(np.abs(found.exit_probs - wanted_p).max())
-            yield _limit("exit probabilities (worst)", worst, tolerance)
+            checks.append(_limit("exit probabilities (worst)", float(np.abs(found_p - wanted_p).max()), tolerance))
+    return checks
 
 
 def _fidelity(bundle: Bundle, weights: Weights) -> Iterator[Check]:
@@ -123,4 +136,4 @@ def _limit(name: str, found: float, wanted: float) -> Check:
 
 def _relative(found: Array, wanted: Array) -> float:
     difference = np.sqrt(np.mean(np.square(found - wanted, dtype=np.float64)))
-    return float(difference / np.sqrt(np.mean(np.square(wanted, dtype=np.float64))))
+    return float(difference / np.maximum(np.sqrt(np.mean(np.square(wanted, dtype=np.float64))), _SILENCE))

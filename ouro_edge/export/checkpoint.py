@@ -6,6 +6,8 @@ a .gguf file. Both end as the same `Checkpoint`.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,14 +32,30 @@ class Checkpoint:
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a Hugging Face directory or a .gguf file. CheckpointError or ConfigError in one line when it is neither."""
-    if path.is_dir():
+    if os.path.isdir(path):
         from ouro_edge.export.huggingface import open_directory
 
         return open_directory(path)
-    if path.suffix.lower() == ".gguf" and path.is_file():
+    if not is_present(path):
+        raise CheckpointError(f"{path} does not exist")
+    if path.suffix.lower() == ".gguf":
         from ouro_edge.export.gguf_file import open_gguf
 
         return open_gguf(path)
-    if path.exists():
-        raise CheckpointError(f"{path} is no checkpoint; wanted a directory with config.json or a .gguf file")
-    raise CheckpointError(f"{path} does not exist")
+    raise CheckpointError(f"{path} is no checkpoint; wanted a directory with config.json or a .gguf file")
+
+
+def is_present(file: Path, largest: int | None = None) -> bool:
+    """Whether there is such a file. CheckpointError when it cannot be opened, is a pipe or device, or is too large."""
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{file} is no regular file; put a copy of the file there")
+        file.open("rb").close()
+    except (FileNotFoundError, ValueError):  # ValueError: a name that no file can have
+        return False
+    except OSError as problem:
+        raise CheckpointError(f"{file} cannot be read: {problem.strerror}; change its permissions or name") from None
+    if largest is not None and status.st_size > largest:
+        raise CheckpointError(f"{file} has {status.st_size} bytes; wanted at most {largest}")
+    return True

@@ -1,30 +1,38 @@
 """Turns a checkpoint into a bundle: all or nothing. Knows the readers, the graphs and the layout of a bundle.
 
-Everything is written into a hidden directory beside the destination, the manifest last, and renamed at the end; a
-failed or interrupted export removes it, and a killed one leaves a directory that nothing takes for a model.
+Everything is written into a hidden directory, the manifest last, and renamed at the end. A failed or interrupted
+export removes it; a killed one leaves it, nothing takes it for a model, and the next export after a day removes it.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ouro_edge.bundle import BLOCK_FILES, DATA_FILE, HEAD_FILE, MANIFEST_FILE, Manifest, StoredTensor, sha256
+from ouro_edge.config import read_json_object
 from ouro_edge.errors import ExportError
+from ouro_edge.exit_gate import GATE_FILE
 from ouro_edge.export.checkpoint import Checkpoint
 from ouro_edge.export.data_file import DataFile, store
 from ouro_edge.export.graph import block_graph, head_graph
 from ouro_edge.export.model_card import model_card
+from ouro_edge.kv_ranges import RANGES_FILE, RECORD_FILE
 from ouro_edge.quant import Recipe
 from ouro_edge.version import __version__
 from ouro_edge.weights import fused_names
 
 Progress = Callable[[int, int, str], None]  # weights done, weights in all, name of the tensor at hand
+
+_LATER_FILES = (RECORD_FILE, RANGES_FILE, GATE_FILE)  # measured on a bundle, so not in its manifest
+_STALE = 24 * 3600  # seconds after which a working directory has nobody who works in it
 
 
 def export_bundle(
@@ -40,8 +48,9 @@ def export_bundle(
 
     `source` says where the checkpoint came from (repository, revision). Peak memory is a few times the largest packed
     tensor. Raises ExportError when `out` is taken or cannot be written, CheckpointError when a tensor is damaged.
+    `overwrite` replaces an exported model, with its KV ranges and fitted gate, and deletes nothing else.
     """
-    with _fresh_directory(out, overwrite) as work:
+    with _fresh_directory(out, overwrite, checkpoint.path) as work:
         with DataFile(work / DATA_FILE) as data:
             tensors = _store_all(data, checkpoint, recipe, progress)
             files = {DATA_FILE: data.finish()}
@@ -95,34 +104,90 @@ def _elements(shape: tuple[int, ...]) -> int:
 
 
 @contextmanager
-def _fresh_directory(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A directory beside `out` that becomes `out` when the block ends well, and is gone when it does not."""
-    taken = out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir())))
-    if taken and not overwrite:
-        raise ExportError(f"{out} exists and is not empty; remove it, choose another name or pass --overwrite")
-    if taken and not (out / MANIFEST_FILE).is_file():
-        raise ExportError(f"{out} is no exported model, so it is not overwritten; choose another name")
-    work = out.parent / f".{out.name}.{secrets.token_hex(4)}.partial"
+def _fresh_directory(out: Path, overwrite: bool, source: Path) -> Iterator[Path]:
+    """A directory that becomes `out` when the block ends well; nothing of it is left, nor of new parents, if not.
+
+    It lies beside `out`, or inside where `out` is empty: that may be a mount point, which cannot be renamed.
+    """
+    out = Path(os.path.realpath(out))
     try:
-        work.mkdir(parents=True)
-        yield work
-        _replace(work, out)
+        _remove_stale(out)
+        home = out if _content(out, overwrite, source) == [] else out.parent
+        work = home / f".{out.name}.{secrets.token_hex(4)}.partial"
+        new = [parent for parent in work.parents if not parent.exists()]
+        try:
+            work.mkdir(parents=True)
+            yield work
+            _publish(work, out, overwrite, source)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            with suppress(OSError):  # the first that is not empty keeps those above it
+                for parent in new:
+                    parent.rmdir()
     except OSError as problem:
-        raise ExportError(f"{out} cannot be written: {problem}; nothing was kept") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        raise ExportError(f"{out} cannot be written: {problem.strerror or problem}; nothing was kept") from None
 
 
-def _replace(work: Path, out: Path) -> None:
-    """Move `work` to `out`; what was there before is deleted only when its successor is in place."""
-    old = work.with_suffix(".old")
-    had = out.exists()
-    if had:
-        os.rename(out, old)
+def _content(out: Path, overwrite: bool, source: Path) -> list[str] | None:
+    """The names in `out`, None when it is not there. ExportError when it holds what must not be deleted."""
     try:
-        os.rename(work, out)
-    except OSError:
-        if had:
+        names = sorted(os.listdir(out))
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        raise ExportError(f"{out} exists as a file or lies below one; choose another name") from None
+    if not names:
+        return names
+    if not overwrite:
+        raise ExportError(f"{out} exists and is not empty; remove it, choose another name or pass --overwrite")
+    if not (out / MANIFEST_FILE).is_file():
+        raise ExportError(f"{out} is no exported model, so it is not overwritten; choose another name")
+    if source.resolve().is_relative_to(out):
+        raise ExportError(f"{source} lies in {out}, which --overwrite would delete; choose another name")
+    listed = read_json_object(out / MANIFEST_FILE, ExportError).get("files")
+    ours = {MANIFEST_FILE, *_LATER_FILES, *(listed if isinstance(listed, dict) else ())}
+    if strange := [name for name in names if name not in ours]:
+        raise ExportError(f"{out} holds {strange[0]!r}, which is no part of the model there: move it or choose "
+                          "another name")  # fmt: skip
+    return names
+
+
+def _remove_stale(out: Path) -> None:
+    """Remove what exports to `out` left when they were killed, a day ago or longer."""
+    name = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{8}}\.partial")
+    for home in (out.parent, out):
+        with suppress(OSError):  # not there, or not ours to read
+            for entry in list(os.scandir(home)):
+                if name.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < time.time() - _STALE:
+                    shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _publish(work: Path, out: Path, overwrite: bool, source: Path) -> None:
+    """Move `work` to `out`; what was there before is deleted only when its successor is in place."""
+    if work.parent == out:
+        _move_up(work, out)
+    elif _content(out, overwrite, source):  # looked at again: minutes have passed
+        old = work.with_suffix(".old")
+        os.rename(out, old)
+        try:
+            os.rename(work, out)
+        except OSError:
             os.rename(old, out)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.rename(work, out)
+
+
+def _move_up(work: Path, out: Path) -> None:
+    """Move the files of `work` into `out` around it, the manifest last."""
+    if strange := sorted(set(os.listdir(out)) - {work.name}):
+        raise ExportError(f"{out} was empty and now holds {strange[0]!r}; choose another name, nothing was kept")
+    names = sorted(os.listdir(work), key=lambda name: name == MANIFEST_FILE)
+    try:
+        for name in names:
+            os.rename(work / name, out / name)
+    except BaseException:
+        for name in names:
+            (out / name).unlink(missing_ok=True)
         raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -112,6 +112,11 @@ def _byte_level_bpe(metadata: Metadata, tokens: list[str]) -> Json:
     merges = [line.split(" ") for line in lines]
     if wrong := [line for line, pair in zip(lines, merges, strict=True) if len(pair) != 2 or "" in pair]:
         raise CheckpointError(f"tokenizer.ggml.merges has {wrong[0][:40]!r}; wanted two tokens with a space between")
+    vocabulary = set(tokens)
+    if wrong := [line for line, pair in zip(lines, merges, strict=True) if not vocabulary >= {*pair, "".join(pair)}]:
+        raise CheckpointError(
+            f"tokenizer.ggml.merges has {wrong[0][:40]!r}, whose parts or whole are no tokens; damaged"
+        )
     known: Json = {"normalizer": None, "ignore_merges": False, "add_bos": False} | _PRE[pre]
     return {
         "normalizer": known["normalizer"],

@@ -14,7 +14,7 @@ import numpy as np
 
 from ouro_edge.config import from_hf, read_json_object
 from ouro_edge.errors import CheckpointError
-from ouro_edge.export.checkpoint import Checkpoint
+from ouro_edge.export.checkpoint import Checkpoint, is_present
 from ouro_edge.weights import Array, TensorReader, Weights
 
 _TEXT_FILES = (
@@ -61,6 +61,7 @@ _IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 def open_directory(path: Path) -> Checkpoint:
     """Open a checkpoint directory. ConfigError or CheckpointError names what is missing, extra or damaged."""
+    is_present(path / "config.json", _MAX_TEXT_FILE)  # that it is missing, the next line says
     config = from_hf(read_json_object(path / "config.json"))
     readers: dict[str, TensorReader] = {}
     types: Counter[str] = Counter()
@@ -104,8 +105,8 @@ class SafetensorsReader:
 def _weight_files(path: Path) -> dict[Path, list[str] | None]:
     """File -> the tensor names that the index puts there, or None for a single file without an index."""
     single, index = path / "model.safetensors", path / _INDEX
-    if not index.exists():
-        if not single.exists():
+    if not is_present(index, _MAX_TEXT_FILE):
+        if not is_present(single):
             raise CheckpointError(f"{path} has neither model.safetensors nor {_INDEX}; other formats are not read")
         return {single: None}
     weight_map = read_json_object(index, CheckpointError).get("weight_map")
@@ -113,8 +114,8 @@ def _weight_files(path: Path) -> dict[Path, list[str] | None]:
         raise CheckpointError(f"{index} has no weight_map of tensor name to file name")
     files: dict[Path, list[str] | None] = {}
     for name, file in weight_map.items():
-        if file in ("", ".", "..") or re.search(r"[/\\:\0]", file):
-            raise CheckpointError(f"{index} puts {name} in {file!r}; only files beside the index are read")
+        if file in ("", ".", "..") or re.search(r"[/\\:\x00-\x1f\x7f\ud800-\udfff]", file):
+            raise CheckpointError(f"{index} puts {name!r} in {file!r}; only files beside the index are read")
         names = files.setdefault(path / file, [])
         assert names is not None
         names.append(name)
@@ -138,12 +139,12 @@ def _open_file(file: Path, wanted: list[str] | None) -> dict[str, SafetensorsRea
 def _safe_open(file: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
+    if not is_present(file):
+        raise CheckpointError(f"{file} is missing")
     try:
         import ml_dtypes  # noqa: F401  (safetensors needs its bfloat16)
 
         return safe_open(file, framework="np")
-    except FileNotFoundError:
-        raise CheckpointError(f"{file} is missing") from None
     except (SafetensorError, OSError) as problem:
         raise CheckpointError(f"{file} is no intact safetensors file: {problem}") from None
 
@@ -151,13 +152,17 @@ def _safe_open(file: Path) -> Any:
 def _text_files(path: Path) -> dict[str, bytes]:
     files = {}
     for name in _TEXT_FILES:
-        file = path / name
-        if file.is_file():
-            if file.stat().st_size > _MAX_TEXT_FILE:
-                raise CheckpointError(f"{file} has {file.stat().st_size} bytes; wanted at most {_MAX_TEXT_FILE}")
-            files[name] = file.read_bytes()
+        if is_present(path / name, _MAX_TEXT_FILE):
+            files[name] = (path / name).read_bytes()
     if "chat_template.jinja" not in files and "tokenizer_config.json" in files:
         template = read_json_object(path / "tokenizer_config.json", CheckpointError).get("chat_template")
+        if isinstance(template, list):  # several, each with a name
+            named = (t for t in template if isinstance(t, dict) and t.get("name") == "default")
+            template = next(named, {}).get("template")
         if isinstance(template, str):
-            files["chat_template.jinja"] = template.encode()
+            try:
+                files["chat_template.jinja"] = template.encode()
+            except UnicodeEncodeError as problem:
+                raise CheckpointError(f"{path / 'tokenizer_config.json'}: chat_template is no Unicode text: {problem}; "
+                                      "fetch it again") from None  # fmt: skip
     return files

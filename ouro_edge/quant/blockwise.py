@@ -39,19 +39,12 @@ class QuantizedTensor:
     zero_points: Bytes | None  # [N, ceil(blocks * bits / 8)], None when symmetric: then it is 2**(bits-1)
 
     def __post_init__(self) -> None:
-        rows, width = self.shape
-        bits, blocks = self.scheme.bits, self.scheme.blocks(width)
-        _check("packed", self.packed, (rows, blocks, self.scheme.block_size * bits // 8), np.uint8)
-        _check("scales", self.scales, (rows, blocks), np.float32)
         if (self.zero_points is None) != self.scheme.symmetric:
             raise BundleError("zero points belong to asymmetric schemes, and to them only; export the model again")
-        if self.zero_points is not None:
-            _check("zero_points", self.zero_points, (rows, -(-blocks * bits // 8)), np.uint8)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        return self.packed.nbytes + self.scales.nbytes + (0 if self.zero_points is None else self.zero_points.nbytes)
+        for name, (dtype, shape) in self.scheme.parts(self.shape).items():
+            array = getattr(self, name)
+            if array.shape != shape or array.dtype != dtype:
+                raise BundleError(f"{name} is {array.dtype} {list(array.shape)}; wanted {dtype} {list(shape)}")
 
 
 def quantize(values: Array, scheme: Scheme, *, threads: int | None = None) -> QuantizedTensor:
@@ -171,8 +164,3 @@ def _rectangles(rows: int, blocks: int, most: int) -> Iterator[tuple[int, int, i
 def _cpus() -> int:
     affinity = getattr(os, "sched_getaffinity", None)  # Linux: what the container allows, not what the machine has
     return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _check(name: str, array: NDArray[np.generic], shape: tuple[int, ...], dtype: type[np.generic]) -> None:
-    if array.shape != shape or array.dtype != dtype:
-        raise BundleError(f"{name} is {array.dtype} {list(array.shape)}; wanted {np.dtype(dtype)} {list(shape)}")

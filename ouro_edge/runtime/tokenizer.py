@@ -57,8 +57,8 @@ class Tokenizer:
 
         try:
             return cls(tokenizers.Tokenizer.from_str(text))
-        except Exception as problem:  # the library raises no other
-            raise BundleError(f"{name} is no tokenizer that can be read: {_line(problem)}; fetch it again") from None
+        except BaseException as problem:
+            raise BundleError(f"{name} is no tokenizer that can be read: {_failure(problem)}; fetch it again") from None
 
     @cached_property
     def vocab_size(self) -> int:
@@ -77,9 +77,9 @@ class Tokenizer:
             raise RequestError(f"cannot encode {type(text).__name__}; wanted text")
         try:
             ids = (self._library if special else self._literal).encode(text, add_special_tokens=False).ids
-        except Exception as problem:  # the same; a lone surrogate, for one
+        except BaseException as problem:  # a lone surrogate, for one
             raise RequestError(
-                f"text cannot be encoded: {_line(problem)}; remove characters that are not Unicode"
+                f"text cannot be encoded: {_failure(problem)}; remove characters that are not Unicode"
             ) from None
         if not special:
             for i in ids:
@@ -156,7 +156,10 @@ class TextStream:
         """The rest: U+FFFD for a character that stayed incomplete."""
         if self._held:
             held, self._held = self._held, []
-            return self._tokenizer._library.decode(held, skip_special_tokens=self._skip_special)
+            try:
+                return self._tokenizer._library.decode(held, skip_special_tokens=self._skip_special)
+            except BaseException as problem:
+                raise BundleError(f"tokenizer.json cannot decode: {_failure(problem)}; fetch it again") from None
         return self._stripped(self._utf8.decode(b"", final=True))
 
     def _stripped(self, text: str) -> str:
@@ -227,5 +230,12 @@ def _byte_of() -> dict[str, int]:
 _BYTE_OF = _byte_of()
 
 
-def _line(problem: Exception) -> str:
+def _failure(problem: BaseException) -> str:
+    """The library's error in one line. Its panics are no Exceptions; whatever else is none (Ctrl-C) goes on."""
+    if not isinstance(problem, Exception) and type(problem).__name__ != "PanicException":
+        raise problem
+    return _line(problem)
+
+
+def _line(problem: BaseException) -> str:
     return " ".join(str(problem).split())[:300]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -72,6 +74,57 @@ def test_a_chat_template_inside_tokenizer_config_is_found(tmp_path):
     path = write_checkpoint(tmp_path / "model")
     (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
     assert open_checkpoint(path).files["chat_template.jinja"] == b"{{ messages }}"
+
+
+def test_the_default_of_several_chat_templates_is_taken(tmp_path):
+    path = write_checkpoint(tmp_path / "model")
+    templates = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "{{ messages }}"}]
+    (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
+    assert open_checkpoint(path).files["chat_template.jinja"] == b"{{ messages }}"
+
+
+def test_a_chat_template_that_is_no_unicode_is_refused(tmp_path):
+    path = write_checkpoint(tmp_path / "model")
+    (path / "tokenizer_config.json").write_text('{"chat_template": "\\ud800"}')
+    with pytest.raises(CheckpointError, match="chat_template is no Unicode text"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+def test_an_unreadable_file_is_not_called_missing(tmp_path, monkeypatch, name):
+    path = write_checkpoint(tmp_path / "model")
+    (path / name).touch()
+    plain = Path.open
+
+    def refuse(self, *args, **options):
+        if self.name == name:
+            raise PermissionError(13, "Permission denied", str(self))
+        return plain(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CheckpointError, match=rf"{name} cannot be read: Permission denied; change"):
+        open_checkpoint(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are POSIX")
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_pipe_is_not_opened(tmp_path, name):
+    path = write_checkpoint(tmp_path / "model")
+    (path / name).unlink(missing_ok=True)
+    os.mkfifo(path / name)
+    with pytest.raises(CheckpointError, match=f"{name} is no regular file"):
+        open_checkpoint(path)
+    with pytest.raises(CheckpointError, match=f"{name} is no regular file"):
+        open_checkpoint(path / name)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_a_huge_text_file_is_not_read(tmp_path, name):
+    path = write_checkpoint(tmp_path / "model")
+    with (path / name).open("wb") as file:
+        file.truncate((64 << 20) + 1)
+    with pytest.raises(CheckpointError, match=f"{name} has 67108865 bytes; wanted at most"):
+        open_checkpoint(path)
 
 
 def test_pickles_are_never_opened(tmp_path):
@@ -144,6 +197,9 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, damage):
         ({"model.norm.weight": "/etc/passwd"}, "only files beside"),
         ({"model.norm.weight": "a\\b.safetensors"}, "only files beside"),
         ({"model.norm.weight": "C:x.safetensors"}, "only files beside"),
+        ({"model.norm.weight": "\ud800"}, r"'\\ud800'; only files beside"),
+        ({"model.norm.weight": "a\n\x1b[31m"}, r"'a\\n\\x1b\[31m'; only files beside"),
+        ({"model.norm.weight": "x" * 300}, "cannot be read: File name too long|disagree|missing"),
         ({"model.norm.weight": ""}, "only files beside"),
         ({"model.norm.weight": "absent.safetensors"}, "disagree|missing"),
         ({"model.other.weight": "model-00001-of-00003.safetensors"}, "disagree"),

@@ -308,6 +308,27 @@ def test_damaged_files_are_refused_in_one_line(text: str, tmp_path: Path) -> Non
     assert "\n" not in str(caught.value)
 
 
+def hostile(normalizer: dict[str, Any]) -> str:
+    return json.dumps(json.loads(byte_level().to_str()) | {"normalizer": normalizer})
+
+
+def test_panics_of_the_library_are_refused_in_one_line() -> None:
+    with pytest.raises(BundleError, match=r"tokenizer\.json is no tokenizer"):
+        Tokenizer.from_json(hostile({"type": "Precompiled", "precompiled_charsmap": "AAAA"}))
+    tokenizer = Tokenizer.from_json(hostile({"type": "Replace", "pattern": {"String": ""}, "content": "x"}))
+    with pytest.raises(RequestError, match="cannot be encoded"):
+        tokenizer.encode("abc")
+
+
+def test_an_interrupt_is_no_damaged_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tokenizer, "__init__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Tokenizer.from_json(byte_level().to_str())
+
+
 def test_files_are_read_and_missing_ones_named(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     with pytest.raises(BundleError, match="is missing"):

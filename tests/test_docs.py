@@ -1,0 +1,71 @@
+"""README's examples are run, not trusted: on Ouro-nano in the place of the large model."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ouro_edge.cli import main
+from ouro_edge.loading import default_model
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+CHECKPOINT = str(ROOT / "training" / "Ouro-nano")
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """An empty directory to work in, with some text for fit-gate."""
+    monkeypatch.chdir(tmp_path)
+    lines = (ROOT / "benchmarks" / "nano" / "questions.validation.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "text.jsonl").write_text("".join(lines[::4]))
+    return tmp_path
+
+
+def ouro(line: str) -> str:
+    arguments = [a.replace("ByteDance/Ouro-1.4B-Thinking", CHECKPOINT) for a in shlex.split(line, comments=True)]
+    result = CliRunner().invoke(main, arguments, input="hello\n")
+    assert result.exit_code == 0, (line, result.output)
+    return result.stdout
+
+
+def test_console_examples_and_python(desk):
+    commands = re.findall(r"^\$ ouro-edge (.+)$", README, re.M) + re.findall(r"`ouro-edge (fit-gate [^`]+)`", README)
+    assert len(commands) >= 8
+    for line in commands:
+        ouro(line)
+    assert (desk / "depth.html").stat().st_size > 1000
+    assert (desk / "ouro-int4" / "exit_gate.json").is_file()
+    [code] = re.findall(r"```python\n(.+?)```", README, re.S)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_the_first_command_answers_as_shown():
+    [(question, answer)] = re.findall(r"\n    (Ada likes .+\?)\n    (\w+)\n", README)
+    assert question in (ROOT / "Makefile").read_text()
+    assert ouro(f'run -p "{question}"').strip() == answer
+
+
+def test_the_trace_shown_is_the_trace_made():
+    [line] = re.findall(r"^\$ ouro-edge (trace -p .+)$", README, re.M)
+    shown = re.search(r"^('\w+') +(\d) ", README, re.M)
+    made = ouro(line).splitlines()[1].split()
+    assert shown is not None and made[:2] == [shown[1], shown[2]]
+
+
+def test_documents_link_to_what_exists():
+    for name in ("README.md", "docs/ouro-nano.md", "training/README.md"):
+        text = (ROOT / name).read_text()
+        for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert ((ROOT / name).parent / link).exists(), (name, link)
+
+
+def test_the_model_in_the_box_is_the_checkpoint_in_the_repository():
+    bundled = default_model()
+    assert bundled is not None
+    assert (bundled / "config.json").read_bytes() == (ROOT / "training" / "Ouro-nano" / "config.json").read_bytes()
+    assert "FAILED" not in ouro(f"verify {bundled} --against {CHECKPOINT}")
