@@ -11,6 +11,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from ouro_edge.errors import ConfigError
@@ -37,6 +38,7 @@ _FIXED: dict[str, Any] = {
 _MODEL_TYPES = ("ouro", "llama")
 _MAX_DIMENSION = 1 << 24  # a lying header must not make us allocate
 _MAX_DEPTH = 4096
+_MAX_JSON = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +135,9 @@ def _token_ids(value: Any, name: str) -> tuple[int, ...]:
 def read_json_object(path: Path, error: type[Exception] = ConfigError) -> dict[str, Any]:
     """The JSON object in a file; `error` with one line when it is absent, not UTF-8, not JSON or no object."""
     try:
+        status = path.stat()
+        if not S_ISREG(status.st_mode) or status.st_size > _MAX_JSON:  # a pipe would hang us, a device fill the memory
+            raise error(f"{path} is no file of at most {_MAX_JSON >> 20} MiB")
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise error(f"{path} is missing") from None

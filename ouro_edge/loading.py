@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ouro_edge.bundle import MANIFEST_FILE, VERSION
+from ouro_edge.bundle import MANIFEST_FILE, VERSION, open_bundle
 from ouro_edge.errors import BundleError, RequestError
 from ouro_edge.hub import Resolved, resolve
 
@@ -58,7 +59,10 @@ def exported(found: Resolved, progress: Progress | None = None) -> Path:
     from ouro_edge.quant import preset
 
     out = cache_directory() / _key(found)
-    if not (out / MANIFEST_FILE).is_file():
+    try:
+        open_bundle(out)
+    except BundleError:
+        shutil.rmtree(out, ignore_errors=True)  # absent or damaged: it is ours to make anew
         export_to(found, out, preset("int4"), progress=progress)
     return out
 
@@ -78,7 +82,6 @@ def export_to(
     """
     from dataclasses import replace
 
-    from ouro_edge.bundle import open_bundle
     from ouro_edge.evaluation.calibrate import calibrate
     from ouro_edge.export.checkpoint import open_checkpoint
     from ouro_edge.export.exporter import export_bundle

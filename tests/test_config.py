@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from models import GOLDEN, hf_config
@@ -128,3 +129,13 @@ def test_a_file_that_is_no_json_object_is_named(tmp_path, text):
 
 def test_the_golden_config_is_read():
     assert from_hf(read_json_object(GOLDEN / "config.json")).loops == 4
+
+
+def test_a_pipe_or_a_huge_file_is_refused_without_reading(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="no file of at most"):
+        read_json_object(tmp_path / "pipe")
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ConfigError, match="no file of at most"):
+        read_json_object(tmp_path / "huge")

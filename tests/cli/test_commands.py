@@ -208,6 +208,8 @@ def test_a_checkpoint_can_be_run_directly_and_is_converted_once(talker, tmp_path
     before = (made / "ouro_edge.json").stat().st_mtime_ns
     assert ouro("run", checkpoint, "-p", "hello", "-n", 2).exit_code == 0
     assert (made / "ouro_edge.json").stat().st_mtime_ns == before
+    (made / "head.onnx").unlink()
+    assert ouro("run", checkpoint, "-p", "hello", "-n", 2).exit_code == 0  # a damaged conversion is made anew
 
 
 @pytest.mark.parametrize(
