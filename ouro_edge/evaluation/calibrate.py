@@ -16,10 +16,11 @@ from ouro_edge.errors import RequestError
 from ouro_edge.kv_ranges import ranges_shape, write_ranges
 from ouro_edge.runtime.exits import FullDepth
 from ouro_edge.runtime.model import Model
+from ouro_edge.runtime.sequence import TokenSequence
 from ouro_edge.weights import Array
 
 _TOKENS = 512  # enough for stable maxima, a minute or two for 1.4B parameters on two cores
-_STEP = 64
+_WINDOW = 64  # tokens that see each other: the float cache of more would take more memory than the model
 
 
 def calibrate(
@@ -32,22 +33,29 @@ def calibrate(
     """
     with Model(bundle, threads=threads, kv="fp32") as model:
         ids = _ids(model, text, tokens)
-        sequence = model.new_sequence()
-        for start in range(0, len(ids), _STEP):
+        ranges = np.zeros(ranges_shape(bundle.config), np.float32)
+        for start in range(0, len(ids), _WINDOW):
             if progress:
                 progress(start, len(ids), "tokens")
-            sequence.feed(ids[start : start + _STEP])
+            sequence = model.new_sequence()
+            sequence.feed(ids[start : start + _WINDOW])
             sequence.think(FullDepth())
-        ranges = np.zeros(ranges_shape(bundle.config), np.float32)
-        for loop in range(1, bundle.config.loops + 1):
-            arrays = sequence.kv_of(loop).arrays
-            for i in range(bundle.config.num_layers):
-                ranges[loop - 1, i, 0] = _pair_reach(arrays[2 * i][0, :, : len(ids)])
-                ranges[loop - 1, i, 1] = np.abs(arrays[2 * i + 1][0, :, : len(ids)]).max(axis=1)
+            np.maximum(ranges, _reach(sequence), out=ranges)
     write_ranges(bundle, ranges, {"tokens": len(ids), "text": "built-in" if text is None else "given"})
     if progress:
         progress(len(ids), len(ids), "")
     return len(ids)
+
+
+def _reach(sequence: TokenSequence) -> Array:
+    """Ranges [R, L, 2, KV, D] over all positions of a sequence at full depth."""
+    ranges = np.zeros(ranges_shape(sequence.config), np.float32)
+    for loop in range(1, sequence.config.loops + 1):
+        arrays = sequence.kv_of(loop).arrays
+        for i in range(sequence.config.num_layers):
+            ranges[loop - 1, i, 0] = _pair_reach(arrays[2 * i][0, :, : len(sequence)])
+            ranges[loop - 1, i, 1] = np.abs(arrays[2 * i + 1][0, :, : len(sequence)]).max(axis=1)
+    return ranges
 
 
 def built_in_text() -> str:

@@ -44,7 +44,6 @@ def open_session(model: Path, threads: int | None = None) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only; they are raised as well
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.add_session_config_entry("session.prepack.enable_parallel", "1")
     try:
         return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except Exception as problem:  # onnxruntime's errors share no public base class
