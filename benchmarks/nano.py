@@ -85,7 +85,7 @@ def depth_table(runs: list[list[Answer]]) -> str:
             ("all", "all"),
         ):
             groups[key].append(i)
-    head = "| family | hops | questions | " + " | ".join(f"{r + 1} loops" for r in loops) + " |"
+    head = "| family | hops | questions | " + " | ".join(f"{r + 1} loop{'s' * (r > 0)}" for r in loops) + " |"
     lines = [head, "| --- " * (3 + len(runs)) + "|"]
     for (family, hops), rows in sorted(groups.items(), key=lambda item: (item[0][0] == "all", item[0])):
         cells = [f"{accuracy(runs[r][i] for i in rows):.1%}" for r in loops]
