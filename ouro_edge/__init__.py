@@ -41,10 +41,14 @@ if TYPE_CHECKING:
         FullDepth,
         LowEntropy,
         StateChange,
+        WeightedExit,
     )
+    from ouro_edge.runtime.loop_budget import LoopBudget
     from ouro_edge.runtime.model import Forward, Model
+    from ouro_edge.runtime.prefix_cache import PrefixCache
     from ouro_edge.runtime.sampler import Sampler
     from ouro_edge.runtime.sequence import TokenSequence
+    from ouro_edge.runtime.state_file import load_sequence, save_sequence
     from ouro_edge.runtime.tokenizer import Tokenizer
 
 _HOMES = {
@@ -58,11 +62,14 @@ _HOMES = {
     "runtime.events": ("Done", "Event", "Timings", "Token", "Usage"),
     "runtime.exits": (
         "Agreement", "Confidence", "ExitPolicy", "ExitThreshold", "FixedDepth", "FullDepth", "LowEntropy",
-        "StateChange",
+        "StateChange", "WeightedExit",
     ),
+    "runtime.loop_budget": ("LoopBudget",),
     "runtime.model": ("Forward", "Model"),
+    "runtime.prefix_cache": ("PrefixCache",),
     "runtime.sampler": ("Sampler",),
     "runtime.sequence": ("TokenSequence",),
+    "runtime.state_file": ("load_sequence", "save_sequence"),
     "runtime.tokenizer": ("Tokenizer",),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -85,12 +92,14 @@ __all__ = [
     "Forward",
     "FullDepth",
     "HubError",
+    "LoopBudget",
     "LowEntropy",
     "Model",
     "ModelConfig",
     "NoGateError",
     "NoTokenizerError",
     "OuroEdgeError",
+    "PrefixCache",
     "RequestError",
     "Sampler",
     "StateChange",
@@ -101,8 +110,11 @@ __all__ = [
     "Tokenizer",
     "Usage",
     "VerificationError",
+    "WeightedExit",
     "__version__",
     "load",
+    "load_sequence",
+    "save_sequence",
 ]
 
 

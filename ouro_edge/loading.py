@@ -28,6 +28,7 @@ def load(
     *,
     threads: int | None = None,
     kv: str = "auto",
+    kv_share: str = "none",
     context: int | None = None,
     gate: str = "auto",
     progress: Progress | None = None,
@@ -36,9 +37,9 @@ def load(
 
     `threads` defaults to the CPUs that this process may use. What is no bundle yet is exported to int4 into the cache
     first, which takes a minute for 1.4B parameters; `progress` hears of it. `kv` is the type of the cache:
-    fp32, int8, int4, or auto, which takes int8 where float32 would fill the memory. `context` caps the positions below
-    the model's own. `gate="original"` ignores a gate that was
-    fitted to the bundle later. Raises OuroEdgeError's kinds.
+    fp32, int8, int4, or auto, which takes int8 where float32 would fill the memory. `kv_share="last"` keeps
+    one cache for all loops: a quarter of the memory, and no longer exact. `context` caps the positions below
+    the model's own. `gate="original"` ignores a gate that was fitted to the bundle later. Raises OuroEdgeError's kinds.
     """
     from ouro_edge.runtime.model import load as load_bundle
     from ouro_edge.runtime.session import check_threads
@@ -51,7 +52,7 @@ def load(
     path = found.path
     if not (path / MANIFEST_FILE).is_file():
         path = exported(found, progress)
-    return load_bundle(path, threads=threads, kv=kv, context=context, gate=gate)
+    return load_bundle(path, threads=threads, kv=kv, kv_share=kv_share, context=context, gate=gate)
 
 
 def exported(found: Resolved, progress: Progress | None = None) -> Path:

@@ -34,13 +34,14 @@ def command(
     think: bool | None,
     threads: int | None,
     kv: str,
+    kv_share: str,
     context: int | None,
     **settings: Any,
 ) -> None:
     """Talk with MODEL. Ctrl-C stops an answer, Ctrl-D ends the conversation."""
     if sys.stdin is None:
         raise RequestError("standard input is closed: chat needs one, run -p does not")
-    with open_model(model, threads=threads, kv=kv, context=context) as loaded:
+    with open_model(model, threads=threads, kv=kv, kv_share=kv_share, context=context) as loaded:
         arguments = generation_arguments(loaded, **settings)
         start: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
         template = {} if think is None else {"enable_thinking": think}

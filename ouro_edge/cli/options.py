@@ -24,7 +24,10 @@ _GENERATION = (
                  help="Stop looping when the exit gate's cumulative probability reaches Q (0 to 1). "
                       "Default: the model's own."),
     click.option("--exit", "rule", metavar="RULE",
-                 help="Another rule to stop looping: agreement, confidence:P, entropy:NATS or change:SHARE."),
+                 help="Another rule to stop looping: agreement, confidence:P, entropy:NATS, change:SHARE, or weighted "
+                      "(all loops, averaged by the gate)."),
+    click.option("--loop-budget", type=float, metavar="MEAN",
+                 help="At most this many loops a token on average over an answer; with any rule above."),
     click.option("--loops", type=int, metavar="N", help="Use exactly N loops for every token."),
     click.option("--temp", "temperature", type=float,
                  help="Temperature; 0 is greedy. Default: 0 for run, the model's own for chat."),
@@ -38,6 +41,8 @@ _GENERATION = (
     click.option("-n", "--max-tokens", type=int, help="At most this many tokens. Default: what the context holds."),
     click.option("--kv", default="auto", show_default=True, metavar="auto|fp32|int8|int4",
                  help="Type of the KV cache. auto: int8 where float32 would fill the memory."),
+    click.option("--kv-share", default="none", show_default=True, metavar="none|last",
+                 help="last: all loops share one KV cache. A quarter of the memory; answers may change."),
     click.option("--ctx", "context", type=int, help="At most this many positions. Default: the model's own."),
     click.option("--threads", type=int, help="CPU threads. Default: the CPUs that this process may use."),
 )  # fmt: skip
@@ -54,6 +59,7 @@ def generation_arguments(
     exit_threshold: float | None,
     rule: str | None,
     loops: int | None,
+    loop_budget: float | None,
     max_tokens: int | None,
     stop: tuple[str, ...],
     logit_bias: tuple[tuple[int, float], ...],
@@ -61,6 +67,7 @@ def generation_arguments(
 ) -> dict[str, Any]:
     """Keyword arguments for `Model.generate`: what the options say, over the model's own settings."""
     from ouro_edge.runtime.exits import ExitThreshold, FixedDepth
+    from ouro_edge.runtime.loop_budget import LoopBudget
 
     policy: ExitPolicy | None = None
     if sum(option is not None for option in (exit_threshold, rule, loops)) > 1:
@@ -71,17 +78,19 @@ def generation_arguments(
         policy = ExitThreshold(exit_threshold)
     elif loops is not None:
         policy = FixedDepth(loops)
+    if loop_budget is not None:
+        policy = LoopBudget(loop_budget, policy or model.default_exit())
     changes: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
     sampler = model.default_sampler(logit_bias=dict(logit_bias), **changes)
     return {"exit": policy, "sampler": sampler, "stop": stop, "max_tokens": max_tokens}
 
 
 def _exit_rule(rule: str) -> ExitPolicy:
-    from ouro_edge.runtime.exits import Agreement, Confidence, LowEntropy, StateChange
+    from ouro_edge.runtime.exits import Agreement, Confidence, LowEntropy, StateChange, WeightedExit
 
     name, _, value = rule.partition(":")
-    if name == "agreement" and not value:
-        return Agreement()
+    if name in ("agreement", "weighted") and not value:
+        return Agreement() if name == "agreement" else WeightedExit()
     kinds: dict[str, Callable[[float], ExitPolicy]] = {
         "confidence": Confidence,
         "entropy": LowEntropy,
@@ -92,12 +101,14 @@ def _exit_rule(rule: str) -> ExitPolicy:
         kind = kinds[name]
     except (KeyError, ValueError):
         raise RequestError(
-            f"--exit is {rule!r}; wanted agreement, confidence:P, entropy:NATS or change:SHARE"
+            f"--exit is {rule!r}; wanted agreement, confidence:P, entropy:NATS, change:SHARE or weighted"
         ) from None
     return kind(number)
 
 
-def open_model(model: str | None, *, threads: int | None, kv: str, context: int | None) -> Model:
+def open_model(
+    model: str | None, *, threads: int | None, kv: str, kv_share: str = "none", context: int | None
+) -> Model:
     """Load MODEL, showing progress when it has to be converted first, and saying what was chosen for the user."""
     from ouro_edge.cli.progress import conversion_progress
     from ouro_edge.loading import load
@@ -105,7 +116,7 @@ def open_model(model: str | None, *, threads: int | None, kv: str, context: int 
     if model is None:
         click.echo(BUILT_IN, err=True)
     with conversion_progress() as progress:
-        loaded = load(model, threads=threads, kv=kv, context=context, progress=progress)
+        loaded = load(model, threads=threads, kv=kv, kv_share=kv_share, context=context, progress=progress)
     if loaded.kv_reason:
         click.echo(loaded.kv_reason, err=True)
     return loaded

@@ -31,6 +31,7 @@ def command(
     as_json: bool,
     threads: int | None,
     kv: str,
+    kv_share: str,
     context: int | None,
     **settings: Any,
 ) -> None:
@@ -43,7 +44,7 @@ def command(
         raise RequestError("--raw leaves the chat template out, and the system message with it: drop one of them")
     if settings["temperature"] is None:
         settings["temperature"] = 0.0
-    with open_model(model, threads=threads, kv=kv, context=context) as loaded:
+    with open_model(model, threads=threads, kv=kv, kv_share=kv_share, context=context) as loaded:
         arguments = generation_arguments(loaded, **settings)
         if ids is not None:
             events = loaded.generate(_parse_ids(ids), **arguments)

@@ -7,12 +7,14 @@ time, because two calls at once would only fight for the same cores.
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ouro_edge.bundle import BLOCK_FILES, HEAD_FILE, Bundle, cache_head_dim
+from ouro_edge.bundle import BLOCK_FILES, DATA_FILE, HEAD_FILE, Bundle, cache_head_dim
 from ouro_edge.errors import BundleError, OuroEdgeError
 from ouro_edge.exit_gate import FittedGate
 from ouro_edge.kv_ranges import read_ranges
@@ -32,18 +34,20 @@ class Block:
         self.config, self.kv = bundle.config, kv
         self._gate = gate
         ranges = None if kv == "fp32" else read_ranges(bundle)
+        self.state_id = _state_id(bundle, ranges)
         self._session = open_session(bundle.path / BLOCK_FILES[kv], threads)
         self._ort = import_onnxruntime()
         wrap = self._ort.OrtValue.ortvalue_from_numpy
-        self._scales = (
-            [] if ranges is None else [[tuple(map(wrap, layer)) for layer in scales_of(r, kv)] for r in ranges]
-        )
+        self._scales: dict[int | None, list[tuple[Any, Any]]] = {}
+        if ranges is not None:
+            for loop, reach in ((None, ranges.max(axis=0)), *enumerate(ranges, start=1)):
+                self._scales[loop] = [(wrap(key), wrap(value)) for key, value in scales_of(reach, kv)]
         self._rope: tuple[Any, Any] = (None, None)
         self._rope_length = 0
         self._lock = threading.Lock()
 
-    def bind(self, loop: int) -> BoundLoop:
-        """Fresh KV for one loop (counted from 1) of one sequence, bound to this block."""
+    def bind(self, loop: int | None) -> BoundLoop:
+        """Fresh KV for one loop (counted from 1) of one sequence, or for all its loops (None), bound to this block."""
         return BoundLoop(self, loop)
 
     def rope(self, length: int) -> tuple[Any, Any]:
@@ -74,12 +78,12 @@ class Block:
                     cancel.check()
                 raise BundleError(f"onnxruntime cannot run this model, export it again: {one_line(problem)}") from None
 
-    def new_binding(self, loop: int) -> Any:
+    def new_binding(self, loop: int | None) -> Any:
         """An IOBinding of the block's session with what never changes: a fitted gate, the loop's KV scales."""
         binding = self._session.io_binding()
-        for i, scales in enumerate(self._scales[loop - 1] if self._scales else ()):
-            for part, value in zip(("key", "value"), scales, strict=True):
-                binding.bind_ortvalue_input(f"scale.{i}.{part}", value)
+        for i, (key, value) in enumerate(self._scales.get(loop, ())):
+            binding.bind_ortvalue_input(f"scale.{i}.key", key)
+            binding.bind_ortvalue_input(f"scale.{i}.value", value)
         if self._gate is not None:
             values = {"weight": self._gate.weight[None], "bias": np.array([self._gate.bias], np.float32)}
             for part, value in values.items():
@@ -87,12 +91,21 @@ class Block:
         return binding
 
 
+def _state_id(bundle: Bundle, ranges: Array | None) -> str:
+    """Names what a cache's content means: the weights, the model's sizes, and the scales of a quantised cache."""
+    sizes = replace(bundle.config, max_positions=1, exit_threshold=1.0).to_dict()
+    parts = [bundle.manifest.files[DATA_FILE]["sha256"], sorted(sizes.items())]
+    digest = sha256(repr(parts).encode())
+    digest.update(b"" if ranges is None else np.ascontiguousarray(ranges).tobytes())
+    return digest.hexdigest()
+
+
 class BoundLoop:
     """One loop of one sequence: its KV, and the bindings that a call needs, made once and reused."""
 
-    def __init__(self, block: Block, loop: int) -> None:
+    def __init__(self, block: Block, loop: int | None) -> None:
         self._block = block
-        self.kv = LoopKV(block.config, block.kv)
+        self.kv = LoopKV(block.config, block.kv, shared=loop is None)
         self._ort = import_onnxruntime()
         self._binding = block.new_binding(loop)
         self._seqlens = np.zeros(1, np.int32)
@@ -124,6 +137,10 @@ class BoundLoop:
         self._total[...] = total
         self._block.call(self._binding, cancel)
         return self._out[0], self._gate[0, :, 0]
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` positions that the caller will fill; what was there is lost."""
+        self.kv.reserve(length, 0, self._bind_kv)
 
     def _bind_kv(self, name: str, value: Any) -> None:
         self._binding.bind_ortvalue_input("past." + name, value)

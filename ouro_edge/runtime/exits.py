@@ -1,4 +1,4 @@
-"""When a position stops looping. Pure rules over what the loops have shown so far; knows config and errors only.
+"""When a position stops looping. Pure rules over what the loops have shown so far; no sequence, no session.
 
 A rule sees the Evidence of loop r for T positions and answers which of them stop there. Depths count from 1. Every rule
 is exact: a position's output is the one that running all loops and then selecting by the same rule would give.
@@ -7,62 +7,15 @@ is exact: a position's output is the one that running all loops and then selecti
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ouro_edge.config import ModelConfig
 from ouro_edge.errors import NoGateError, RequestError
-from ouro_edge.weights import Array
-
-
-class Evidence:
-    """What is known of T positions after a loop. Logits cost a call of the head: they are made when asked for."""
-
-    def __init__(
-        self,
-        gate_logits: NDArray[np.float64],
-        hidden: Array,
-        head: Callable[[Array], Array],
-        before: Evidence | None = None,
-    ) -> None:
-        self.gate_logits = gate_logits  # [T, r] of loops 1..r; NaN without a gate
-        self.hidden = hidden  # [T, C], the normed state after this loop
-        self.before = before  # of the loop before; None after the first
-        self._head = head
-
-    @property
-    def loop(self) -> int:
-        """The loop r that this is the evidence of."""
-        return self.gate_logits.shape[1]
-
-    @cached_property
-    def logits(self) -> Array:
-        """[T, V] of the head on this loop's state."""
-        return self._head(self.hidden)
-
-    @property
-    def has_logits(self) -> bool:
-        """Whether somebody has paid for the logits already."""
-        return "logits" in self.__dict__
-
-    @cached_property
-    def log_probabilities(self) -> NDArray[np.float64]:
-        """[T, V] log-softmax of the logits."""
-        shifted = self.logits.astype(np.float64) - self.logits.max(axis=1, keepdims=True)
-        return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-
-    def first(self, count: int) -> Evidence:
-        """The same evidence of the first `count` positions."""
-        if count == len(self.hidden):
-            return self
-        part = Evidence(self.gate_logits[:count], self.hidden[:count], self._head, self.before)
-        if self.has_logits:
-            part.__dict__["logits"] = self.logits[:count]
-        return part
+from ouro_edge.reference import exit_probabilities
+from ouro_edge.runtime.evidence import Evidence
 
 
 class ExitPolicy(ABC):
@@ -77,6 +30,18 @@ class ExitPolicy(ABC):
     @abstractmethod
     def stops(self, evidence: Evidence) -> NDArray[np.bool_]:
         """Which positions [T] stop after the loop of the evidence. Not asked at the limit."""
+
+    def output(self, evidence: Evidence) -> Evidence:
+        """What a position that stops with this evidence goes on with."""
+        return evidence
+
+    def start(self) -> ExitPolicy:
+        """The policy for one generation: a rule that remembers what was spent gives a fresh memory."""
+        return self
+
+    def spent(self, depth: int) -> None:
+        """Told the depth of every generated token."""
+        return
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +68,29 @@ class FixedDepth(ExitPolicy):
 
     def stops(self, evidence: Evidence) -> NDArray[np.bool_]:
         return np.zeros(len(evidence.hidden), bool)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedExit(ExitPolicy):
+    """All loops, and of their logits the mean weighted by the exit probabilities: upstream's expected logits.
+
+    The head is linear, so the mean is taken of the states, and the head is called once. Saves no loop.
+    """
+
+    def limit(self, config: ModelConfig) -> int:
+        check_gate(config, "a weighted exit")
+        return config.loops
+
+    def stops(self, evidence: Evidence) -> NDArray[np.bool_]:
+        return np.zeros(len(evidence.hidden), bool)
+
+    def output(self, evidence: Evidence) -> Evidence:
+        weights = exit_probabilities(evidence.gate_logits, evidence.loop).astype(np.float32)
+        mixed, at = np.zeros_like(evidence.hidden), evidence
+        for loop in range(evidence.loop, 0, -1):
+            mixed += weights[:, loop - 1, None] * at.hidden
+            at = at.before or at
+        return evidence.with_hidden(mixed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,9 +138,7 @@ class ExitThreshold(BoundedPolicy):
         BoundedPolicy.__post_init__(self)
 
     def limit(self, config: ModelConfig) -> int:
-        if not config.has_gate:
-            raise NoGateError("this model has no exit gate, so an exit threshold means nothing: choose a fixed number "
-                              f"of loops from 1 to {config.loops}")  # fmt: skip
+        check_gate(config, "an exit threshold")
         return BoundedPolicy.limit(self, config)
 
     def decides(self, evidence: Evidence) -> NDArray[np.bool_]:
@@ -219,6 +205,13 @@ class Agreement(BoundedPolicy):
             return np.zeros(len(evidence.hidden), bool)
         stopped: NDArray[np.bool_] = evidence.logits.argmax(axis=1) == evidence.before.logits.argmax(axis=1)
         return stopped
+
+
+def check_gate(config: ModelConfig, what: str) -> None:
+    """NoGateError when the model has no exit gate."""
+    if not config.has_gate:
+        raise NoGateError(f"this model has no exit gate, so {what} means nothing: choose a fixed number of loops "
+                          f"from 1 to {config.loops}")  # fmt: skip
 
 
 def _check_number(name: str, value: float, most: float, wanted: str) -> None:

@@ -64,12 +64,13 @@ def token_budget(prompt: int, max_tokens: int | None, context: int) -> int:
 
 def generate_steps(sequence: TokenSequence, request: Request) -> Iterator[Step]:
     """Generate ids after what the sequence holds; its last token must be fresh. Stops are the caller's affair."""
-    sampling, turn = request.sampler.start(), sequence.turn
+    sampling, policy, turn = request.sampler.start(), request.exit.start(), sequence.turn
     seen = set(sequence.tokens) if request.sampler.repetition_penalty != 1 else set()
     while True:
         if sequence.turn != turn:
             raise RequestError("another generation has used this sequence meanwhile: give each its own")
-        thought = sequence.think(request.exit, request.cancel)
+        thought = sequence.think(policy, request.cancel)
+        policy.spent(thought.depth)
         token, logprob = sampling.pick(thought.logits, seen)
         probabilities = exit_probabilities(thought.evidence.gate_logits, sequence.config.loops)[0, : thought.depth]
         yield Step(token, logprob, thought.depth, tuple(probabilities.tolist()))

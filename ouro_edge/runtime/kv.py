@@ -7,7 +7,7 @@ copied per call. Buffers grow by half, one at a time, and each loop's on its own
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -46,8 +46,9 @@ def scales_of(ranges: Array, kv: str) -> Array:
 class LoopKV:
     """Buffers [1, KV, capacity, D], a key and a value for each layer; which positions are valid is the frontier's."""
 
-    def __init__(self, config: ModelConfig, kv: str = "fp32") -> None:
+    def __init__(self, config: ModelConfig, kv: str = "fp32", shared: bool = False) -> None:
         self._config, self._kv = config, kv
+        self._siblings = 1 if shared else config.loops
         self.capacity = 0
         # Key of layer 0, value of layer 0, key of layer 1, ...
         self.arrays: list[NDArray[Any]] = [np.empty(0)] * (2 * config.num_layers)
@@ -73,14 +74,24 @@ class LoopKV:
             bind(f"{i // 2}.{('key', 'value')[i % 2]}", ort.OrtValue.ortvalue_from_numpy(grown))
         self.capacity = capacity
 
+    def valid(self, length: int) -> list[NDArray[Any]]:
+        """The first `length` positions of every buffer, as views [KV, length, D]."""
+        return [array[0, :, :length] if length else array[:0] for array in self.arrays]
+
+    def fill(self, length: int, arrays: Iterable[NDArray[Any]]) -> None:
+        """Copy the first `length` positions in, from arrays as `valid` gives them; room must be reserved."""
+        if length:
+            for mine, array in zip(self.arrays, arrays, strict=True):
+                mine[0, :, :length] = array
+
     @property
     def nbytes(self) -> int:
         """Bytes held by the buffers."""
         return sum(array.nbytes for array in self.arrays)
 
     def _check_memory(self, capacity: int) -> None:
-        per_token = kv_bytes_per_token(self._config, self._kv)
-        more = (capacity - self.capacity) * per_token // self._config.loops
+        own = kv_bytes_per_token(self._config, self._kv) // self._config.loops
+        more, per_token = (capacity - self.capacity) * own, own * self._siblings
         free = available_memory()
         if free is not None and more > max(0, free - _SPARE):
             raise ContextOverflowError(

@@ -23,12 +23,14 @@ from ouro_edge.runtime.block import Block, Head
 from ouro_edge.runtime.bundle_text import read_json, read_stop_ids, read_template, read_tokenizer
 from ouro_edge.runtime.cancel import Cancel
 from ouro_edge.runtime.events import Event
-from ouro_edge.runtime.exits import Evidence, ExitPolicy, ExitThreshold, FullDepth
+from ouro_edge.runtime.evidence import Evidence
+from ouro_edge.runtime.exits import ExitPolicy, ExitThreshold, FullDepth
 from ouro_edge.runtime.generate import Request, generate_events, token_budget
 from ouro_edge.runtime.generation_config import sampler_settings
 from ouro_edge.runtime.kv_choice import choose_kv
 from ouro_edge.runtime.sampler import Sampler
 from ouro_edge.runtime.sequence import TokenSequence, check_ids
+from ouro_edge.runtime.shared_kv import SharedKVSequence
 from ouro_edge.runtime.stopping import StopStrings
 from ouro_edge.runtime.tokenizer import Tokenizer
 from ouro_edge.weights import Array
@@ -49,11 +51,17 @@ class Forward:
 class Model:
     """An exported model, ready to generate. Use it as a context manager, or let it go out of scope."""
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None, kv: str = "auto", gate: str = "auto") -> None:
+    def __init__(
+        self, bundle: Bundle, *, threads: int | None = None, kv: str = "auto", kv_share: str = "none",
+        gate: str = "auto",
+    ) -> None:  # fmt: skip
         self.bundle = bundle
         self.config = bundle.config
         self.gate = read_gate(bundle) if _wants_fitted(gate) else None
         self.kv, self.kv_reason = choose_kv(bundle, kv)
+        if kv_share not in ("none", "last"):
+            raise RequestError(f"kv_share is {kv_share!r}; wanted 'none' (exact) or 'last' (all loops share one cache)")
+        self.kv_share = kv_share
         self._block: Block | None = Block(bundle, threads, self.gate, self.kv)
         self._head: Head | None = Head(bundle, threads)
         self._embedding = bundle.embedding()
@@ -86,7 +94,8 @@ class Model:
 
     def new_sequence(self) -> TokenSequence:
         """An empty sequence on this model, to be kept between calls of `generate`."""
-        return TokenSequence(*self._parts(), self._embedding)
+        kind = SharedKVSequence if self.kv_share == "last" else TokenSequence
+        return kind(*self._parts(), self._embedding)
 
     def default_exit(self) -> ExitPolicy:
         """The fitted gate's exit threshold, else the checkpoint's; full depth when it is 1.0 or there is no gate."""
@@ -189,9 +198,10 @@ class Model:
             now = Evidence(gates[part, :loop], rows.copy(), self.logits, before and before.first(len(rows)))
             evidence[start] = now
             running = depth[part] == 0
-            stops = np.ones(len(rows), bool) if loop == limit else policy.stops(now)
-            hidden[part][running] = rows[running]
-            depth[part][running & stops] = loop
+            stopping = running & (np.ones(len(rows), bool) if loop == limit else policy.stops(now))
+            if stopping.any():
+                hidden[part][stopping] = policy.output(now).hidden[stopping]
+                depth[part][stopping] = loop
 
         for loop in range(1, limit + 1):
             sequence.advance(loop, int(np.flatnonzero(depth == 0)[-1]) + 1, collect, cancel)
@@ -216,11 +226,13 @@ class Model:
 
 
 def load(
-    path: Path, *, threads: int | None = None, kv: str = "auto", context: int | None = None, gate: str = "auto"
-) -> Model:
+    path: Path, *, threads: int | None = None, kv: str = "auto", kv_share: str = "none", context: int | None = None,
+    gate: str = "auto",
+) -> Model:  # fmt: skip
     """Open an exported directory. BundleError in one line when it cannot be used."""
     bundle = open_bundle(path)
-    return Model(bundle if context is None else bundle.with_context(context), threads=threads, kv=kv, gate=gate)
+    bundle = bundle if context is None else bundle.with_context(context)
+    return Model(bundle, threads=threads, kv=kv, kv_share=kv_share, gate=gate)
 
 
 def _wants_fitted(gate: str) -> bool:

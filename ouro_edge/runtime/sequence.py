@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from ouro_edge.bundle import Embedding
 from ouro_edge.errors import ContextOverflowError, RequestError
-from ouro_edge.runtime.block import Block, Head
+from ouro_edge.runtime.block import Block, BoundLoop, Head
 from ouro_edge.runtime.cancel import Cancel
-from ouro_edge.runtime.exits import Evidence, ExitPolicy
+from ouro_edge.runtime.evidence import Evidence
+from ouro_edge.runtime.exits import ExitPolicy
 from ouro_edge.runtime.kv import LoopKV
 from ouro_edge.runtime.rows import Rows
 from ouro_edge.weights import Array
@@ -65,6 +67,8 @@ class Work:
 class TokenSequence:
     """Tokens, frontiers, KV and waiting rows. Not for several threads at once."""
 
+    shares_kv = False  # whether all loops have one cache: see SharedKVSequence
+
     def __init__(self, block: Block, head: Head, embedding: Embedding) -> None:
         config = block.config
         self.config = config
@@ -74,11 +78,14 @@ class TokenSequence:
         self.block = block
         self.turn = 0  # counts `resume`: a generation notices when another one has taken over
         self._embedding, self._head = embedding, head
-        self._loops = [block.bind(loop) for loop in range(1, config.loops + 1)]
+        self._loops = self._bind_loops()
         self._waiting = [Rows(config.hidden_size) for _ in range(config.loops - 1)]  # [r]: input of loop r + 2
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def _bind_loops(self) -> list[BoundLoop]:
+        return [self.block.bind(loop) for loop in range(1, self.config.loops + 1)]
 
     @property
     def unasked_loops(self) -> int:
@@ -88,11 +95,43 @@ class TokenSequence:
     @property
     def kv_bytes(self) -> int:
         """Bytes held by the keys and values of all loops."""
-        return sum(loop.kv.nbytes for loop in self._loops)
+        return sum(loop.kv.nbytes for loop, _ in self.caches())
 
     def kv_of(self, loop: int) -> LoopKV:
         """The keys and values of one loop (counted from 1), valid up to its frontier."""
         return self._loops[loop - 1].kv
+
+    def caches(self) -> list[tuple[BoundLoop, int]]:
+        """Every cache of this sequence once, with the number of positions that are valid in it."""
+        return list(zip(self._loops, self.frontier[1:], strict=True))
+
+    def waiting(self) -> list[Array]:
+        """The rows [n, C] that wait as input of loop 2, 3, ..., as views."""
+        return [rows.peek(len(rows)) for rows in self._waiting]
+
+    def restore(self, tokens: Sequence[int], frontier: Sequence[int], waiting: Sequence[Array]) -> None:
+        """Become a sequence with this state, its caches made large enough and left for the caller to fill."""
+        self.tokens, self.frontier = list(tokens), list(frontier)
+        self.restore_waiting(waiting)
+        for loop, valid in self.caches():
+            loop.reserve(valid)
+
+    def restore_waiting(self, waiting: Sequence[Array]) -> None:
+        """Put the rows that wait in place: as many as the frontiers say."""
+        for mine, rows in zip(self._waiting, waiting, strict=True):
+            mine.clip(0)
+            mine.append(rows)
+
+    def fork(self, length: int | None = None) -> TokenSequence:
+        """A sequence of its own with the first `length` positions of this one: their state is copied, not computed."""
+        length = len(self.tokens) if length is None else min(length, len(self.tokens))
+        frontier = [min(at, length) for at in self.frontier]
+        waiting = [rows[: a - b] for rows, (a, b) in zip(self.waiting(), pairwise(frontier[1:]), strict=True)]
+        child = type(self)(self.block, self._head, self._embedding)
+        child.restore(self.tokens[:length], frontier, waiting)
+        for (mine, _), (its, valid) in zip(self.caches(), child.caches(), strict=True):
+            its.kv.fill(valid, mine.kv.valid(valid))
+        return child
 
     def feed(self, ids: Sequence[int]) -> None:
         """Append token ids; nothing is computed yet. RequestError for an id outside the vocabulary."""
@@ -173,7 +212,7 @@ class TokenSequence:
             if loop == limit or policy.stops(evidence)[0]:
                 break
         assert evidence is not None
-        return Thought(evidence)
+        return Thought(policy.output(evidence))
 
 
 def check_ids(ids: Sequence[int], vocab_size: int) -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from ouro_edge.errors import RequestError
 from ouro_edge.gates import Features, at_depth, at_threshold, choose_threshold
 from ouro_edge.reference import exit_depths, exit_probabilities
-from ouro_edge.runtime.exits import Evidence, ExitThreshold
+from ouro_edge.runtime.evidence import Evidence
+from ouro_edge.runtime.exits import ExitThreshold
 
 
 def mean_depth(logits, threshold):

@@ -9,8 +9,18 @@ from hypothesis import strategies as st
 from models import oracle
 
 import ouro_edge
-from ouro_edge.errors import RequestError
-from ouro_edge.runtime.exits import Agreement, Confidence, ExitThreshold, LowEntropy, StateChange
+from ouro_edge import reference
+from ouro_edge.errors import NoGateError, RequestError
+from ouro_edge.runtime.exits import (
+    Agreement,
+    Confidence,
+    ExitThreshold,
+    FixedDepth,
+    LowEntropy,
+    StateChange,
+    WeightedExit,
+)
+from ouro_edge.runtime.loop_budget import LoopBudget
 
 SHARES = st.floats(0.0, 1.0)
 POLICIES = st.one_of(
@@ -102,3 +112,60 @@ def test_bad_settings_are_refused(make):
 def test_rules_without_a_gate_work_on_plain_models(checkpoint_of, bundle_of):
     with ouro_edge.load(bundle_of(checkpoint_of(model_type="llama"))) as model:
         assert model.forward([1, 2, 3], exit=Confidence(0.9)).depth.tolist() == [1, 1, 1]
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(ids=st.lists(st.integers(0, 95), min_size=1, max_size=12))
+def test_a_weighted_exit_is_the_mean_of_all_loops_logits(checkpoint_of, bundle_of, ids):
+    logits, steps = oracle(checkpoint_of(), ids)
+    p = reference.exit_probabilities(steps.gate_logits, 4)
+    wanted = np.einsum("tr,rtv->tv", p, logits)
+    with ouro_edge.load(bundle_of(checkpoint_of())) as model:
+        out = model.forward(ids, exit=WeightedExit())
+        np.testing.assert_allclose(out.logits, wanted, atol=1e-3)
+        assert set(out.depth.tolist()) == {4}
+        sequence = model.new_sequence()
+        sequence.feed(ids)
+        np.testing.assert_allclose(sequence.think(WeightedExit()).logits, wanted[-1], atol=1e-3)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    ids=st.lists(st.integers(0, 95), min_size=1, max_size=8),
+    mean=st.floats(1.0, 4.5),
+    threshold=st.floats(0.2, 1.0),
+)
+def test_a_budget_is_kept_and_spent_in_order(checkpoint_of, bundle_of, ids, mean, threshold):
+    """Each token stops where its rule says or where the account is empty, and what it does not need others get."""
+    checkpoint, ids, left = checkpoint_of(), list(ids), 0.0
+    with ouro_edge.load(bundle_of(checkpoint)) as model:
+        budget = LoopBudget(mean, ExitThreshold(threshold))
+        for _ in range(2):  # the second answer starts with a fresh account
+            ids, left = ids[:8], 0.0
+            for token in list(model.generate(ids, max_tokens=6, exit=budget, stop_ids=()))[:-1]:
+                logits, steps = oracle(checkpoint, ids)
+                left += mean
+                wanted = int(reference.exit_depths(steps.gate_logits, threshold)[-1])
+                assert token.depth == min(wanted, int(left + 1e-9))
+                assert token.id == logits[token.depth - 1, -1].argmax()
+                left -= token.depth
+                ids.append(token.id)
+
+
+def test_a_budget_needs_an_order(bundle_of):
+    with ouro_edge.load(bundle_of()) as model, pytest.raises(RequestError, match="use generate or chat"):
+        model.forward([1, 2], exit=LoopBudget(2.0))
+
+
+def test_a_weighted_exit_needs_a_gate(checkpoint_of, bundle_of):
+    plain = bundle_of(checkpoint_of(model_type="llama"))
+    with ouro_edge.load(plain) as model, pytest.raises(NoGateError, match="a weighted exit means nothing"):
+        model.forward([1, 2], exit=WeightedExit())
+
+
+@pytest.mark.parametrize(
+    "settings", [(0.9,), (True,), (float("nan"),), ("2",), (2.0, LoopBudget(3.0)), (2.0, FixedDepth)]
+)
+def test_bad_budgets_are_refused(settings):
+    with pytest.raises(RequestError, match="loop budget"):
+        LoopBudget(*settings)

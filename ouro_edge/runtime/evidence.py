@@ -1,0 +1,61 @@
+"""What the loops have shown of some positions so far: what an exit policy may look at. Knows NumPy only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro_edge.weights import Array
+
+
+class Evidence:
+    """What is known of T positions after a loop. Logits cost a call of the head: they are made when asked for."""
+
+    def __init__(
+        self,
+        gate_logits: NDArray[np.float64],
+        hidden: Array,
+        head: Callable[[Array], Array],
+        before: Evidence | None = None,
+    ) -> None:
+        self.gate_logits = gate_logits  # [T, r] of loops 1..r; NaN without a gate
+        self.hidden = hidden  # [T, C], the normed state after this loop
+        self.before = before  # of the loop before; None after the first
+        self._head = head
+
+    @property
+    def loop(self) -> int:
+        """The loop r that this is the evidence of."""
+        return self.gate_logits.shape[1]
+
+    @cached_property
+    def logits(self) -> Array:
+        """[T, V] of the head on this loop's state."""
+        return self._head(self.hidden)
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether somebody has paid for the logits already."""
+        return "logits" in self.__dict__
+
+    @cached_property
+    def log_probabilities(self) -> NDArray[np.float64]:
+        """[T, V] log-softmax of the logits."""
+        shifted = self.logits.astype(np.float64) - self.logits.max(axis=1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+    def with_hidden(self, hidden: Array) -> Evidence:
+        """The same evidence with another state [T, C] to go on with."""
+        return Evidence(self.gate_logits, hidden, self._head, self.before)
+
+    def first(self, count: int) -> Evidence:
+        """The same evidence of the first `count` positions."""
+        if count == len(self.hidden):
+            return self
+        part = Evidence(self.gate_logits[:count], self.hidden[:count], self._head, self.before)
+        if self.has_logits:
+            part.__dict__["logits"] = self.logits[:count]
+        return part
