@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from ouro_edge.loading import load
     from ouro_edge.runtime.cancel import Cancel
+    from ouro_edge.runtime.constraint import Constraint
     from ouro_edge.runtime.events import Done, Event, Timings, Token, Usage
     from ouro_edge.runtime.exits import (
         Agreement,
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
         LowEntropy,
         StateChange,
     )
-    from ouro_edge.runtime.model import Forward, Model
+    from ouro_edge.runtime.forward import Forward, Score
+    from ouro_edge.runtime.model import Model
     from ouro_edge.runtime.sampler import Sampler
     from ouro_edge.runtime.sequence import TokenSequence
     from ouro_edge.runtime.tokenizer import Tokenizer
@@ -55,12 +57,14 @@ _HOMES = {
     ),
     "loading": ("load",),
     "runtime.cancel": ("Cancel",),
+    "runtime.constraint": ("Constraint",),
     "runtime.events": ("Done", "Event", "Timings", "Token", "Usage"),
     "runtime.exits": (
         "Agreement", "Confidence", "ExitPolicy", "ExitThreshold", "FixedDepth", "FullDepth", "LowEntropy",
         "StateChange",
     ),
-    "runtime.model": ("Forward", "Model"),
+    "runtime.forward": ("Forward", "Score"),
+    "runtime.model": ("Model",),
     "runtime.sampler": ("Sampler",),
     "runtime.sequence": ("TokenSequence",),
     "runtime.tokenizer": ("Tokenizer",),
@@ -75,6 +79,7 @@ __all__ = [
     "CheckpointError",
     "Confidence",
     "ConfigError",
+    "Constraint",
     "ContextOverflowError",
     "Done",
     "Event",
@@ -93,6 +98,7 @@ __all__ = [
     "OuroEdgeError",
     "RequestError",
     "Sampler",
+    "Score",
     "StateChange",
     "TemplateError",
     "Timings",
