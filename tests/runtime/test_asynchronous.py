@@ -33,8 +33,11 @@ async def ticks(count):
 
 
 async def until(condition):
-    while not condition():
+    for _ in range(30_000):
+        if condition():
+            return
         await asyncio.sleep(0.001)
+    raise AssertionError("it never happened")
 
 
 def test_the_same_events_come(model):

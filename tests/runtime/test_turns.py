@@ -12,9 +12,12 @@ from ouro_edge.runtime.turns import Turns
 
 
 def wait_for(condition):
-    """Until it holds; a test that hangs here has found a bug."""
-    while not condition():
+    """Until it holds; far more patient than any machine is slow."""
+    for _ in range(30_000):
+        if condition():
+            return
         threading.Event().wait(0.001)
+    raise AssertionError("it never happened")
 
 
 def start(function, *arguments):
