@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from ouro_edge.loading import load
     from ouro_edge.runtime.cancel import Cancel
+    from ouro_edge.runtime.constraint import Constraint
     from ouro_edge.runtime.events import Done, Event, Timings, Token, Usage
     from ouro_edge.runtime.exits import (
         Agreement,
@@ -43,8 +44,9 @@ if TYPE_CHECKING:
         StateChange,
         WeightedExit,
     )
+    from ouro_edge.runtime.forward import Forward, Score
     from ouro_edge.runtime.loop_budget import LoopBudget
-    from ouro_edge.runtime.model import Forward, Model
+    from ouro_edge.runtime.model import Model
     from ouro_edge.runtime.prefix_cache import PrefixCache
     from ouro_edge.runtime.sampler import Sampler
     from ouro_edge.runtime.sequence import TokenSequence
@@ -59,13 +61,15 @@ _HOMES = {
     ),
     "loading": ("load",),
     "runtime.cancel": ("Cancel",),
+    "runtime.constraint": ("Constraint",),
     "runtime.events": ("Done", "Event", "Timings", "Token", "Usage"),
     "runtime.exits": (
         "Agreement", "Confidence", "ExitPolicy", "ExitThreshold", "FixedDepth", "FullDepth", "LowEntropy",
         "StateChange", "WeightedExit",
     ),
+    "runtime.forward": ("Forward", "Score"),
     "runtime.loop_budget": ("LoopBudget",),
-    "runtime.model": ("Forward", "Model"),
+    "runtime.model": ("Model",),
     "runtime.prefix_cache": ("PrefixCache",),
     "runtime.sampler": ("Sampler",),
     "runtime.sequence": ("TokenSequence",),
@@ -82,6 +86,7 @@ __all__ = [
     "CheckpointError",
     "Confidence",
     "ConfigError",
+    "Constraint",
     "ContextOverflowError",
     "Done",
     "Event",
@@ -102,6 +107,7 @@ __all__ = [
     "PrefixCache",
     "RequestError",
     "Sampler",
+    "Score",
     "StateChange",
     "TemplateError",
     "Timings",

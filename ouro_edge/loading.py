@@ -41,7 +41,7 @@ def load(
     one cache for all loops: a quarter of the memory, and no longer exact. `context` caps the positions below
     the model's own. `gate="original"` ignores a gate that was fitted to the bundle later. Raises OuroEdgeError's kinds.
     """
-    from ouro_edge.runtime.model import load as load_bundle
+    from ouro_edge.runtime.model import Model
     from ouro_edge.runtime.session import check_threads
 
     check_threads(threads)  # before a conversion that takes a minute
@@ -52,7 +52,9 @@ def load(
     path = found.path
     if not (path / MANIFEST_FILE).is_file():
         path = exported(found, progress)
-    return load_bundle(path, threads=threads, kv=kv, kv_share=kv_share, context=context, gate=gate)
+    bundle = open_bundle(path)
+    bundle = bundle if context is None else bundle.with_context(context)
+    return Model(bundle, threads=threads, kv=kv, kv_share=kv_share, gate=gate)
 
 
 def exported(found: Resolved, progress: Progress | None = None) -> Path:

@@ -23,7 +23,7 @@ ROWS = [
     {"export", "runtime"},
     {"evaluation"},
     {"loading"},
-    {"gates", "measure", "terminal", "server", "integrations"},
+    {"gates", "measure", "terminal", "server", "integrations", "testing"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,7 +1,7 @@
 """One call of the shared block, and one of the head: NumPy rows in, NumPy rows out, by IOBinding. Knows onnxruntime.
 
-The block is stateless: which loop it runs is decided by the KV that it is given. A lock lets one call through at a
-time, because two calls at once would only fight for the same cores.
+The block is stateless: which loop it runs is decided by the KV that it is given. Block and head let one call through at
+a time, in the order of arrival, because two calls at once would only fight for the same cores.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ouro_edge.reference import rope_tables
 from ouro_edge.runtime.cancel import Cancel
 from ouro_edge.runtime.kv import LoopKV, scales_of
 from ouro_edge.runtime.session import import_onnxruntime, one_line, open_session
+from ouro_edge.runtime.turns import Turns
 from ouro_edge.weights import Array
 
 
@@ -44,7 +45,8 @@ class Block:
                 self._scales[loop] = [(wrap(key), wrap(value)) for key, value in scales_of(reach, kv)]
         self._rope: tuple[Any, Any] = (None, None)
         self._rope_length = 0
-        self._lock = threading.Lock()
+        self._rope_lock = threading.Lock()
+        self.turns = Turns()
 
     def bind(self, loop: int | None) -> BoundLoop:
         """Fresh KV for one loop (counted from 1) of one sequence, or for all its loops (None), bound to this block."""
@@ -52,7 +54,7 @@ class Block:
 
     def rope(self, length: int) -> tuple[Any, Any]:
         """OrtValues of the cos and sin tables for at least `length` positions; they grow with use."""
-        with self._lock:
+        with self._rope_lock:
             if length <= self._rope_length:
                 return self._rope
             grown = min(max(length, 2 * self._rope_length, 256), max(length, self.config.max_positions))
@@ -64,7 +66,7 @@ class Block:
 
     def call(self, binding: Any, cancel: Cancel | None) -> None:
         """Run the session on a binding. Cancelled when `cancel` fires before or meanwhile; the KV is then as before."""
-        with self._lock:
+        with self.turns.take(cancel):
             try:
                 if cancel is None:
                     self._session.run_with_iobinding(binding)
@@ -161,13 +163,15 @@ class BoundLoop:
 class Head:
     """Hidden rows -> logits."""
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, turns: Turns | None = None) -> None:
         self._session = open_session(bundle.path / HEAD_FILE, threads)
+        self._turns = turns or Turns()  # the block's, so that its calls and the head's take turns
 
     def __call__(self, rows: NDArray[np.float32]) -> Array:
         """Logits [T, V] of normed hidden rows [T, C]."""
         try:
-            logits: Array = self._session.run(["logits"], {"hidden": np.ascontiguousarray(rows)})[0]
+            with self._turns.take():
+                logits: Array = self._session.run(["logits"], {"hidden": np.ascontiguousarray(rows)})[0]
         except Exception as problem:
             raise BundleError(f"onnxruntime cannot run this model, export it again: {one_line(problem)}") from None
         return logits

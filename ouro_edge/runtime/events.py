@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 StopReason = Literal["stop", "length", "cancelled"]
+Candidate = tuple[int, float]  # a token id, and its log-probability or (in a lens) its probability
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,10 @@ class Token:
     logprob: float  # under the model's own softmax, before temperature and filters
     depth: int  # loops that this token's state went through, counted from 1
     exit_probs: tuple[float, ...]  # probability of stopping at loop 1..depth, as the gate saw it; NaN without a gate
+    top_logprobs: tuple[
+        Candidate, ...
+    ] = ()  # the likeliest ids and their `logprob`, the likeliest first, when asked for
+    lens: tuple[tuple[Candidate, ...], ...] = ()  # of loop 1..depth: what the head would have said, with probabilities
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
 import numpy as np
 
-from ouro_edge.errors import Cancelled, ContextOverflowError, RequestError
+from ouro_edge.errors import Cancelled, RequestError
 from ouro_edge.reference import exit_probabilities
-from ouro_edge.runtime.cancel import Cancel
-from ouro_edge.runtime.events import Done, Event, StopReason, Timings, Token, Usage
-from ouro_edge.runtime.exits import ExitPolicy
-from ouro_edge.runtime.sampler import Sampler
+from ouro_edge.runtime.candidates import lens, likeliest
+from ouro_edge.runtime.constraint import Constraint
+from ouro_edge.runtime.events import Candidate, Done, Event, StopReason, Timings, Token, Usage
+from ouro_edge.runtime.request import Request
+from ouro_edge.runtime.sampler import Sampling, check_logits
 from ouro_edge.runtime.sequence import TokenSequence
-from ouro_edge.runtime.stopping import StopStrings
 from ouro_edge.runtime.tokenizer import TextStream, Tokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What to generate: everything checked, nothing running."""
-
-    ids: tuple[int, ...]
-    max_tokens: int
-    exit: ExitPolicy
-    sampler: Sampler
-    stop_ids: frozenset[int]
-    stop_strings: StopStrings
-    cancel: Cancel | None
+from ouro_edge.weights import Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +28,8 @@ class Step:
     logprob: float
     depth: int
     exit_probs: tuple[float, ...]
-
-
-def token_budget(prompt: int, max_tokens: int | None, context: int) -> int:
-    """How many tokens may be generated; the last one needs no position of its own.
-
-    ContextOverflowError when the prompt, or the prompt and a given `max_tokens`, do not fit.
-    """
-    room = context - prompt + 1
-    if not prompt:
-        raise RequestError("the prompt is empty: give at least one token")
-    if room < 1 or prompt > context:
-        raise ContextOverflowError(f"the prompt has {prompt} tokens, this model's context is {context}: shorten it")
-    if max_tokens is None:
-        return room
-    if isinstance(max_tokens, bool) or not isinstance(max_tokens, (int, np.integer)) or max_tokens < 1:
-        raise RequestError(f"max_tokens is {max_tokens!r}; wanted a whole number of at least 1")
-    if max_tokens > room:
-        raise ContextOverflowError(f"{prompt} tokens of prompt and {max_tokens} to generate do not fit this model's "
-                                   f"context of {context}: ask for at most {room}")  # fmt: skip
-    return int(max_tokens)
+    top_logprobs: tuple[Candidate, ...]
+    lens: tuple[tuple[Candidate, ...], ...]
 
 
 def generate_steps(sequence: TokenSequence, request: Request) -> Iterator[Step]:
@@ -71,12 +41,33 @@ def generate_steps(sequence: TokenSequence, request: Request) -> Iterator[Step]:
             raise RequestError("another generation has used this sequence meanwhile: give each its own")
         thought = sequence.think(policy, request.cancel)
         policy.spent(thought.depth)
-        token, logprob = sampling.pick(thought.logits, seen)
+        if request.constraint is None:
+            token, logprob = sampling.pick(thought.logits, seen)
+        else:
+            token, logprob = _pick_allowed(sampling, thought.logits, seen, request.constraint)
         probabilities = exit_probabilities(thought.evidence.gate_logits, sequence.config.loops)[0, : thought.depth]
-        yield Step(token, logprob, thought.depth, tuple(probabilities.tolist()))
+        yield Step(
+            token,
+            logprob,
+            thought.depth,
+            tuple(probabilities.tolist()),
+            likeliest(thought.logits, request.top_logprobs),
+            lens(thought.evidence, request.lens),
+        )
         if seen:
             seen.add(token)
         sequence.feed([token])
+
+
+def _pick_allowed(sampling: Sampling, logits: Array, seen: Set[int], constraint: Constraint) -> tuple[int, float]:
+    """A token that the constraint allows, with its log-probability among all tokens."""
+    allowed = logits.copy()
+    constraint.mask(allowed)
+    if allowed.max() == -np.inf:
+        raise RequestError("the constraint allows no token here, not even one that ends the answer")
+    token, _ = sampling.pick(allowed, seen)
+    constraint.accept(token)
+    return token, float(logits[token]) - check_logits(logits)[1]
 
 
 def generate_events(
@@ -102,13 +93,14 @@ def generate_events(
             text, stopped = "", step.id in request.stop_ids
             if stream and not stopped:
                 text, stopped = matcher.push(stream.push(step.id))
+            stopped = stopped or (request.constraint is not None and request.constraint.done)
             ended = stopped or len(depths) == request.max_tokens
             if ended and stream and not matcher.stopped:
                 rest, stopped_late = matcher.push(stream.flush())
                 text += rest + matcher.flush()
                 stopped = stopped or stopped_late
             texts.append(text)
-            yield Token(step.id, text, step.logprob, step.depth, step.exit_probs)
+            yield Token(step.id, text, step.logprob, step.depth, step.exit_probs, step.top_logprobs, step.lens)
             if ended:
                 reason = "stop" if stopped else "length"
                 break

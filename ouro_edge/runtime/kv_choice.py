@@ -28,3 +28,10 @@ def choose_kv(bundle: Bundle, kv: str) -> tuple[str, str | None]:
     return "int8", (
         f"KV cache in int8: {tokens} tokens would need {need / 1e9:.2g} GB in fp32, {free / 1e9:.2g} GB are free"
     )
+
+
+def check_share(kv_share: str) -> str:
+    """`kv_share`, if it is a way that loops may share their caches. RequestError otherwise."""
+    if kv_share not in ("none", "last"):
+        raise RequestError(f"kv_share is {kv_share!r}; wanted 'none' (exact) or 'last' (all loops share one cache)")
+    return kv_share

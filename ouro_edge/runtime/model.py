@@ -7,63 +7,59 @@ and block calls take turns.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ouro_edge.bundle import Bundle, open_bundle
+from ouro_edge.bundle import Bundle
 from ouro_edge.errors import BundleError, NoTokenizerError, RequestError, TemplateError
 from ouro_edge.exit_gate import read_gate
-from ouro_edge.reference import exit_probabilities
+from ouro_edge.runtime.asynchronous import AsyncTwins
 from ouro_edge.runtime.block import Block, Head
 from ouro_edge.runtime.bundle_text import read_json, read_stop_ids, read_template, read_tokenizer
 from ouro_edge.runtime.cancel import Cancel
+from ouro_edge.runtime.constraint import Constraint
 from ouro_edge.runtime.events import Event
-from ouro_edge.runtime.evidence import Evidence
 from ouro_edge.runtime.exits import ExitPolicy, ExitThreshold, FullDepth
-from ouro_edge.runtime.generate import Request, generate_events, token_budget
+from ouro_edge.runtime.forward import HEAD_ROWS, Forward, Score, States, pool, run_forward, run_score
+from ouro_edge.runtime.generate import generate_events
 from ouro_edge.runtime.generation_config import sampler_settings
-from ouro_edge.runtime.kv_choice import choose_kv
+from ouro_edge.runtime.kv_choice import check_share, choose_kv
+from ouro_edge.runtime.request import (
+    GenerateOptions,
+    check_count,
+    check_iterable,
+    check_kind,
+    make_request,
+    token_budget,
+)
 from ouro_edge.runtime.sampler import Sampler
 from ouro_edge.runtime.sequence import TokenSequence, check_ids
 from ouro_edge.runtime.shared_kv import SharedKVSequence
-from ouro_edge.runtime.stopping import StopStrings
 from ouro_edge.runtime.tokenizer import Tokenizer
 from ouro_edge.weights import Array
 
-_HEAD_ROWS = 256  # rows of logits made at a time: 48 MiB at a vocabulary of 49152
 
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """What one pass over a prompt gives; each position at its own exit."""
-
-    logits: Array  # [T, V]
-    depth: NDArray[np.int64]  # [T], counted from 1
-    exit_probs: NDArray[np.float64]  # [T, R]; NaN beyond a position's depth, where no gate was asked
-    hidden: Array  # [T, C], the normed states that the logits are made of
-
-
-class Model:
+class Model(AsyncTwins):
     """An exported model, ready to generate. Use it as a context manager, or let it go out of scope."""
 
     def __init__(
-        self, bundle: Bundle, *, threads: int | None = None, kv: str = "auto", kv_share: str = "none",
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        kv: str = "auto",
+        kv_share: str = "none",
         gate: str = "auto",
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.bundle = bundle
         self.config = bundle.config
         self.gate = read_gate(bundle) if _wants_fitted(gate) else None
         self.kv, self.kv_reason = choose_kv(bundle, kv)
-        if kv_share not in ("none", "last"):
-            raise RequestError(f"kv_share is {kv_share!r}; wanted 'none' (exact) or 'last' (all loops share one cache)")
-        self.kv_share = kv_share
+        self.kv_share = check_share(kv_share)
         self._block: Block | None = Block(bundle, threads, self.gate, self.kv)
-        self._head: Head | None = Head(bundle, threads)
+        self._head: Head | None = Head(bundle, threads, self._block.turns)
         self._embedding = bundle.embedding()
         self._tokenizer = read_tokenizer(bundle)
         self._generation = read_json(bundle, "generation_config.json")
@@ -125,33 +121,39 @@ class Model:
         sampler: Sampler | None = None,
         stop: str | Sequence[str] = (),
         stop_ids: Iterable[int] | None = None,
+        top_logprobs: int = 0,
+        lens: int = 0,
+        constraint: Constraint | None = None,
         cancel: Cancel | None = None,
         sequence: TokenSequence | None = None,
     ) -> Iterator[Event]:
         """Continue a text or a list of token ids; yields a Token for each id and then one Done.
 
         `exit`, `sampler` and `stop_ids` default to the model's own; `max_tokens` to what the context holds. With a
-        `sequence` from `new_sequence`, what it shares with the prompt is not computed again. Arguments are checked at
-        once, before the first event is asked for: RequestError and its kinds.
+        `sequence` from `new_sequence`, what it shares with the prompt is not computed again.
+
+        Tokens carry the `top_logprobs` likeliest ids at their depth, and for `lens` the likeliest that many after every
+        loop that ran, at the cost of a call of the head for each. A `constraint`, fresh for this answer, says which
+        tokens may come. Arguments are checked at once, before the first event is asked for: RequestError and its kinds.
         """
         self._parts()
-        ids = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else _ids("prompt", prompt))
-        check_ids(ids, self.config.vocab_size)
-        _check_kind("exit", exit, ExitPolicy)
-        _check_kind("sampler", sampler, Sampler)
-        _check_kind("cancel", cancel, Cancel)
-        if sequence is not None and sequence.block is not self._block:
-            raise RequestError("this sequence belongs to another model: make one with new_sequence")
-        stops = StopStrings(stop)
-        if stops and self._tokenizer is None:
+        ids = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else check_iterable("prompt", prompt))
+        if stop and self._tokenizer is None:
             raise NoTokenizerError("stop strings need a tokenizer, which this model lacks: use stop_ids")
-        policy = exit or self.default_exit()
-        policy.limit(self.config)
-        ends = self.stop_ids if stop_ids is None else tuple(_ids("stop_ids", stop_ids))
-        check_ids(ends, self.config.vocab_size)
-        budget = token_budget(len(ids), max_tokens, self.config.max_positions)
-        request = Request(ids, budget, policy, sampler or self.default_sampler(), frozenset(ends), stops, cancel)
-        state = self.new_sequence() if sequence is None else sequence
+        request = make_request(
+            self.config,
+            ids,
+            max_tokens=max_tokens,
+            exit=self.default_exit() if exit is None else exit,
+            sampler=self.default_sampler() if sampler is None else sampler,
+            stop=stop,
+            stop_ids=self.stop_ids if stop_ids is None else stop_ids,
+            top_logprobs=top_logprobs,
+            lens=lens,
+            constraint=constraint,
+            cancel=cancel,
+        )
+        state = self._own(sequence)
 
         def events() -> Iterator[Event]:
             cached = state.resume(ids)
@@ -160,7 +162,11 @@ class Model:
         return events()
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, template: Mapping[str, Any] | None = None, **options: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        template: Mapping[str, Any] | None = None,
+        **options: Unpack[GenerateOptions],
     ) -> Iterator[Event]:
         """Answer the last of `messages` ({"role": ..., "content": ...}); options and events are those of `generate`.
 
@@ -179,45 +185,74 @@ class Model:
 
         A loop runs only as far as the last position that wants it. Raises Cancelled when `cancel` fires.
         """
-        ids = list(ids)
+        states = self._settle(ids, exit, cancel)
+        return Forward(self.logits(states.hidden), states.depth, states.exit_probs, states.hidden)
+
+    def score(
+        self,
+        ids: Sequence[int],
+        *,
+        exit: ExitPolicy | None = None,
+        top: int = 0,
+        cancel: Cancel | None = None,
+        sequence: TokenSequence | None = None,
+    ) -> Score:
+        """Log-probability of every token after those before it, and the `top` likeliest in its place.
+
+        Logits are never held for more than 256 positions. A `sequence` is emptied and then holds ids[:-1], so that
+        `generate` with the same ids and sequence goes on without computing them again. RequestError and its kinds.
+        """
+        top = check_count("top", top, self.config.vocab_size)
         token_budget(len(ids), None, self.config.max_positions)
-        sequence = self.new_sequence()
-        sequence.feed(ids)
-        policy = exit or self.default_exit()
-        limit = policy.limit(self.config)
-        depth = np.zeros(len(ids), np.int64)
-        gates = np.full((len(ids), self.config.loops), np.nan)
-        hidden = np.empty((len(ids), self.config.hidden_size), np.float32)
+        check_ids(ids, self.config.vocab_size)
+        if len(ids) == 1:
+            return Score(np.empty(0), (), np.empty(0, np.int64))
+        states = self._settle(ids[:-1], exit, cancel, sequence)
+        return run_score(states, ids, top, self.logits, cancel)
 
-        evidence: dict[int, Evidence] = {}  # by first position: calls of all loops start at the same places
+    def embed(
+        self,
+        texts: str | Sequence[str | Sequence[int]],
+        *,
+        exit: ExitPolicy | None = None,
+        cancel: Cancel | None = None,
+    ) -> Array:
+        """Vectors [N, C] of length 1, one for each text or list of token ids; a single string counts as one text.
 
-        def collect(loop: int, start: int, rows: Array, logits: Array) -> None:
-            part = slice(start, start + len(rows))
-            gates[part, loop - 1] = logits
-            before = evidence.get(start)
-            now = Evidence(gates[part, :loop], rows.copy(), self.logits, before and before.first(len(rows)))
-            evidence[start] = now
-            running = depth[part] == 0
-            stopping = running & (np.ones(len(rows), bool) if loop == limit else policy.stops(now))
-            if stopping.any():
-                hidden[part][stopping] = policy.output(now).hidden[stopping]
-                depth[part][stopping] = loop
-
-        for loop in range(1, limit + 1):
-            sequence.advance(loop, int(np.flatnonzero(depth == 0)[-1]) + 1, collect, cancel)
-            if depth.all():
-                break
-        probs = np.full((len(ids), self.config.loops), np.nan)
-        for loop in range(1, limit + 1):
-            at = depth == loop
-            probs[at] = exit_probabilities(gates[at, :loop], self.config.loops)
-        return Forward(self.logits(hidden), depth, probs, hidden)
+        A vector is the mean of the normed states, each at its exit. RequestError when a text has no token.
+        """
+        texts = [texts] if isinstance(texts, str) else texts
+        vectors = np.empty((len(texts), self.config.hidden_size), np.float32)
+        for vector, text in zip(vectors, texts, strict=True):
+            ids = self.tokenizer.encode(text) if isinstance(text, str) else text
+            vector[:] = pool(self._settle(ids, exit, cancel))
+        return vectors
 
     def logits(self, hidden: Array) -> Array:
         """Logits [T, V] of normed hidden rows [T, C], as `forward` and `TokenSequence.advance` give them."""
         _, head = self._parts()
-        pieces = [head(hidden[i : i + _HEAD_ROWS]) for i in range(0, len(hidden), _HEAD_ROWS)]
+        pieces = [head(hidden[i : i + HEAD_ROWS]) for i in range(0, len(hidden), HEAD_ROWS)]
         return np.concatenate(pieces)
+
+    def _settle(
+        self,
+        ids: Sequence[int],
+        exit: ExitPolicy | None,
+        cancel: Cancel | None,
+        sequence: TokenSequence | None = None,
+    ) -> States:
+        """The states of all positions, each at its exit."""
+        check_kind("exit", exit, ExitPolicy)
+        check_kind("cancel", cancel, Cancel)
+        ids = list(check_iterable("ids", ids))
+        token_budget(len(ids), None, self.config.max_positions)
+        return run_forward(self._own(sequence), ids, exit or self.default_exit(), self.logits, cancel)
+
+    def _own(self, sequence: TokenSequence | None) -> TokenSequence:
+        """The sequence, or a new one. RequestError when it belongs to another model."""
+        if sequence is not None and sequence.block is not self._parts()[0]:
+            raise RequestError("this sequence belongs to another model: make one with new_sequence")
+        return self.new_sequence() if sequence is None else sequence
 
     def _parts(self) -> tuple[Block, Head]:
         if self._block is None or self._head is None:
@@ -225,28 +260,7 @@ class Model:
         return self._block, self._head
 
 
-def load(
-    path: Path, *, threads: int | None = None, kv: str = "auto", kv_share: str = "none", context: int | None = None,
-    gate: str = "auto",
-) -> Model:  # fmt: skip
-    """Open an exported directory. BundleError in one line when it cannot be used."""
-    bundle = open_bundle(path)
-    bundle = bundle if context is None else bundle.with_context(context)
-    return Model(bundle, threads=threads, kv=kv, kv_share=kv_share, gate=gate)
-
-
 def _wants_fitted(gate: str) -> bool:
     if gate not in ("auto", "original"):
         raise RequestError(f"gate is {gate!r}; wanted 'auto' (the fitted one where there is one) or 'original'")
     return gate == "auto"
-
-
-def _ids(name: str, value: Any) -> Iterable[int]:
-    if not isinstance(value, Iterable):
-        raise RequestError(f"{name} is {value!r}; wanted a list of token ids")
-    return value
-
-
-def _check_kind(name: str, value: object, kind: type) -> None:
-    if value is not None and not isinstance(value, kind):
-        raise RequestError(f"{name} is {value!r}; wanted {kind.__name__} or None")

@@ -79,7 +79,7 @@ class Sampling:
         The log-probability is that of the plain softmax of `logits`: no bias, penalty, temperature or filter counts.
         RequestError when a logit is NaN or +inf, when all are -inf, or when an id lies outside the vocabulary.
         """
-        top, norm = _check_logits(logits)
+        top, norm = check_logits(logits)
         sampler = self.sampler
         if sampler.temperature == 0 and sampler.repetition_penalty == 1 and not sampler.logit_bias:
             return top, float(logits[top]) - norm
@@ -94,7 +94,7 @@ class Sampling:
 
     def distribution(self, logits: Logits, seen: Sequence[int] | Set[int] = ()) -> Probabilities:
         """The exact probabilities [V] that `pick` draws from, after all filters; draws nothing itself."""
-        _check_logits(logits)
+        check_logits(logits)
         ids, probabilities = self._survivors(logits, seen)
         full = np.zeros(len(logits), np.float64)  # [V]
         full[ids] = probabilities
@@ -110,7 +110,7 @@ class Sampling:
             weights = np.exp((scores - scores.max()) / sampler.temperature)  # [V], the best has exactly 1
         ids = np.arange(len(weights))
         if 0 < sampler.top_k < len(weights):
-            ids = _largest(weights, sampler.top_k)
+            ids = largest(weights, sampler.top_k)
         if sampler.top_p < 1:
             ids = ids[_nucleus(weights[ids], sampler.top_p)]
         if sampler.min_p > 0:
@@ -119,7 +119,7 @@ class Sampling:
         return ids, kept / kept.sum()
 
 
-def _check_logits(logits: Logits) -> tuple[int, float]:
+def check_logits(logits: Logits) -> tuple[int, float]:
     """The id of the highest logit (the lowest such id) and the logarithm of the sum of exponentials."""
     if logits.ndim != 1 or not len(logits):
         raise RequestError(f"logits have shape {list(logits.shape)}; wanted one row [V]")
@@ -159,7 +159,7 @@ def _in_vocabulary(tokens: Mapping[int, float] | Set[int], size: int, name: str)
     return ids
 
 
-def _largest(values: Probabilities, count: int) -> Ids:
+def largest(values: Probabilities | Logits, count: int) -> Ids:
     """Indices [count] of the largest values, largest first, the lower index first among equals."""
     size = len(values)
     if count >= size:
@@ -177,7 +177,7 @@ def _nucleus(values: Probabilities, share: float) -> Ids:
     wanted = share * values.sum()
     count = _FIRST_GUESS
     while True:
-        order = _largest(values, count)
+        order = largest(values, count)
         mass = np.cumsum(values[order])
         if mass[-1] >= wanted or count >= len(values):
             return order[: int(np.searchsorted(mass, wanted)) + 1]

@@ -1,0 +1,110 @@
+"""The calls of a model for asyncio: each runs in a thread of its own and never blocks the event loop. Knows asyncio.
+
+The thread works only while somebody waits for it, so a slow reader holds a generation back and nothing piles up. When
+the waiting task is cancelled, the Cancel of the call is fired at once and the thread is waited for, which takes a part
+of a block call at most: after that the sequence is free for the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Protocol, TypeVar, Unpack
+
+from ouro_edge.runtime.cancel import Cancel
+from ouro_edge.runtime.events import Event
+from ouro_edge.runtime.exits import ExitPolicy
+from ouro_edge.runtime.forward import Forward, Score
+from ouro_edge.runtime.request import GenerateOptions
+from ouro_edge.runtime.sequence import TokenSequence
+from ouro_edge.weights import Array
+
+T = TypeVar("T")
+
+
+class _Blocking(Protocol):
+    """What the twins are twins of."""
+
+    def generate(self, *args: Any, **options: Any) -> Iterator[Event]: ...
+    def chat(self, *args: Any, **options: Any) -> Iterator[Event]: ...
+    def forward(self, *args: Any, **options: Any) -> Forward: ...
+    def score(self, *args: Any, **options: Any) -> Score: ...
+    def embed(self, *args: Any, **options: Any) -> Array: ...
+
+
+class AsyncTwins:
+    """The async twins of a model's calls; same arguments, same events, same errors (raised at the first await)."""
+
+    def agenerate(
+        self: _Blocking, prompt: str | Sequence[int], **options: Unpack[GenerateOptions]
+    ) -> AsyncGenerator[Event, None]:
+        """`generate` as an async generator. `aclose` it, or cancel the task that waits for it, to stop it early."""
+        return _stream(self.generate, prompt, **options)
+
+    def achat(
+        self: _Blocking,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        template: Mapping[str, Any] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> AsyncGenerator[Event, None]:
+        """`chat` as an async generator."""
+        return _stream(self.chat, messages, template=template, **options)
+
+    async def aforward(self: _Blocking, ids: Sequence[int], *, exit: ExitPolicy | None = None) -> Forward:
+        """`forward`, without blocking."""
+        return await _call(self.forward, ids, exit=exit)
+
+    async def ascore(
+        self: _Blocking,
+        ids: Sequence[int],
+        *,
+        exit: ExitPolicy | None = None,
+        top: int = 0,
+        sequence: TokenSequence | None = None,
+    ) -> Score:
+        """`score`, without blocking."""
+        return await _call(self.score, ids, exit=exit, top=top, sequence=sequence)
+
+    async def aembed(
+        self: _Blocking, texts: str | Sequence[str | Sequence[int]], *, exit: ExitPolicy | None = None
+    ) -> Array:
+        """`embed`, without blocking."""
+        return await _call(self.embed, texts, exit=exit)
+
+
+async def _stream(
+    generate: Callable[..., Iterator[Event]], *args: Any, cancel: Cancel | None = None, **options: Any
+) -> AsyncGenerator[Event, None]:
+    cancel = cancel or Cancel()
+    thread = ThreadPoolExecutor(1, "ouro-edge")
+    try:
+        events = await _in(thread, cancel, partial(generate, *args, cancel=cancel, **options))
+        while (event := await _in(thread, cancel, partial(next, events, None))) is not None:
+            yield event
+    finally:
+        thread.shutdown(wait=False)
+
+
+async def _call(function: Callable[..., T], *args: Any, **options: Any) -> T:
+    cancel = Cancel()
+    thread = ThreadPoolExecutor(1, "ouro-edge")
+    try:
+        return await _in(thread, cancel, partial(function, *args, cancel=cancel, **options))
+    finally:
+        thread.shutdown(wait=False)
+
+
+async def _in(thread: ThreadPoolExecutor, cancel: Cancel, function: Callable[[], T]) -> T:
+    """Run a function in the thread; when the waiting task is cancelled, fire `cancel` and wait for the thread."""
+    running = asyncio.get_running_loop().run_in_executor(thread, function)
+    try:
+        await asyncio.wait([running])  # unlike `await running`, this leaves the future alone when it is cancelled
+    except asyncio.CancelledError:
+        cancel.cancel()
+        await asyncio.wait([running])
+        running.exception()  # looked at, because nobody else will
+        raise
+    return running.result()

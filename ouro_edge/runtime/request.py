@@ -1,0 +1,130 @@
+"""What may be asked of a generation, and the checks that every request passes before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+
+from ouro_edge.config import ModelConfig
+from ouro_edge.errors import ContextOverflowError, RequestError
+from ouro_edge.runtime.cancel import Cancel
+from ouro_edge.runtime.constraint import Constraint
+from ouro_edge.runtime.exits import ExitPolicy
+from ouro_edge.runtime.sampler import Sampler
+from ouro_edge.runtime.sequence import TokenSequence, check_ids
+from ouro_edge.runtime.stopping import StopStrings
+
+
+class GenerateOptions(TypedDict, total=False):
+    """The keyword arguments of `Model.generate`, for those that pass them on."""
+
+    max_tokens: int | None
+    exit: ExitPolicy | None
+    sampler: Sampler | None
+    stop: str | Sequence[str]
+    stop_ids: Iterable[int] | None
+    top_logprobs: int
+    lens: int
+    constraint: Constraint | None
+    cancel: Cancel | None
+    sequence: TokenSequence | None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to generate: everything checked, nothing running but the constraint."""
+
+    ids: tuple[int, ...]
+    max_tokens: int
+    exit: ExitPolicy
+    sampler: Sampler
+    stop_ids: frozenset[int]
+    stop_strings: StopStrings
+    cancel: Cancel | None
+    top_logprobs: int
+    lens: int
+    constraint: Constraint | None
+
+
+def make_request(
+    config: ModelConfig,
+    ids: tuple[int, ...],
+    *,
+    max_tokens: int | None,
+    exit: ExitPolicy,
+    sampler: Sampler,
+    stop: str | Sequence[str],
+    stop_ids: Iterable[int],
+    top_logprobs: int,
+    lens: int,
+    constraint: Constraint | None,
+    cancel: Cancel | None,
+) -> Request:
+    """Check every argument of a generation after the prompt `ids`. RequestError and its kinds."""
+    size = config.vocab_size
+    check_ids(ids, size)
+    for name, value, kind in (
+        ("exit", exit, ExitPolicy),
+        ("sampler", sampler, Sampler),
+        ("constraint", constraint, Constraint),
+        ("cancel", cancel, Cancel),
+    ):
+        check_kind(name, value, kind)
+    exit.limit(config)
+    ends = tuple(check_iterable("stop_ids", stop_ids))
+    check_ids(ends, size)
+    return Request(
+        ids=ids,
+        max_tokens=token_budget(len(ids), max_tokens, config.max_positions),
+        exit=exit,
+        sampler=sampler,
+        stop_ids=frozenset(ends),
+        stop_strings=StopStrings(stop),
+        cancel=cancel,
+        top_logprobs=check_count("top_logprobs", top_logprobs, size),
+        lens=check_count("lens", lens, size),
+        constraint=constraint,
+    )
+
+
+def token_budget(prompt: int, max_tokens: int | None, context: int) -> int:
+    """How many tokens may be generated; the last one needs no position of its own.
+
+    ContextOverflowError when the prompt, or the prompt and a given `max_tokens`, do not fit.
+    """
+    room = context - prompt + 1
+    if not prompt:
+        raise RequestError("the prompt is empty: give at least one token")
+    if room < 1 or prompt > context:
+        raise ContextOverflowError(f"the prompt has {prompt} tokens, this model's context is {context}: shorten it")
+    if max_tokens is None:
+        return room
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, (int, np.integer)) or max_tokens < 1:
+        raise RequestError(f"max_tokens is {max_tokens!r}; wanted a whole number of at least 1")
+    if max_tokens > room:
+        raise ContextOverflowError(f"{prompt} tokens of prompt and {max_tokens} to generate do not fit this model's "
+                                   f"context of {context}: ask for at most {room}")  # fmt: skip
+    return int(max_tokens)
+
+
+def check_count(name: str, value: Any, most: int) -> int:
+    """A number of candidates. RequestError unless it is a whole number from 0 to `most`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value <= most:
+        raise RequestError(f"{name} is {value!r}; wanted a whole number from 0 to {most}, the size of the vocabulary")
+    return int(value)
+
+
+def check_iterable(name: str, value: Any) -> Iterable[int]:
+    """Token ids, still to be looked at one by one. RequestError when it is nothing to look through."""
+    if not isinstance(value, Iterable):
+        raise RequestError(f"{name} is {value!r}; wanted a list of token ids")
+    return value
+
+
+def check_kind(name: str, value: object, kind: type) -> None:
+    """RequestError unless it is None or of this kind."""
+    if value is not None and not isinstance(value, kind):
+        raise RequestError(f"{name} is {value!r}; wanted {kind.__name__} or None")

@@ -1,0 +1,117 @@
+"""Scores and embeddings against the plain forward pass, and what they hold in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import ouro_edge
+from ouro_edge.errors import ContextOverflowError, NoTokenizerError, RequestError
+from ouro_edge.runtime import forward
+
+IDS = [int(i) for i in np.random.default_rng(4).integers(3, 96, 40)]
+
+
+@pytest.fixture(scope="module")
+def model(bundle_of):
+    with ouro_edge.load(bundle_of()) as loaded:
+        yield loaded
+
+
+def log_softmax(logits):
+    logits = logits.astype(np.float64)
+    return (
+        logits
+        - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        - logits.max(-1, keepdims=True)
+    )
+
+
+@pytest.mark.parametrize("policy", [ouro_edge.FixedDepth(2), ouro_edge.ExitThreshold(0.5), ouro_edge.Agreement()])
+def test_scores_are_those_of_the_forward_pass(model, policy):
+    wanted = model.forward(IDS, exit=policy)
+    logs = log_softmax(wanted.logits)
+    score = model.score(IDS, exit=policy, top=3)
+    assert score.logprobs == pytest.approx([logs[t, IDS[t + 1]] for t in range(39)], abs=1e-4)
+    assert score.depth.tolist() == wanted.depth[:-1].tolist()
+    for t, top in enumerate(score.top):
+        best = np.argsort(-logs[t], kind="stable")[:3]
+        assert [i for i, _ in top] == best.tolist()
+        assert [lp for _, lp in top] == pytest.approx(logs[t, best], abs=1e-4)
+
+
+def test_no_more_than_some_rows_of_logits_are_alive(model, monkeypatch):
+    monkeypatch.setattr(forward, "HEAD_ROWS", 8)
+    rows = []
+    plain = model._head
+    monkeypatch.setattr(model, "_head", lambda hidden: rows.append(len(hidden)) or plain(hidden))
+    model.score(IDS, top=1)
+    assert rows == [8, 8, 8, 8, 7]
+
+
+def test_a_scored_sequence_goes_on_without_computing_again(model):
+    sequence = model.new_sequence()
+    model.score(IDS, sequence=sequence)
+    *tokens, done = model.generate(IDS, max_tokens=3, stop_ids=(), sequence=sequence)
+    assert done.usage.cached_tokens == len(IDS) - 1
+    assert [t.id for t in tokens] == [
+        t.id for t in model.generate(IDS, max_tokens=3, stop_ids=()) if isinstance(t, ouro_edge.Token)
+    ]
+    again = model.score(IDS, sequence=sequence)
+    assert again.logprobs == pytest.approx(model.score(IDS).logprobs, abs=1e-5)
+
+
+def test_one_token_is_predicted_by_nothing(model):
+    score = model.score([7], top=2)
+    assert (len(score.logprobs), score.top, len(score.depth)) == (0, (), 0)
+
+
+@pytest.mark.parametrize(
+    ("ids", "options", "error", "says"),
+    [
+        ([], {}, RequestError, "at least one token"),
+        ([96 * 4], {}, RequestError, "384"),
+        ([1] * 513, {}, ContextOverflowError, "512"),
+        ([1, 2], {"top": -1}, RequestError, "top is -1"),
+        ([1, 2], {"top": 10**6}, RequestError, "size of the vocabulary"),
+        ([1, 2], {"exit": 0.5}, RequestError, "exit is 0.5"),
+    ],
+)
+def test_bad_scores_are_refused(model, ids, options, error, says):
+    with pytest.raises(error, match=says):
+        model.score(ids, **options)
+
+
+def test_embeddings_are_means_of_normed_states(model):
+    texts = [[5, 17, 3], IDS]
+    vectors = model.embed(texts, exit=ouro_edge.FixedDepth(3))
+    assert vectors.shape == (2, model.config.hidden_size) and vectors.dtype == np.float32
+    for vector, ids in zip(vectors, texts, strict=True):
+        mean = model.forward(ids, exit=ouro_edge.FixedDepth(3)).hidden.mean(axis=0)
+        assert vector == pytest.approx(mean / np.linalg.norm(mean), abs=1e-5)
+    assert model.embed([]).shape == (0, model.config.hidden_size)
+
+
+def test_text_is_embedded_like_its_tokens():
+    with ouro_edge.load() as model:
+        text = "Ada likes Ben."
+        assert (model.embed(text) == model.embed([model.tokenizer.encode(text)])).all()
+        near, far = model.embed(["Ada likes Cleo.", "3 + 4 = ?"]) @ model.embed(text)[0]
+        assert near > far
+
+
+def test_embedding_needs_tokens(model):
+    with pytest.raises(NoTokenizerError):
+        model.embed("text")
+    with pytest.raises(RequestError, match="at least one token"):
+        model.embed([[]])
+    with pytest.raises(RequestError, match="ids is 3"):
+        model.embed([3])
+
+
+def test_a_cancelled_pass_says_so(model):
+    cancel = ouro_edge.Cancel()
+    cancel.cancel()
+    for call in (model.forward, model.score, lambda ids, cancel: model.embed([ids], cancel=cancel)):
+        with pytest.raises(ouro_edge.Cancelled):
+            call(IDS, cancel=cancel)
