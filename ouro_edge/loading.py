@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ouro_edge.bundle import MANIFEST_FILE, VERSION, open_bundle
+from ouro_edge.bundle import MANIFEST_FILE, open_bundle
 from ouro_edge.errors import BundleError, RequestError
 from ouro_edge.hub import Resolved, resolve
+from ouro_edge.manifest import VERSION
 
 if TYPE_CHECKING:
     from ouro_edge.export.exporter import Progress

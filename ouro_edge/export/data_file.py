@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ouro_edge.bundle import StoredArray, StoredTensor
+from ouro_edge.manifest import StoredArray, StoredTensor
 from ouro_edge.quant import ErrorMeter, Scheme, concatenate, dequantize, quantize
 from ouro_edge.weights import Array, Weights
 

@@ -16,8 +16,9 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from ouro_edge.bundle import DATA_FILE, StoredArray, StoredTensor, cache_head_dim
+from ouro_edge.bundle import DATA_FILE, cache_head_dim
 from ouro_edge.config import ModelConfig
+from ouro_edge.manifest import StoredArray, StoredTensor
 
 _OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
 _IR_VERSION = 10  # the oldest that carries opset 21, so that older onnxruntime loads it
