@@ -11,8 +11,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ MANIFEST_FILE = "ouro_edge.json"
 BLOCK_FILES = {"fp32": "model.onnx", "int8": "model.kv-int8.onnx", "int4": "model.kv-int4.onnx"}  # by KV type
 HEAD_FILE = "head.onnx"
 DATA_FILE = "model.onnx.data"
+_MAX_MEASURED = 64 << 20
 _HASH_AT_LOAD = 64 << 20  # larger files are hashed by `verify` only: start-up must not read all weights twice
 
 
@@ -37,18 +40,47 @@ def cache_head_dim(config: ModelConfig) -> int:
     return -(-config.head_dim // 16) * 16
 
 
+@dataclass(frozen=True, slots=True)
+class GraphInMemory:
+    """A graph that is no file. Its arrays are needed until a session is open: onnxruntime copies what it keeps."""
+
+    source: Path  # where it came from, for messages
+    model: bytes  # ONNX; every array is an external initializer of the same name
+    arrays: Mapping[str, NDArray[Any]]
+
+
 class Bundle:
     """An opened bundle: its manifest, and its tensors memory-mapped on demand."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path, self.manifest, self.config = path, manifest, manifest.model
+        self.notes: tuple[str, ...] = ()  # one line each: what a user should know about how this model runs
 
     def with_context(self, positions: int) -> Bundle:
         """The same bundle with a smaller context. RequestError when it was never made for that many positions."""
         most = self.config.max_positions
         if type(positions) is not int or not 1 <= positions <= most:
             raise RequestError(f"a context of {positions!r} was asked for; this model has 1 to {most} positions")
-        return Bundle(self.path, replace(self.manifest, model=replace(self.config, max_positions=positions)))
+        other = copy.copy(self)
+        other.config = replace(self.config, max_positions=positions)
+        other.manifest = replace(self.manifest, model=other.config)
+        return other
+
+    def graph(self, name: str) -> Path | GraphInMemory:
+        """What onnxruntime opens for one of BLOCK_FILES or HEAD_FILE."""
+        return self.path / name
+
+    def measured(self, name: str) -> bytes | None:
+        """The content of a file that was added to the finished bundle (KV ranges, a fitted gate), None without it."""
+        file = self.path / name
+        try:
+            if not file.exists():
+                return None
+            if not file.is_file() or file.stat().st_size > _MAX_MEASURED:  # a pipe would hang us
+                raise BundleError(f"{file} is no file of at most {_MAX_MEASURED >> 20} MiB")
+            return file.read_bytes()
+        except OSError as problem:
+            raise BundleError(f"{self.path / name} cannot be read: {problem.strerror}") from None
 
     def array(self, stored: StoredArray) -> NDArray[Any]:
         """A read-only memory map of one array."""

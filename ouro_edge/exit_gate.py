@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ouro_edge.bundle import DATA_FILE, Bundle
-from ouro_edge.config import read_json_object
+from ouro_edge.config import parse_json_object
 from ouro_edge.errors import BundleError
 from ouro_edge.weights import Array
 
@@ -59,9 +59,9 @@ def write_gate(bundle: Bundle, gate: FittedGate) -> Path:
 def read_gate(bundle: Bundle) -> FittedGate | None:
     """The bundle's fitted gate, None when it has none. BundleError when the file is damaged or of other weights."""
     file = bundle.path / GATE_FILE
-    if not file.exists():
+    if (content := bundle.measured(GATE_FILE)) is None:
         return None
-    data = read_json_object(file, BundleError)
+    data = parse_json_object(content, str(file), BundleError)
     if data.get("format") != "ouro-edge exit gate" or data.get("version") != _VERSION:
         raise BundleError(f"{file} is no exit gate of version {_VERSION}: fit it again, or delete it")
     if data.get("fitted_on") != bundle.manifest.files[DATA_FILE]["sha256"]:

@@ -35,7 +35,7 @@ class Block:
         self._gate = gate
         ranges = None if kv == "fp32" else read_ranges(bundle)
         self.state_id = _state_id(bundle, ranges)
-        self._session = open_session(bundle.path / BLOCK_FILES[kv], threads)
+        self._session = open_session(bundle.graph(BLOCK_FILES[kv]), threads)
         self._ort = import_onnxruntime()
         wrap = self._ort.OrtValue.ortvalue_from_numpy
         self._scales: dict[int | None, list[tuple[Any, Any]]] = {}
@@ -162,7 +162,7 @@ class Head:
     """Hidden rows -> logits."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        self._session = open_session(bundle.path / HEAD_FILE, threads)
+        self._session = open_session(bundle.graph(HEAD_FILE), threads)
 
     def __call__(self, rows: NDArray[np.float32]) -> Array:
         """Logits [T, V] of normed hidden rows [T, C]."""
