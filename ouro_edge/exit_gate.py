@@ -37,15 +37,7 @@ class FittedGate:
 def write_gate(bundle: Bundle, gate: FittedGate) -> Path:
     """Store a gate in a bundle, replacing an earlier fitted one; the checkpoint's own stays in the graph."""
     file = bundle.path / GATE_FILE
-    data = {
-        "format": "ouro-edge exit gate",
-        "version": _VERSION,
-        "fitted_on": bundle.manifest.files[DATA_FILE]["sha256"],
-        "threshold": gate.threshold,
-        "report": dict(gate.report),
-        "bias": float(gate.bias),
-        "weight": [float(value) for value in gate.weight],
-    }
+    data = gate_record(gate, bundle.manifest.files[DATA_FILE]["sha256"])
     work = file.with_suffix(".partial")
     try:
         work.write_text(json.dumps(data) + "\n", encoding="utf-8")
@@ -54,6 +46,19 @@ def write_gate(bundle: Bundle, gate: FittedGate) -> Path:
         work.unlink(missing_ok=True)
         raise BundleError(f"{file} cannot be written: {problem}; the old gate is still there") from None
     return file
+
+
+def gate_record(gate: FittedGate, weights: str) -> dict[str, Any]:
+    """The content of the file of a gate that was fitted on the weights with this checksum."""
+    return {
+        "format": "ouro-edge exit gate",
+        "version": _VERSION,
+        "fitted_on": weights,
+        "threshold": gate.threshold,
+        "report": dict(gate.report),
+        "bias": float(gate.bias),
+        "weight": [float(value) for value in gate.weight],
+    }
 
 
 def read_gate(bundle: Bundle) -> FittedGate | None:

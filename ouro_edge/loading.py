@@ -1,7 +1,7 @@
 """From what a user typed to a loaded model. Above export and runtime, and the only place that knows both.
 
-A bundle is opened as it is. A checkpoint or a .gguf file is exported once into the user's cache and opened from there,
-so that every command takes every kind of MODEL.
+A bundle is opened as it is, and a .gguf file runs as it is: `export` builds its graphs in memory and `runtime` opens
+them. A checkpoint is exported once into the user's cache and opened from there. So every command takes every MODEL.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ouro_edge.bundle import MANIFEST_FILE, open_bundle
+from ouro_edge.bundle import MANIFEST_FILE, Bundle, is_bundle, open_bundle
 from ouro_edge.errors import BundleError, RequestError
 from ouro_edge.hub import Resolved, resolve
 from ouro_edge.manifest import VERSION
@@ -36,13 +36,13 @@ def load(
 ) -> Model:
     """Load a model: an exported directory, a checkpoint directory, a .gguf file or a hub id; None: the built-in one.
 
-    `threads` defaults to the CPUs that this process may use. What is no bundle yet is exported to int4 into the cache
-    first, which takes a minute for 1.4B parameters; `progress` hears of it. `kv` is the type of the cache:
+    `threads` defaults to the CPUs that this process may use. A checkpoint is exported to int4 into the cache first,
+    which takes a minute for 1.4B parameters; `progress` hears of it. `kv` is the type of the cache:
     fp32, int8, int4, or auto, which takes int8 where float32 would fill the memory. `kv_share="last"` keeps
     one cache for all loops: a quarter of the memory, and no longer exact. `context` caps the positions below
     the model's own. `gate="original"` ignores a gate that was fitted to the bundle later. Raises OuroEdgeError's kinds.
     """
-    from ouro_edge.runtime.model import load as load_bundle
+    from ouro_edge.runtime.model import Model
     from ouro_edge.runtime.session import check_threads
 
     check_threads(threads)  # before a conversion that takes a minute
@@ -50,10 +50,19 @@ def load(
     if model is None and (model := default_model()) is None:
         raise RequestError("this build has no model of its own: name an exported directory, a .gguf file or a hub id")
     found = resolve(model)
-    path = found.path
-    if not (path / MANIFEST_FILE).is_file():
-        path = exported(found, progress)
-    return load_bundle(path, threads=threads, kv=kv, kv_share=kv_share, context=context, gate=gate)
+    if is_gguf(found.path):
+        from ouro_edge.export.in_memory import open_in_memory
+
+        bundle: Bundle = open_in_memory(found.path, progress)
+    else:
+        bundle = open_bundle(found.path if is_bundle(found.path) else exported(found, progress))
+    bundle = bundle if context is None else bundle.with_context(context)
+    return Model(bundle, threads=threads, kv=kv, kv_share=kv_share, gate=gate)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path names a GGUF file rather than a directory."""
+    return path.suffix.lower() == ".gguf" and not path.is_dir()
 
 
 def exported(found: Resolved, progress: Progress | None = None) -> Path:

@@ -23,6 +23,7 @@ from ouro_edge.errors import CheckpointError
 from ouro_edge.export.checkpoint import Checkpoint
 from ouro_edge.export.gguf_config import GATE_BIAS, GATE_THRESHOLD, GATE_WEIGHT, brief, read_config
 from ouro_edge.export.gguf_header import Header, Metadata, TensorInfo, read_header
+from ouro_edge.export.gguf_ours import MEASURED
 from ouro_edge.export.gguf_tokenizer import tokenizer_json
 from ouro_edge.weights import Array, TensorReader, Weights
 
@@ -40,7 +41,7 @@ _LAYER = {
     "ffn_up": "up_proj",
     "ffn_down": "down_proj",
 }
-_OURS = (GATE_WEIGHT, GATE_BIAS, GATE_THRESHOLD)
+_OURS = (GATE_WEIGHT, GATE_BIAS, GATE_THRESHOLD, *MEASURED)
 _NORMS = {"post_attention_norm": "attn_post_norm", "post_ffw_norm": "ffn_post_norm"}
 
 
@@ -86,11 +87,7 @@ class GgufReader:
 
     def raw(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Rows start..stop of the last axis as stored, but in the published order: bytes [rows, row_bytes]."""
-        rows = self.tensor.nbytes // self.tensor.row_bytes
-        try:
-            mapped = np.memmap(self.file, np.uint8, "r", self.tensor.offset, (rows, self.tensor.row_bytes))
-        except (OSError, ValueError) as problem:
-            raise CheckpointError(f"{self.file} can no longer be read: {problem}") from None
+        mapped = self._map()
         if self.head_dim is None:
             return np.array(mapped[start:stop])
         row = np.arange(start, stop)
@@ -107,6 +104,18 @@ class GgufReader:
             part = self._values(self.raw(i, min(i + step, stop)))
             out[i - start : i - start + len(part)] = part
         return out
+
+    def gather(self, ids: NDArray[np.integer[Any]]) -> Array:
+        """Rows with these numbers, as stored in the file, as float32 [len(ids), K]; no other row is read."""
+        return self._values(np.array(self._map()[ids]))
+
+    def _map(self) -> NDArray[np.uint8]:
+        """The whole tensor's bytes [rows, row_bytes], mapped and not read."""
+        rows = self.tensor.nbytes // self.tensor.row_bytes
+        try:
+            return np.memmap(self.file, np.uint8, "r", self.tensor.offset, (rows, self.tensor.row_bytes))
+        except (OSError, ValueError) as problem:
+            raise CheckpointError(f"{self.file} can no longer be read: {problem}") from None
 
     def _values(self, raw: NDArray[np.uint8]) -> Array:
         with np.errstate(all="ignore"):  # a scale that is not finite is reported by Weights
