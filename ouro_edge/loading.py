@@ -19,6 +19,7 @@ from ouro_edge.hub import Resolved, resolve
 from ouro_edge.manifest import VERSION
 
 if TYPE_CHECKING:
+    from ouro_edge.export.checkpoint import Checkpoint
     from ouro_edge.export.exporter import Progress
     from ouro_edge.quant import Recipe
     from ouro_edge.runtime.model import Model
@@ -84,30 +85,67 @@ def export_to(
     recipe: Recipe,
     *,
     calibration: str | None = None,
+    gate_from: Resolved | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> tuple[str, ...]:
     """Export a resolved checkpoint to the directory `out` and calibrate it; returns notes about the source.
 
-    `calibration` is text to measure KV ranges on: None takes the built-in one, "" measures nothing.
+    `calibration` is text to measure KV ranges on: None takes the built-in one, "" measures nothing. `gate_from` is a
+    checkpoint whose exit gate a source without one gets.
     """
-    from dataclasses import replace
-
     from ouro_edge.evaluation.calibrate import calibrate
-    from ouro_edge.export.checkpoint import open_checkpoint
     from ouro_edge.export.exporter import export_bundle
 
-    if (found.path / MANIFEST_FILE).is_file():
+    if is_bundle(found.path):
         raise BundleError(f"{found.path} is an exported model already; export its checkpoint instead")
-    checkpoint = open_checkpoint(found.path)
-    source: dict[str, Any] = {}
-    if found.repo_id:
-        checkpoint = replace(checkpoint, name=found.repo_id.rsplit("/", 1)[-1])
-        source = {"repo_id": found.repo_id, "revision": found.revision}
+    checkpoint, source = _open_source(found, gate_from)
     export_bundle(checkpoint, out, recipe, source=source, overwrite=overwrite, progress=progress)
     if calibration != "":
         calibrate(open_bundle(out), calibration, progress=progress)
     return checkpoint.notes
+
+
+def export_gguf(
+    found: Resolved,
+    out: Path,
+    precision: str | None,
+    *,
+    gate_from: Resolved | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Path, tuple[str, ...]]:
+    """Write a checkpoint or a bundle as a GGUF file; returns its path and notes about it.
+
+    A directory `out` gets a file named after model and type. A bundle keeps its own number format, its fitted gate and
+    its KV ranges; `precision` is for checkpoints, int4 unless told.
+    """
+    from ouro_edge.export.gguf_export import bundle_to_gguf, checkpoint_to_gguf
+
+    if is_bundle(found.path):
+        if precision is not None or gate_from is not None:
+            raise RequestError(f"{found.path} is an exported model and keeps its number format and gate: leave out -p "
+                               "and --gate-from, or export its checkpoint")  # fmt: skip
+        return bundle_to_gguf(open_bundle(found.path), out, overwrite=overwrite, progress=progress)
+    checkpoint, source = _open_source(found, gate_from)
+    return checkpoint_to_gguf(
+        checkpoint, out, precision or "int4", source=source, overwrite=overwrite, progress=progress
+    )
+
+
+def _open_source(found: Resolved, gate_from: Resolved | None) -> tuple[Checkpoint, dict[str, Any]]:
+    """A checkpoint under its repository's name, with another checkpoint's gate if asked for, and where it came from."""
+    from dataclasses import replace
+
+    from ouro_edge.export.checkpoint import open_checkpoint, with_gate
+
+    checkpoint = open_checkpoint(found.path)
+    if gate_from is not None:
+        checkpoint = with_gate(checkpoint, open_checkpoint(gate_from.path))
+    if not found.repo_id:
+        return checkpoint, {}
+    checkpoint = replace(checkpoint, name=found.repo_id.rsplit("/", 1)[-1])
+    return checkpoint, {"repo_id": found.repo_id, "revision": found.revision}
 
 
 def default_model() -> Path | None:

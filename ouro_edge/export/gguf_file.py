@@ -25,6 +25,7 @@ from ouro_edge.export.gguf_config import GATE_BIAS, GATE_THRESHOLD, GATE_WEIGHT,
 from ouro_edge.export.gguf_header import Header, Metadata, TensorInfo, read_header
 from ouro_edge.export.gguf_ours import MEASURED
 from ouro_edge.export.gguf_tokenizer import tokenizer_json
+from ouro_edge.export.gguf_vocabulary import read_generation
 from ouro_edge.weights import Array, TensorReader, Weights
 
 _CHUNK = 1 << 20  # values dequantised at a time; gguf's temporaries take several times as much memory
@@ -73,6 +74,16 @@ def our_name(name: str, sandwich_norms: bool) -> str:
     match = re.fullmatch(r"blk\.(0|[1-9]\d*)\.(\w+)\.weight", name, re.ASCII)
     part = match and (_LAYER | (_NORMS if sandwich_norms else {})).get(match[2])
     return f"layers.{match[1]}.{part}" if match and part else _TOP.get(name, name)
+
+
+def gguf_name(name: str) -> str:
+    """GGUF's name of one of our tensors."""
+    top = {ours: theirs for theirs, ours in _TOP.items()}
+    if name in top:
+        return top[name]
+    _, layer, part = name.split(".")
+    parts = {ours: theirs for theirs, ours in (_LAYER | _NORMS).items()}
+    return f"blk.{layer}.{parts[part]}.weight"
 
 
 class GgufReader:
@@ -176,14 +187,12 @@ def _model_name(metadata: Metadata, path: Path) -> str:
 
 def _text_files(metadata: Metadata, config: ModelConfig, tokenizer: str | None) -> dict[str, bytes]:
     """The files of a Hugging Face directory that this metadata stands for."""
-    generation = {"eos_token_id": list(config.eos_token_ids), "bos_token_id": config.bos_token_id,
-                  "pad_token_id": config.pad_token_id}  # fmt: skip
     files = {"config.json": _json(to_hf(config))}
-    if config.eos_token_ids:
-        files["generation_config.json"] = _json({k: v for k, v in generation.items() if v is not None})
+    if generation := read_generation(metadata, config):
+        files["generation_config.json"] = _json(generation)
     if tokenizer is not None:
-        tokens = metadata["tokenizer.ggml.tokens"]
-        assert isinstance(tokens, list)
+        tokens = metadata.get("tokenizer.ggml.tokens")
+        tokens = tokens if isinstance(tokens, list) else []
         ids = {"bos_token": config.bos_token_id, "pad_token": config.pad_token_id,
                "eos_token": metadata.get("tokenizer.ggml.eos_token_id")}  # fmt: skip
         files["tokenizer.json"] = tokenizer.encode()
