@@ -1,6 +1,6 @@
-"""What an exported model is on disk: file names, manifest, checksums, and where each tensor lies.
+"""What an exported model is on disk: file names, checksums, and its tensors as arrays.
 
-`export` writes it, `runtime` reads it, and they meet nowhere else. Knows config and quant; no onnx, no onnxruntime.
+`export` writes it, `runtime` reads it, and they meet nowhere else. Knows the manifest; no onnx, no onnxruntime.
 
     config.json, generation_config.json, tokenizer.json, chat_template.jinja ...   as the checkpoint had them
     model.onnx, head.onnx    the graphs of the shared block and of the head
@@ -11,11 +11,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from math import prod
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,15 @@ from numpy.typing import NDArray
 
 from ouro_edge.config import ModelConfig, check_same, from_hf, read_json_object
 from ouro_edge.errors import BundleError, ConfigError, RequestError
-from ouro_edge.quant import QuantizedTensor, Scheme, dequantize, dequantize_rows
+from ouro_edge.manifest import DTYPES, VERSION, Manifest, StoredArray, read_manifest
+from ouro_edge.quant import QuantizedTensor, dequantize, dequantize_rows
 from ouro_edge.weights import Array, fused_names, tensor_shapes
 
 MANIFEST_FILE = "ouro_edge.json"
 BLOCK_FILES = {"fp32": "model.onnx", "int8": "model.kv-int8.onnx", "int4": "model.kv-int4.onnx"}  # by KV type
 HEAD_FILE = "head.onnx"
 DATA_FILE = "model.onnx.data"
-VERSION = 1
-_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "uint8": np.dtype("u1")}
-_ERRORS = ([float, float, float], [float, float, type(None)])  # types of a tensor's error: the ratio may be infinite
+_MAX_MEASURED = 64 << 20
 _HASH_AT_LOAD = 64 << 20  # larger files are hashed by `verify` only: start-up must not read all weights twice
 
 
@@ -43,47 +41,12 @@ def cache_head_dim(config: ModelConfig) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredArray:
-    """One array in the data file."""
+class GraphInMemory:
+    """A graph that is no file. Its arrays are needed until a session is open: onnxruntime copies what it keeps."""
 
-    offset: int
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return prod(self.shape) * _DTYPES[self.dtype].itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor of the model: `values` when scheme is None, else `packed`, `scales` and perhaps `zero_points`."""
-
-    shape: tuple[int, ...]
-    scheme: Scheme | None
-    parts: Mapping[str, StoredArray]
-    error: Mapping[str, float | None] | None = None  # what quantisation cost: max, RMS, SNR in dB
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """The content of ouro_edge.json."""
-
-    name: str
-    source: Mapping[str, Any]  # where the checkpoint came from: path or repository, revision, storage types
-    created_by: str
-    recipe: str
-    model: ModelConfig
-    tensors: Mapping[str, StoredTensor]
-    files: Mapping[str, Mapping[str, Any]]  # name -> {"size": bytes, "sha256": hex}
-
-    def to_json(self) -> str:
-        """The manifest file's text."""
-        tensors = {name: _tensor_to_dict(tensor) for name, tensor in self.tensors.items()}
-        head = {"format": "ouro-edge", "version": VERSION, "name": self.name, "created_by": self.created_by}
-        body = {"source": dict(self.source), "recipe": self.recipe, "model": self.model.to_dict()}
-        return json.dumps({**head, **body, "files": dict(self.files), "tensors": tensors}, indent=1) + "\n"
+    source: Path  # where it came from, for messages
+    model: bytes  # ONNX; every array is an external initializer of the same name
+    arrays: Mapping[str, NDArray[Any]]
 
 
 class Bundle:
@@ -91,18 +54,38 @@ class Bundle:
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path, self.manifest, self.config = path, manifest, manifest.model
+        self.notes: tuple[str, ...] = ()  # one line each: what a user should know about how this model runs
 
     def with_context(self, positions: int) -> Bundle:
         """The same bundle with a smaller context. RequestError when it was never made for that many positions."""
         most = self.config.max_positions
         if type(positions) is not int or not 1 <= positions <= most:
             raise RequestError(f"a context of {positions!r} was asked for; this model has 1 to {most} positions")
-        return Bundle(self.path, replace(self.manifest, model=replace(self.config, max_positions=positions)))
+        other = copy.copy(self)
+        other.config = replace(self.config, max_positions=positions)
+        other.manifest = replace(self.manifest, model=other.config)
+        return other
+
+    def graph(self, name: str) -> Path | GraphInMemory:
+        """What onnxruntime opens for one of BLOCK_FILES or HEAD_FILE."""
+        return self.path / name
+
+    def measured(self, name: str) -> bytes | None:
+        """The content of a file that was added to the finished bundle (KV ranges, a fitted gate), None without it."""
+        file = self.path / name
+        try:
+            if not file.exists():
+                return None
+            if not file.is_file() or file.stat().st_size > _MAX_MEASURED:  # a pipe would hang us
+                raise BundleError(f"{file} is no file of at most {_MAX_MEASURED >> 20} MiB")
+            return file.read_bytes()
+        except OSError as problem:
+            raise BundleError(f"{self.path / name} cannot be read: {problem.strerror}") from None
 
     def array(self, stored: StoredArray) -> NDArray[Any]:
         """A read-only memory map of one array."""
         try:
-            return np.memmap(self.path / DATA_FILE, _DTYPES[stored.dtype], "r", stored.offset, stored.shape)
+            return np.memmap(self.path / DATA_FILE, DTYPES[stored.dtype], "r", stored.offset, stored.shape)
         except OSError as problem:
             raise BundleError(f"{self.path / DATA_FILE} cannot be read: {problem.strerror}") from None
 
@@ -169,7 +152,7 @@ def open_bundle(path: Path) -> Bundle:
         raise BundleError(f"{path} is version {data.get('version')!r} of {data.get('format')!r}; this program reads "
                           f"version {VERSION} of 'ouro-edge': export again")  # fmt: skip
     try:
-        manifest = _manifest(data)
+        manifest = read_manifest(data)
     except ConfigError as problem:
         raise BundleError(f"{path / MANIFEST_FILE}: {problem}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
@@ -223,48 +206,3 @@ def sha256(file: Path) -> str:
     """Hex digest of a file, read in pieces."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _tensor_to_dict(tensor: StoredTensor) -> dict[str, Any]:
-    parts = {name: asdict(part) for name, part in tensor.parts.items()}
-    scheme = tensor.scheme and tensor.scheme.to_dict()
-    return {"shape": list(tensor.shape), "scheme": scheme, "parts": parts, "error": tensor.error}
-
-
-def _whole(value: Any) -> int:
-    if type(value) is not int:
-        raise ValueError(f"{value!r} is no whole number")
-    return value
-
-
-def _types(record: Mapping[str, Any], *names: str) -> list[type]:
-    return [type(record[name]) for name in names]
-
-
-def _manifest(data: dict[str, Any]) -> Manifest:
-    tensors = {}
-    for name, entry in data["tensors"].items():
-        scheme = None if entry["scheme"] is None else Scheme.from_dict(entry["scheme"])
-        parts = {
-            part: StoredArray(_whole(at["offset"]), str(at["dtype"]), tuple(map(_whole, at["shape"])))
-            for part, at in entry["parts"].items()
-        }
-        shape = tuple(map(_whole, entry["shape"]))
-        if scheme is not None and len(shape) != 2:
-            raise ValueError(f"tensor {name} is quantised and no matrix")
-        error = entry["error"]
-        if error is not None and _types(error, "max_error", "rms_error", "snr_db") not in _ERRORS:
-            raise ValueError(f"tensor {name} has the error {error!r}")
-        tensors[name] = StoredTensor(shape, scheme, parts, error)
-    for name, record in data["files"].items():
-        if Path(name).name != name or not name.isprintable() or _types(record, "size", "sha256") != [int, str]:
-            raise ValueError(f"file record {name!r}")
-    return Manifest(
-        name=str(data["name"]),
-        source=dict(data["source"]),
-        created_by=str(data["created_by"]),
-        recipe=str(data["recipe"]),
-        model=ModelConfig.from_dict(data["model"]),
-        tensors=tensors,
-        files=data["files"],
-    )

@@ -138,13 +138,22 @@ def read_json_object(path: Path, error: type[Exception] = ConfigError) -> dict[s
         status = path.stat()
         if not S_ISREG(status.st_mode) or status.st_size > _MAX_JSON:  # a pipe would hang us, a device fill the memory
             raise error(f"{path} is no file of at most {_MAX_JSON >> 20} MiB")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise error(f"{path} is missing") from None
-    except (OSError, ValueError, RecursionError) as problem:
-        raise error(f"{path} cannot be read as JSON: {problem}") from None
+    except (OSError, ValueError) as problem:  # ValueError: a name that no file can have
+        raise error(f"{path} cannot be read: {problem}") from None
+    return parse_json_object(content, str(path), error)
+
+
+def parse_json_object(content: bytes, name: str, error: type[Exception] = ConfigError) -> dict[str, Any]:
+    """The JSON object in the content of the file `name`; `error` with one line when there is none."""
+    try:
+        data = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{name} cannot be read as JSON: {problem}") from None
     if not isinstance(data, dict):
-        raise error(f"{path} holds {type(data).__name__}, wanted a JSON object")
+        raise error(f"{name} holds {type(data).__name__}, wanted a JSON object")
     return data
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ouro_edge.bundle import DATA_FILE, Bundle
-from ouro_edge.config import read_json_object
+from ouro_edge.config import parse_json_object
 from ouro_edge.errors import BundleError
 from ouro_edge.weights import Array
 
@@ -37,15 +37,7 @@ class FittedGate:
 def write_gate(bundle: Bundle, gate: FittedGate) -> Path:
     """Store a gate in a bundle, replacing an earlier fitted one; the checkpoint's own stays in the graph."""
     file = bundle.path / GATE_FILE
-    data = {
-        "format": "ouro-edge exit gate",
-        "version": _VERSION,
-        "fitted_on": bundle.manifest.files[DATA_FILE]["sha256"],
-        "threshold": gate.threshold,
-        "report": dict(gate.report),
-        "bias": float(gate.bias),
-        "weight": [float(value) for value in gate.weight],
-    }
+    data = gate_record(gate, bundle.manifest.files[DATA_FILE]["sha256"])
     work = file.with_suffix(".partial")
     try:
         work.write_text(json.dumps(data) + "\n", encoding="utf-8")
@@ -56,12 +48,25 @@ def write_gate(bundle: Bundle, gate: FittedGate) -> Path:
     return file
 
 
+def gate_record(gate: FittedGate, weights: str) -> dict[str, Any]:
+    """The content of the file of a gate that was fitted on the weights with this checksum."""
+    return {
+        "format": "ouro-edge exit gate",
+        "version": _VERSION,
+        "fitted_on": weights,
+        "threshold": gate.threshold,
+        "report": dict(gate.report),
+        "bias": float(gate.bias),
+        "weight": [float(value) for value in gate.weight],
+    }
+
+
 def read_gate(bundle: Bundle) -> FittedGate | None:
     """The bundle's fitted gate, None when it has none. BundleError when the file is damaged or of other weights."""
     file = bundle.path / GATE_FILE
-    if not file.exists():
+    if (content := bundle.measured(GATE_FILE)) is None:
         return None
-    data = read_json_object(file, BundleError)
+    data = parse_json_object(content, str(file), BundleError)
     if data.get("format") != "ouro-edge exit gate" or data.get("version") != _VERSION:
         raise BundleError(f"{file} is no exit gate of version {_VERSION}: fit it again, or delete it")
     if data.get("fitted_on") != bundle.manifest.files[DATA_FILE]["sha256"]:

@@ -12,13 +12,12 @@ import json
 import os
 from collections.abc import Mapping
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ouro_edge.bundle import DATA_FILE, Bundle, cache_head_dim
-from ouro_edge.config import ModelConfig, read_json_object
+from ouro_edge.config import ModelConfig, parse_json_object
 from ouro_edge.errors import BundleError
 from ouro_edge.weights import Array
 
@@ -37,17 +36,8 @@ def write_ranges(bundle: Bundle, ranges: Array, about: Mapping[str, Any]) -> Non
     if ranges.shape != ranges_shape(bundle.config) or not np.isfinite(ranges).all() or (ranges < 0).any():
         raise BundleError(f"KV ranges of shape {list(ranges.shape)} are no finite numbers of shape "
                           f"{list(ranges_shape(bundle.config))}: the model's output is damaged")  # fmt: skip
-    data = io.BytesIO()
-    np.save(data, ranges.astype(np.float32), allow_pickle=False)
-    record = {
-        "format": "ouro-edge KV ranges",
-        "version": _VERSION,
-        "fitted_on": bundle.manifest.files[DATA_FILE]["sha256"],
-        "sha256": sha256(data.getvalue()).hexdigest(),
-        "about": dict(about),
-    }
     try:
-        for name, content in ((RANGES_FILE, data.getvalue()), (RECORD_FILE, json.dumps(record).encode())):
+        for name, content in ranges_files(ranges, about, bundle.manifest.files[DATA_FILE]["sha256"]).items():
             work = bundle.path / f"{name}.partial"
             work.write_bytes(content)
             os.replace(work, bundle.path / name)
@@ -55,27 +45,41 @@ def write_ranges(bundle: Bundle, ranges: Array, about: Mapping[str, Any]) -> Non
         raise BundleError(f"{bundle.path} cannot be written: {problem}; it still works with --kv fp32") from None
 
 
-def has_ranges(path: Path) -> bool:
-    """Whether an exported directory was calibrated for a quantised KV cache."""
-    return (path / RECORD_FILE).is_file()
+def ranges_files(ranges: Array, about: Mapping[str, Any], weights: str) -> dict[str, bytes]:
+    """The two files of ranges that were measured on the weights with this checksum, the record last."""
+    data = io.BytesIO()
+    np.save(data, ranges.astype(np.float32), allow_pickle=False)
+    record = {
+        "format": "ouro-edge KV ranges",
+        "version": _VERSION,
+        "fitted_on": weights,
+        "sha256": sha256(data.getvalue()).hexdigest(),
+        "about": dict(about),
+    }
+    return {RANGES_FILE: data.getvalue(), RECORD_FILE: json.dumps(record).encode()}
+
+
+def has_ranges(bundle: Bundle) -> bool:
+    """Whether a model was calibrated for a quantised KV cache."""
+    return bundle.measured(RECORD_FILE) is not None
 
 
 def read_ranges(bundle: Bundle) -> Array:
     """The ranges [R, L, 2, KV, D]. BundleError when there are none, or they are damaged or of other weights."""
     again = f"run ouro-edge calibrate {bundle.path}"
-    if not has_ranges(bundle.path):
+    if (content := bundle.measured(RECORD_FILE)) is None:
         raise BundleError(f"{bundle.path} is not calibrated for a quantised KV cache: {again}, or use --kv fp32")
-    record = read_json_object(bundle.path / RECORD_FILE, BundleError)
+    record = parse_json_object(content, str(bundle.path / RECORD_FILE), BundleError)
     if record.get("version") != _VERSION or record.get("fitted_on") != bundle.manifest.files[DATA_FILE]["sha256"]:
         raise BundleError(f"{bundle.path / RECORD_FILE} belongs to another version or to other weights: {again}")
     shape = ranges_shape(bundle.config)
     try:
-        content = (bundle.path / RANGES_FILE).read_bytes()
+        content = bundle.measured(RANGES_FILE) or b""
         if sha256(content).hexdigest() != record.get("sha256"):
             raise ValueError("it differs from its checksum")
         ranges = np.load(io.BytesIO(content), allow_pickle=False)
         if ranges.shape != shape or ranges.dtype != np.float32 or not np.isfinite(ranges).all() or (ranges < 0).any():
             raise ValueError(f"wanted finite numbers of shape {list(shape)}, found {ranges.dtype} {list(ranges.shape)}")
-    except (OSError, ValueError) as problem:
+    except ValueError as problem:
         raise BundleError(f"{bundle.path / RANGES_FILE} cannot be used, {problem}: {again}") from None
     return ranges

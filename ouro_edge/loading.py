@@ -1,7 +1,7 @@
 """From what a user typed to a loaded model. Above export and runtime, and the only place that knows both.
 
-A bundle is opened as it is. A checkpoint or a .gguf file is exported once into the user's cache and opened from there,
-so that every command takes every kind of MODEL.
+A bundle is opened as it is, and a .gguf file runs as it is: `export` builds its graphs in memory and `runtime` opens
+them. A checkpoint is exported once into the user's cache and opened from there. So every command takes every MODEL.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ouro_edge.bundle import MANIFEST_FILE, VERSION, open_bundle
+from ouro_edge.bundle import MANIFEST_FILE, Bundle, is_bundle, open_bundle
 from ouro_edge.errors import BundleError, RequestError
 from ouro_edge.hub import Resolved, resolve
+from ouro_edge.manifest import VERSION
 
 if TYPE_CHECKING:
+    from ouro_edge.export.checkpoint import Checkpoint
     from ouro_edge.export.exporter import Progress
     from ouro_edge.quant import Recipe
     from ouro_edge.runtime.model import Model
@@ -35,8 +37,8 @@ def load(
 ) -> Model:
     """Load a model: an exported directory, a checkpoint directory, a .gguf file or a hub id; None: the built-in one.
 
-    `threads` defaults to the CPUs that this process may use. What is no bundle yet is exported to int4 into the cache
-    first, which takes a minute for 1.4B parameters; `progress` hears of it. `kv` is the type of the cache:
+    `threads` defaults to the CPUs that this process may use. A checkpoint is exported to int4 into the cache first,
+    which takes a minute for 1.4B parameters; `progress` hears of it. `kv` is the type of the cache:
     fp32, int8, int4, or auto, which takes int8 where float32 would fill the memory. `kv_share="last"` keeps
     one cache for all loops: a quarter of the memory, and no longer exact. `context` caps the positions below
     the model's own. `gate="original"` ignores a gate that was fitted to the bundle later. Raises OuroEdgeError's kinds.
@@ -49,12 +51,19 @@ def load(
     if model is None and (model := default_model()) is None:
         raise RequestError("this build has no model of its own: name an exported directory, a .gguf file or a hub id")
     found = resolve(model)
-    path = found.path
-    if not (path / MANIFEST_FILE).is_file():
-        path = exported(found, progress)
-    bundle = open_bundle(path)
+    if is_gguf(found.path):
+        from ouro_edge.export.in_memory import open_in_memory
+
+        bundle: Bundle = open_in_memory(found.path, progress)
+    else:
+        bundle = open_bundle(found.path if is_bundle(found.path) else exported(found, progress))
     bundle = bundle if context is None else bundle.with_context(context)
     return Model(bundle, threads=threads, kv=kv, kv_share=kv_share, gate=gate)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path names a GGUF file rather than a directory."""
+    return path.suffix.lower() == ".gguf" and not path.is_dir()
 
 
 def exported(found: Resolved, progress: Progress | None = None) -> Path:
@@ -76,30 +85,67 @@ def export_to(
     recipe: Recipe,
     *,
     calibration: str | None = None,
+    gate_from: Resolved | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> tuple[str, ...]:
     """Export a resolved checkpoint to the directory `out` and calibrate it; returns notes about the source.
 
-    `calibration` is text to measure KV ranges on: None takes the built-in one, "" measures nothing.
+    `calibration` is text to measure KV ranges on: None takes the built-in one, "" measures nothing. `gate_from` is a
+    checkpoint whose exit gate a source without one gets.
     """
-    from dataclasses import replace
-
     from ouro_edge.evaluation.calibrate import calibrate
-    from ouro_edge.export.checkpoint import open_checkpoint
     from ouro_edge.export.exporter import export_bundle
 
-    if (found.path / MANIFEST_FILE).is_file():
+    if is_bundle(found.path):
         raise BundleError(f"{found.path} is an exported model already; export its checkpoint instead")
-    checkpoint = open_checkpoint(found.path)
-    source: dict[str, Any] = {}
-    if found.repo_id:
-        checkpoint = replace(checkpoint, name=found.repo_id.rsplit("/", 1)[-1])
-        source = {"repo_id": found.repo_id, "revision": found.revision}
+    checkpoint, source = _open_source(found, gate_from)
     export_bundle(checkpoint, out, recipe, source=source, overwrite=overwrite, progress=progress)
     if calibration != "":
         calibrate(open_bundle(out), calibration, progress=progress)
     return checkpoint.notes
+
+
+def export_gguf(
+    found: Resolved,
+    out: Path,
+    precision: str | None,
+    *,
+    gate_from: Resolved | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Path, tuple[str, ...]]:
+    """Write a checkpoint or a bundle as a GGUF file; returns its path and notes about it.
+
+    A directory `out` gets a file named after model and type. A bundle keeps its own number format, its fitted gate and
+    its KV ranges; `precision` is for checkpoints, int4 unless told.
+    """
+    from ouro_edge.export.gguf_export import bundle_to_gguf, checkpoint_to_gguf
+
+    if is_bundle(found.path):
+        if precision is not None or gate_from is not None:
+            raise RequestError(f"{found.path} is an exported model and keeps its number format and gate: leave out -p "
+                               "and --gate-from, or export its checkpoint")  # fmt: skip
+        return bundle_to_gguf(open_bundle(found.path), out, overwrite=overwrite, progress=progress)
+    checkpoint, source = _open_source(found, gate_from)
+    return checkpoint_to_gguf(
+        checkpoint, out, precision or "int4", source=source, overwrite=overwrite, progress=progress
+    )
+
+
+def _open_source(found: Resolved, gate_from: Resolved | None) -> tuple[Checkpoint, dict[str, Any]]:
+    """A checkpoint under its repository's name, with another checkpoint's gate if asked for, and where it came from."""
+    from dataclasses import replace
+
+    from ouro_edge.export.checkpoint import open_checkpoint, with_gate
+
+    checkpoint = open_checkpoint(found.path)
+    if gate_from is not None:
+        checkpoint = with_gate(checkpoint, open_checkpoint(gate_from.path))
+    if not found.repo_id:
+        return checkpoint, {}
+    checkpoint = replace(checkpoint, name=found.repo_id.rsplit("/", 1)[-1])
+    return checkpoint, {"repo_id": found.repo_id, "revision": found.revision}
 
 
 def default_model() -> Path | None:

@@ -83,6 +83,10 @@ class Weights(Mapping[str, Array]):
             raise CheckpointError(f"{name} holds values that are not finite; the checkpoint is damaged")
         return values
 
+    def reader(self, name: str) -> TensorReader:
+        """What reads a tensor, for those who know its file's format."""
+        return self._readers[name]
+
     def __getitem__(self, name: str) -> Array:
         if name == "head" and self.config.tie_word_embeddings:
             name = "embedding"

@@ -18,6 +18,7 @@ ROWS = [
     {"config"},
     {"weights"},
     {"reference", "quant", "hub"},
+    {"manifest"},
     {"bundle"},
     {"exit_gate", "kv_ranges"},
     {"export", "runtime"},

@@ -117,6 +117,8 @@ def open_model(
         click.echo(BUILT_IN, err=True)
     with conversion_progress() as progress:
         loaded = load(model, threads=threads, kv=kv, kv_share=kv_share, context=context, progress=progress)
+    for note in loaded.bundle.notes:
+        click.echo(f"Note: {note}", err=True)
     if loaded.kv_reason:
         click.echo(loaded.kv_reason, err=True)
     return loaded

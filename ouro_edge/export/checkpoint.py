@@ -6,15 +6,18 @@ a .gguf file. Both end as the same `Checkpoint`.
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ouro_edge.config import ModelConfig
+from ouro_edge.config import ModelConfig, to_hf
 from ouro_edge.errors import CheckpointError
 from ouro_edge.weights import Weights
+
+NO_GATE = "no exit gate in this file: runs at fixed depth; ouro-edge export FILE OUT --gate-from CHECKPOINT adds one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,28 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
         return open_gguf(path)
     raise CheckpointError(f"{path} is no checkpoint; wanted a directory with config.json or a .gguf file")
+
+
+def with_gate(checkpoint: Checkpoint, donor: Checkpoint) -> Checkpoint:
+    """The checkpoint with the exit gate and threshold of another one of the same model.
+
+    CheckpointError when it has a gate already, when the other has none, or when the two cannot be the same model.
+    """
+    mine, theirs = checkpoint.config, donor.config
+    if mine.has_gate or not theirs.has_gate:
+        raise CheckpointError(f"{checkpoint.path} has an exit gate already; leave out --gate-from" if mine.has_gate
+                              else f"{donor.path} has no exit gate to take")  # fmt: skip
+    config = replace(mine, has_gate=True, exit_threshold=theirs.exit_threshold)
+    sizes = ("hidden_size", "num_layers", "loops", "vocab_size")
+    for name in sizes:
+        if getattr(mine, name) != getattr(theirs, name):
+            raise CheckpointError(f"{donor.path} has {name} {getattr(theirs, name)} and {checkpoint.path} "
+                                  f"{getattr(mine, name)}: a gate belongs to one model")  # fmt: skip
+    readers = {name: checkpoint.weights.reader(name) for name in checkpoint.weights}
+    readers |= {name: donor.weights.reader(name) for name in ("exit_gate.weight", "exit_gate.bias")}
+    files = {**checkpoint.files, "config.json": json.dumps(to_hf(config), indent=2).encode()}
+    notes = tuple(note for note in checkpoint.notes if note != NO_GATE)
+    return replace(checkpoint, config=config, weights=Weights(config, readers), files=files, notes=notes)
 
 
 def is_present(file: Path, largest: int | None = None) -> bool:

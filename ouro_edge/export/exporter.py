@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ouro_edge.bundle import BLOCK_FILES, DATA_FILE, HEAD_FILE, MANIFEST_FILE, Manifest, StoredTensor, sha256
+from ouro_edge.bundle import BLOCK_FILES, DATA_FILE, HEAD_FILE, MANIFEST_FILE, sha256
 from ouro_edge.config import read_json_object
 from ouro_edge.errors import ExportError
 from ouro_edge.exit_gate import GATE_FILE
@@ -25,6 +25,7 @@ from ouro_edge.export.data_file import DataFile, store
 from ouro_edge.export.graph import block_graph, head_graph
 from ouro_edge.export.model_card import model_card
 from ouro_edge.kv_ranges import RANGES_FILE, RECORD_FILE
+from ouro_edge.manifest import Manifest, StoredTensor
 from ouro_edge.quant import Recipe
 from ouro_edge.version import __version__
 from ouro_edge.weights import fused_names

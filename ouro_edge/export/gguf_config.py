@@ -14,6 +14,7 @@ import numpy as np
 
 from ouro_edge.config import ModelConfig
 from ouro_edge.errors import ConfigError
+from ouro_edge.export.checkpoint import NO_GATE
 from ouro_edge.export.gguf_header import Header, Metadata
 
 GATE_WEIGHT, GATE_BIAS, GATE_THRESHOLD = (
@@ -103,7 +104,7 @@ def read_config(header: Header) -> tuple[ModelConfig, list[str]]:
         pad_token_id=ids.get("padding"),
     )
     if ouro and not has_gate:
-        notes.append("no exit gate in this file: runs at fixed depth")
+        notes.append(NO_GATE)
     return config, notes
 
 

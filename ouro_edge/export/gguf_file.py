@@ -23,7 +23,9 @@ from ouro_edge.errors import CheckpointError
 from ouro_edge.export.checkpoint import Checkpoint
 from ouro_edge.export.gguf_config import GATE_BIAS, GATE_THRESHOLD, GATE_WEIGHT, brief, read_config
 from ouro_edge.export.gguf_header import Header, Metadata, TensorInfo, read_header
+from ouro_edge.export.gguf_ours import MEASURED
 from ouro_edge.export.gguf_tokenizer import tokenizer_json
+from ouro_edge.export.gguf_vocabulary import read_generation
 from ouro_edge.weights import Array, TensorReader, Weights
 
 _CHUNK = 1 << 20  # values dequantised at a time; gguf's temporaries take several times as much memory
@@ -40,7 +42,7 @@ _LAYER = {
     "ffn_up": "up_proj",
     "ffn_down": "down_proj",
 }
-_OURS = (GATE_WEIGHT, GATE_BIAS, GATE_THRESHOLD)
+_OURS = (GATE_WEIGHT, GATE_BIAS, GATE_THRESHOLD, *MEASURED)
 _NORMS = {"post_attention_norm": "attn_post_norm", "post_ffw_norm": "ffn_post_norm"}
 
 
@@ -74,6 +76,16 @@ def our_name(name: str, sandwich_norms: bool) -> str:
     return f"layers.{match[1]}.{part}" if match and part else _TOP.get(name, name)
 
 
+def gguf_name(name: str) -> str:
+    """GGUF's name of one of our tensors."""
+    top = {ours: theirs for theirs, ours in _TOP.items()}
+    if name in top:
+        return top[name]
+    _, layer, part = name.split(".")
+    parts = {ours: theirs for theirs, ours in (_LAYER | _NORMS).items()}
+    return f"blk.{layer}.{parts[part]}.weight"
+
+
 class GgufReader:
     """One tensor of a GGUF file, memory-mapped only while it is read: what was read leaves memory again."""
 
@@ -86,11 +98,7 @@ class GgufReader:
 
     def raw(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Rows start..stop of the last axis as stored, but in the published order: bytes [rows, row_bytes]."""
-        rows = self.tensor.nbytes // self.tensor.row_bytes
-        try:
-            mapped = np.memmap(self.file, np.uint8, "r", self.tensor.offset, (rows, self.tensor.row_bytes))
-        except (OSError, ValueError) as problem:
-            raise CheckpointError(f"{self.file} can no longer be read: {problem}") from None
+        mapped = self._map()
         if self.head_dim is None:
             return np.array(mapped[start:stop])
         row = np.arange(start, stop)
@@ -107,6 +115,18 @@ class GgufReader:
             part = self._values(self.raw(i, min(i + step, stop)))
             out[i - start : i - start + len(part)] = part
         return out
+
+    def gather(self, ids: NDArray[np.integer[Any]]) -> Array:
+        """Rows with these numbers, as stored in the file, as float32 [len(ids), K]; no other row is read."""
+        return self._values(np.array(self._map()[ids]))
+
+    def _map(self) -> NDArray[np.uint8]:
+        """The whole tensor's bytes [rows, row_bytes], mapped and not read."""
+        rows = self.tensor.nbytes // self.tensor.row_bytes
+        try:
+            return np.memmap(self.file, np.uint8, "r", self.tensor.offset, (rows, self.tensor.row_bytes))
+        except (OSError, ValueError) as problem:
+            raise CheckpointError(f"{self.file} can no longer be read: {problem}") from None
 
     def _values(self, raw: NDArray[np.uint8]) -> Array:
         with np.errstate(all="ignore"):  # a scale that is not finite is reported by Weights
@@ -167,14 +187,12 @@ def _model_name(metadata: Metadata, path: Path) -> str:
 
 def _text_files(metadata: Metadata, config: ModelConfig, tokenizer: str | None) -> dict[str, bytes]:
     """The files of a Hugging Face directory that this metadata stands for."""
-    generation = {"eos_token_id": list(config.eos_token_ids), "bos_token_id": config.bos_token_id,
-                  "pad_token_id": config.pad_token_id}  # fmt: skip
     files = {"config.json": _json(to_hf(config))}
-    if config.eos_token_ids:
-        files["generation_config.json"] = _json({k: v for k, v in generation.items() if v is not None})
+    if generation := read_generation(metadata, config):
+        files["generation_config.json"] = _json(generation)
     if tokenizer is not None:
-        tokens = metadata["tokenizer.ggml.tokens"]
-        assert isinstance(tokens, list)
+        tokens = metadata.get("tokenizer.ggml.tokens")
+        tokens = tokens if isinstance(tokens, list) else []
         ids = {"bos_token": config.bos_token_id, "pad_token": config.pad_token_id,
                "eos_token": metadata.get("tokenizer.ggml.eos_token_id")}  # fmt: skip
         files["tokenizer.json"] = tokenizer.encode()

@@ -19,7 +19,7 @@ from ouro_edge.export.gguf_header import Metadata
 
 Json = dict[str, Any]
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _SPACE = "\u2581"
 _LONGEST_PIECE = 512  # of a SentencePiece vocabulary; splitting is quadratic
 _MAX_SPLITS = 1 << 24
@@ -52,18 +52,38 @@ _PRE: dict[str, Json] = {
 }
 
 
+def pre_of(tokenizer: Json) -> str | None:
+    """GGUF's word for how a tokenizer.json cuts text, None when it has none or the tokenizer is no byte-level BPE."""
+    model, decoder = tokenizer.get("model"), tokenizer.get("decoder")
+    if not isinstance(model, dict) or model.get("type") != "BPE" or model.get("byte_fallback"):
+        return None
+    if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
+        return None
+    found = (tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer"), bool(model.get("ignore_merges")))
+    for word, known in _PRE.items():
+        if found == (known.get("normalizer"), known["pre_tokenizer"], known.get("ignore_merges", False)):
+            return word
+    return None
+
+
 class _CannotRebuild(Exception):
     """The reason, which becomes a note."""
 
 
 def tokenizer_json(metadata: Metadata) -> tuple[str | None, str | None]:
-    """(tokenizer.json, None), or (None, why it is not rebuilt). CheckpointError when the metadata is damaged."""
+    """(tokenizer.json, None), or (None, why it is not rebuilt). CheckpointError when the metadata is damaged.
+
+    A file may hold a whole tokenizer.json beside GGUF's own vocabulary, as ours do; it is then taken as it is.
+    """
     from tokenizers import Tokenizer
 
+    if isinstance(whole := metadata.get("tokenizer.huggingface.json"), str):
+        return whole, None
     try:
         model = metadata.get("tokenizer.ggml.model")
         if not isinstance(model, str) or model not in ("gpt2", "llama"):
-            raise _CannotRebuild("no tokenizer in this file" if model is None else f"tokenizer model {brief(model)}")
+            absent = model is None or model == "no_vocab"
+            raise _CannotRebuild("no tokenizer in this file" if absent else f"tokenizer model {brief(model)}")
         tokens, types = _vocabulary(metadata)
         parts = _byte_level_bpe(metadata, tokens) if model == "gpt2" else _sentencepiece(metadata, tokens, types)
     except _CannotRebuild as reason:
@@ -72,8 +92,8 @@ def tokenizer_json(metadata: Metadata) -> tuple[str | None, str | None]:
     parts["post_processor"] = _template(metadata, tokens, add_bos)
     parts["added_tokens"] = [
         {"id": i, "content": tokens[i], "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-         "special": bool(types[i] != _USER)}
-        for i in np.flatnonzero(np.isin(types, (_UNKNOWN, _CONTROL, _USER))).tolist()
+         "special": bool(types[i] != USER)}
+        for i in np.flatnonzero(np.isin(types, (UNKNOWN, CONTROL, USER))).tolist()
     ]  # fmt: skip
     text = json.dumps({"version": "1.0", "truncation": None, "padding": None} | parts, ensure_ascii=False)
     try:
@@ -95,7 +115,7 @@ def _vocabulary(metadata: Metadata) -> tuple[list[str], np.ndarray[Any, Any]]:
         raise _CannotRebuild("tokenizer.ggml.token_type is missing")
     if len(types) != len(tokens):
         raise CheckpointError(f"tokenizer.ggml has {len(tokens)} tokens and {len(types)} token types; damaged")
-    if not np.isin(types, (_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE)).all():
+    if not np.isin(types, (NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE)).all():
         raise _CannotRebuild("tokenizer.ggml.token_type has unknown kinds")
     if len(set(tokens)) != len(tokens) or "" in tokens:
         raise _CannotRebuild("tokenizer.ggml.tokens has empty or repeated tokens")
@@ -132,10 +152,10 @@ def _sentencepiece(metadata: Metadata, tokens: list[str], types: np.ndarray[Any,
     for key in ("precompiled_charsmap", "remove_extra_whitespaces"):
         if np.size(value := metadata.get(f"tokenizer.ggml.{key}", False)) and value is not False:
             raise _CannotRebuild(f"tokenizer model 'llama' with {key}")
-    unknown = np.flatnonzero(types == _UNKNOWN).tolist()
-    if len(unknown) != 1 or np.count_nonzero(types == _BYTE) != 256:
+    unknown = np.flatnonzero(types == UNKNOWN).tolist()
+    if len(unknown) != 1 or np.count_nonzero(types == BYTE) != 256:
         raise _CannotRebuild("tokenizer model 'llama' without byte fallback")
-    if any(_SPACE in tokens[i] for i in np.flatnonzero(types == _USER).tolist()):
+    if any(_SPACE in tokens[i] for i in np.flatnonzero(types == USER).tolist()):
         raise _CannotRebuild("tokenizer model 'llama' with spaces in user-defined tokens")
     add_prefix = metadata.get("tokenizer.ggml.add_space_prefix", True) is not False
     prefix = [{"type": "Prepend", "prepend": _SPACE}] if add_prefix else []
@@ -158,7 +178,7 @@ def _merges_from_scores(metadata: Metadata, tokens: list[str], types: np.ndarray
     scores = metadata.get("tokenizer.ggml.scores")
     if not isinstance(scores, np.ndarray) or len(scores) != len(tokens) or not np.isfinite(scores).all():
         raise CheckpointError("tokenizer.ggml.scores is missing or not one finite number for each token; damaged")
-    pieces = [(tokens[i], float(scores[i])) for i in np.flatnonzero(types == _NORMAL).tolist()]
+    pieces = [(tokens[i], float(scores[i])) for i in np.flatnonzero(types == NORMAL).tolist()]
     longer = [(piece, score) for piece, score in pieces if len(piece) > 1]
     if sum(len(piece) for piece, _ in longer) > _MAX_SPLITS or any(len(piece) > _LONGEST_PIECE for piece, _ in longer):
         raise _CannotRebuild("tokenizer model 'llama' with oversized tokens")

@@ -16,8 +16,10 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from ouro_edge.bundle import DATA_FILE, StoredArray, StoredTensor, cache_head_dim
+from ouro_edge.bundle import DATA_FILE, cache_head_dim
 from ouro_edge.config import ModelConfig
+from ouro_edge.manifest import StoredArray, StoredTensor
+from ouro_edge.weights import fused_names
 
 _OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
 _IR_VERSION = 10  # the oldest that carries opset 21, so that older onnxruntime loads it
@@ -76,7 +78,7 @@ def block_graph(config: ModelConfig, tensors: Mapping[str, StoredTensor], kv: st
 
 def head_graph(config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> onnx.ModelProto:
     """Logits [T, V] of normed hidden rows [T, C]."""
-    g = _Graph(config, tensors)
+    g = _Graph(config, tensors, rank=2)
     g.inputs("hidden", "float32", ["length", config.hidden_size])
     g.outputs("logits", "float32", ["length", config.vocab_size])
     g.linear("hidden", "embedding" if config.tie_word_embeddings and "head" not in tensors else "head", "logits")
@@ -86,8 +88,10 @@ def head_graph(config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> onnx
 class _Graph:
     """Collects nodes, values and the initializers that nodes name."""
 
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, StoredTensor], kv: str = "fp32") -> None:
-        self.config, self.tensors, self.kv = config, tensors, kv
+    def __init__(
+        self, config: ModelConfig, tensors: Mapping[str, StoredTensor], kv: str = "fp32", rank: int = 3
+    ) -> None:
+        self.config, self.tensors, self.kv, self.rank = config, tensors, kv, rank
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._in: list[onnx.ValueInfoProto] = []
@@ -132,9 +136,30 @@ class _Graph:
 
     def linear(self, x: str, weight: str, *outputs: str) -> str:
         """x @ weight.T in the format that the tensor is stored in."""
+        if weight not in self.tensors:  # parts in different formats: each for itself
+            parts = [self.linear(x, part) for part in fused_names(self.config)[weight]]
+            return self.node("Concat", parts, *outputs, axis=-1)
         tensor = self.tensors[weight]
         if tensor.scheme is None:
             return self.node("FusedMatMul", [x, self.initializer(weight, "values")], *outputs, domain=True, transB=1)
+        if "offsets" in tensor.parts:
+            return self.with_offsets(x, weight, *outputs)
+        return self.matmul_nbits(x, weight, *outputs)
+
+    def with_offsets(self, x: str, weight: str, *outputs: str) -> str:
+        """A linear layer whose every block adds one number to all its weights: that number times the inputs' sum."""
+        blocks = self.tensors[weight].parts["offsets"].shape[1]
+        lead = [0] * (self.rank - 1)
+        blocked = self.node("Reshape", [x, self.constant([*lead, blocks, -1])])
+        sums = self.node("ReduceSum", [blocked, self.constant([self.rank])], keepdims=0)
+        offsets = self.initializer(weight, "offsets")
+        added = self.node("FusedMatMul", [sums, offsets], domain=True, transB=1)
+        return self.node("Add", [self.matmul_nbits(x, weight), added], *outputs)
+
+    def matmul_nbits(self, x: str, weight: str, *outputs: str) -> str:
+        """x @ weight.T, computed on the stored codes."""
+        tensor = self.tensors[weight]
+        assert tensor.scheme is not None
         n, k = tensor.shape
         inputs = [x, self.initializer(weight, "packed"), self.initializer(weight, "scales")]
         if not tensor.scheme.symmetric:

@@ -36,7 +36,7 @@ class Block:
         self._gate = gate
         ranges = None if kv == "fp32" else read_ranges(bundle)
         self.state_id = _state_id(bundle, ranges)
-        self._session = open_session(bundle.path / BLOCK_FILES[kv], threads)
+        self._session = open_session(bundle.graph(BLOCK_FILES[kv]), threads)
         self._ort = import_onnxruntime()
         wrap = self._ort.OrtValue.ortvalue_from_numpy
         self._scales: dict[int | None, list[tuple[Any, Any]]] = {}
@@ -164,7 +164,7 @@ class Head:
     """Hidden rows -> logits."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None, turns: Turns | None = None) -> None:
-        self._session = open_session(bundle.path / HEAD_FILE, threads)
+        self._session = open_session(bundle.graph(HEAD_FILE), threads)
         self._turns = turns or Turns()  # the block's, so that its calls and the head's take turns
 
     def __call__(self, rows: NDArray[np.float32]) -> Array:

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ouro_edge.bundle import GraphInMemory
 from ouro_edge.errors import BundleError, RequestError
 
 
@@ -35,8 +36,11 @@ def check_threads(threads: int | None) -> None:
         raise RequestError(f"threads is {threads!r}; wanted a whole number from 1 to 1024")
 
 
-def open_session(model: Path, threads: int | None = None) -> Any:
-    """An InferenceSession on the CPU over a graph file. BundleError when onnxruntime refuses it."""
+def open_session(graph: Path | GraphInMemory, threads: int | None = None) -> Any:
+    """An InferenceSession on the CPU over a graph file or a graph in memory. BundleError when onnxruntime refuses it.
+
+    What a graph in memory holds may be dropped or overwritten afterwards.
+    """
     check_threads(threads)
     ort = import_onnxruntime()
     options = ort.SessionOptions()
@@ -45,9 +49,14 @@ def open_session(model: Path, threads: int | None = None) -> Any:
     options.log_severity_level = 3  # errors only; they are raised as well
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        if isinstance(graph, Path):
+            return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        values = list(map(ort.OrtValue.ortvalue_from_numpy, graph.arrays.values()))
+        options.add_external_initializers(list(graph.arrays), values)
+        return ort.InferenceSession(graph.model, options, providers=["CPUExecutionProvider"])
     except Exception as problem:  # onnxruntime's errors share no public base class
-        raise BundleError(f"{model} cannot be loaded by onnxruntime {ort.__version__}: {one_line(problem)}") from None
+        name = graph if isinstance(graph, Path) else graph.source
+        raise BundleError(f"{name} cannot be loaded by onnxruntime {ort.__version__}: {one_line(problem)}") from None
 
 
 def one_line(problem: BaseException) -> str:

@@ -1,0 +1,207 @@
+"""A .gguf file as a model that runs, without a bundle on disk. Knows the graphs, the repacking, and the bundle's face.
+
+Q4_0, Q4_1 and Q8_0 are repacked exactly and F32 is taken as it is. Everything else (K-quants, F16, BF16, ...) is
+brought to Q8_0, which a note says. Weights are read from the file whenever a graph is opened, and kept by nobody:
+onnxruntime has its own copy, and the embedding is gathered from the file row by row.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf.constants import GGMLQuantizationType as Q
+from gguf.quants import quantize
+from numpy.typing import NDArray
+
+from ouro_edge.bundle import BLOCK_FILES, DATA_FILE, HEAD_FILE, Bundle, Embedding, GraphInMemory
+from ouro_edge.errors import CheckpointError
+from ouro_edge.export.checkpoint import Checkpoint
+from ouro_edge.export.gguf_file import GgufReader, open_gguf
+from ouro_edge.export.gguf_header import read_header
+from ouro_edge.export.gguf_ours import measured_files
+from ouro_edge.export.gguf_repack import BLOCK, EXACT, Parts, scheme
+from ouro_edge.export.graph import block_graph, head_graph
+from ouro_edge.manifest import Manifest, StoredArray, StoredTensor
+from ouro_edge.version import __version__
+from ouro_edge.weights import Array, Weights, fused_names
+
+Progress = Callable[[int, int, str], None]
+
+_PIECE = 1 << 22  # values read from the file at a time
+_SAMPLE = 1 << 10  # bytes of each tensor that go into the name of the weights
+_WORKERS = 4
+
+
+def open_in_memory(path: Path, progress: Progress | None = None) -> GgufBundle:
+    """A .gguf file, ready for the runtime. ConfigError or CheckpointError as for `open_gguf`."""
+    return GgufBundle(open_gguf(path), progress)
+
+
+class GgufBundle(Bundle):
+    """A .gguf file behind the interface of a bundle; arrays are made for a session and dropped."""
+
+    def __init__(self, checkpoint: Checkpoint, progress: Progress | None = None) -> None:
+        self._checkpoint, self._progress = checkpoint, progress
+        weights_id = _weights_id(checkpoint.path)
+        manifest = Manifest(
+            name=checkpoint.name,
+            source={"path": checkpoint.path.name, "tensor_types": dict(checkpoint.tensor_types)},
+            created_by=f"ouro-edge {__version__}",
+            recipe="gguf",
+            model=checkpoint.config,
+            tensors=_tensors(checkpoint.weights),
+            files={DATA_FILE: {"size": checkpoint.path.stat().st_size, "sha256": weights_id}},
+        )
+        super().__init__(checkpoint.path, manifest)
+        self._measured = measured_files(read_header(checkpoint.path).metadata, checkpoint.config, weights_id)
+        changes = _changes(checkpoint.weights)
+        self.notes = (*checkpoint.notes, *([changes] if changes else []))
+
+    def graph(self, name: str) -> GraphInMemory:
+        """The block or the head, with its weights repacked."""
+        tensors, progress = self.manifest.tensors, self._progress
+        if name == HEAD_FILE:
+            model, wanted = head_graph(self.config, tensors), ["head"]
+        else:
+            kv = next(kind for kind, file in BLOCK_FILES.items() if file == name)
+            model, wanted = block_graph(self.config, tensors, kv), [tensor for tensor in tensors if tensor != "head"]
+        arrays: dict[str, NDArray[Any]] = {}
+        for done, tensor in enumerate(wanted):
+            if progress is not None:
+                progress(done, len(wanted), tensor)
+            for part, array in _arrays(self._checkpoint.weights, tensor, tensors[tensor]).items():
+                arrays[f"{tensor}.{part}"] = array
+        return GraphInMemory(self.path, model.SerializeToString(), arrays)
+
+    def measured(self, name: str) -> bytes | None:
+        """KV ranges and a fitted gate, out of the file's metadata."""
+        return self._measured.get(name)
+
+    def text(self, name: str) -> str | None:
+        """One of the small files of a checkpoint that the file's metadata stands for."""
+        content = self._checkpoint.files.get(name)
+        return None if content is None else content.decode()
+
+    def embedding(self) -> Embedding:
+        """The token embedding, gathered from the file row by row."""
+        reader = self._checkpoint.weights.reader("embedding")
+        assert isinstance(reader, GgufReader)
+        return GgufEmbedding(reader)
+
+
+class GgufEmbedding(Embedding):
+    """Token ids -> rows of a tensor that stays as the file has it."""
+
+    def __init__(self, reader: GgufReader) -> None:
+        self._reader = reader
+
+    def __call__(self, ids: NDArray[np.integer[Any]]) -> Array:
+        """Rows [T, C] of ids [T]."""
+        rows = self._reader.gather(ids)
+        if not np.isfinite(rows).all():
+            raise CheckpointError(f"embedding in {self._reader.file} holds values that are not finite")
+        return rows
+
+
+def _weights_id(path: Path) -> str:
+    """Names the weights by what stands at the start of every tensor: hashing all would double the time of loading."""
+    digest = sha256()
+    with path.open("rb") as file:
+        for tensor in read_header(path).tensors.values():
+            file.seek(tensor.offset)
+            digest.update(repr((tensor.name, tensor.type.name, tensor.shape)).encode())
+            digest.update(file.read(min(_SAMPLE, tensor.nbytes)))
+    return digest.hexdigest()
+
+
+def _kind(weights: Weights, name: str) -> Q:
+    """The type that a tensor runs in: F32, or one of EXACT."""
+    reader, shape = weights.reader(name), weights.shapes[name]
+    if not isinstance(reader, GgufReader) or len(shape) == 1:
+        return Q.F32
+    if reader.type in EXACT or reader.type == Q.F32:
+        return reader.type
+    return Q.F32 if shape[-1] % BLOCK else Q.Q8_0
+
+
+def _homes(weights: Weights) -> dict[str, tuple[str, ...]]:
+    """Name in the graphs -> the tensors whose rows it concatenates; what differs in type stays apart."""
+    homes: dict[str, tuple[str, ...]] = {}
+    for name, parts in fused_names(weights.config).items():
+        if len({_kind(weights, part) for part in parts}) == 1:
+            homes[name] = parts
+        else:
+            homes |= {part: (part,) for part in parts}
+    embedding = homes.pop("embedding")
+    return homes if "head" in homes else homes | {"head": embedding}
+
+
+def _tensors(weights: Weights) -> dict[str, StoredTensor]:
+    """What the graphs are built from; offsets mean nothing, since every array is handed over by name."""
+    tensors = {}
+    for name, parts in _homes(weights).items():
+        kind, columns = _kind(weights, parts[0]), weights.shapes[parts[0]][1:]
+        shape = (sum(weights.shapes[part][0] for part in parts), *columns)
+        if kind == Q.F32:
+            tensors[name] = StoredTensor(shape, None, {"values": StoredArray(0, "float32", shape)})
+            continue
+        how = scheme(kind)
+        stored = {part: StoredArray(0, dtype, size) for part, (dtype, size) in how.parts(shape).items()}
+        if EXACT[kind][1]:
+            stored["offsets"] = stored["scales"]
+        tensors[name] = StoredTensor(shape, how, stored)
+    return tensors
+
+
+def _arrays(weights: Weights, name: str, tensor: StoredTensor) -> dict[str, NDArray[Any]]:
+    """The arrays of one tensor of the graphs, by part."""
+    parts = _homes(weights)[name]
+    kind = _kind(weights, parts[0])
+    if kind == Q.F32:
+        values = [weights.rows(part, 0, weights.shapes[part][0]) for part in parts]
+        return {"values": values[0] if len(values) == 1 else np.concatenate(values)}
+    rows, columns = tensor.shape
+    whole, start, jobs = Parts.empty(kind, rows, columns), 0, []
+    step = max(1, _PIECE // columns)
+    for part in parts:
+        count = weights.shapes[part][0]
+        jobs += [(part, i, min(count, i + step), start + i) for i in range(0, count, step)]
+        start += count
+
+    def fill(job: tuple[str, int, int, int]) -> None:
+        part, first, last, at = job
+        reader = weights.reader(part)
+        assert isinstance(reader, GgufReader)
+        raw = reader.raw(first, last) if reader.type == kind else quantize(weights.rows(part, first, last), kind)
+        whole.fill(kind, at, raw)
+
+    with ThreadPoolExecutor(min(_WORKERS, os.cpu_count() or 1), "repack") as pool:
+        for _ in pool.map(fill, jobs):
+            pass
+    floats = {"scales": whole.scales} | ({} if whole.offsets is None else {"offsets": whole.offsets})
+    if not all(np.isfinite(array).all() for array in floats.values()):
+        raise CheckpointError(f"{name} holds values that are not finite; the file is damaged")
+    return {"packed": whole.packed, **floats}
+
+
+def _changes(weights: Weights) -> str:
+    """A line about the tensors that do not run in the type that they are stored in, empty when all do."""
+    changed: Counter[tuple[str, str]] = Counter()
+    for name, shape in weights.shapes.items():
+        reader = weights.reader(name)
+        tied = name == "embedding" and not weights.config.tie_word_embeddings
+        if (
+            isinstance(reader, GgufReader)
+            and len(shape) == 2
+            and not tied
+            and reader.type != (to := _kind(weights, name))
+        ):
+            changed[reader.type.name, to.name] += 1
+    return "; ".join(f"{count} {old} tensors run as {new}" for (old, new), count in sorted(changed.items()))
