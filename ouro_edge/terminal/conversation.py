@@ -66,7 +66,8 @@ class Totals:
 class Conversation:
     """Messages and running state. `ask` and `retry` yield Pieces and one Done.
 
-    Whatever happens, the messages stay sound. A turn that fails or is stopped keeps what was said; one that said nothing is forgotten with its question.
+    Whatever happens, the messages stay sound. A turn that fails or is stopped keeps what was said; one that said
+    nothing is forgotten with its question.
     """
 
     def __init__(self, model: Model, *, system: str | None = None) -> None:

@@ -1,6 +1,6 @@
 """How deep each token was thought, for eyes: tints where there is colour, weight where there is none. Knows rich.
 
-Colours go from green (one loop) to red (all loops), chosen to be readable on dark and on light ground. Where the user
+Colours go from blue (one loop) over green to red (all loops), chosen to be readable on dark and on light ground. Where the user
 or the terminal wants no colour, shallow tokens are dim and deep ones bold, the deepest underlined.
 """
 
@@ -25,7 +25,7 @@ def tint(depth: int, loops: int, console: Console) -> Style:
     share = (depth - 1) / max(1, loops - 1)
     if console.no_color or console.color_system is None:
         return _WEIGHTS[round(share * (len(_WEIGHTS) - 1))]
-    red, green, blue = colorsys.hls_to_rgb((140 - 140 * share) / 360, 0.45, 0.75)
+    red, green, blue = colorsys.hls_to_rgb((210 - 210 * share) / 360, 0.45, 0.75)
     return Style(color=f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}")
 
 

@@ -15,9 +15,11 @@ from rich.rule import Rule
 from rich.segment import Segment
 from rich.syntax import Syntax
 from rich.text import Text
+from rich.theme import Theme
 
 from ouro_edge.terminal.blocks import markdown_parser
 
+THEME = Theme({"markdown.code": "bold cyan"})  # rich's own paints a black ground, which a light terminal shows
 _MATH = ("\\(", "\\)", "\\[", "\\]")  # LaTeX, which Markdown would take for escaped brackets
 
 
@@ -66,6 +68,9 @@ def _keep_as_written(token: Token) -> None:
         token.type = "text"
         if token.markup in _MATH:
             token.content = token.markup
+    elif token.type == "image":  # rich would draw a landscape beside the text and crop what follows
+        token.content = f"[image: {token.content}] ({token.attrs.get('src', '')})"
+        token.type, token.tag, token.children = "text", "", None
 
 
 class Trimmed:

@@ -25,11 +25,12 @@ def open_view(conversation: Conversation) -> View:
     from rich.console import Console
 
     from ouro_edge.terminal.history import open_history
+    from ouro_edge.terminal.markdown import THEME
     from ouro_edge.terminal.prompt import Prompt
     from ouro_edge.terminal.screen import Screen
 
     history, problem = open_history()
-    screen = Screen(Console(highlight=False, markup=False, emoji=False), loops, Prompt(history).lines)
+    screen = Screen(Console(highlight=False, markup=False, emoji=False, theme=THEME), loops, Prompt(history).lines)
     if problem:
         screen.notice(problem)
     return screen
