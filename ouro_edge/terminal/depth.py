@@ -1,6 +1,6 @@
 """How deep each token was thought, for eyes: tints where there is colour, weight where there is none. Knows rich.
 
-Colours go from blue (one loop) over green to red (all loops), chosen to be readable on dark and on light ground. Where the user
+Colours go from blue (one loop) over green to red (all loops), readable on dark and on light ground. Where the user
 or the terminal wants no colour, shallow tokens are dim and deep ones bold, the deepest underlined.
 """
 
