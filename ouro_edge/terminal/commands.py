@@ -24,7 +24,9 @@ COMMANDS = (
     Command("think", "", "show the thought before the last answer"),
     Command("depth", "[table]", "show how deep each token of the last answer was thought"),
     Command("stats", "", "what the conversation has cost"),
-    Command("save", "FILE", "write the conversation to a file"),
+    Command(
+        "save", "FILE [--kv]", "write the conversation to a file; --kv: and its state, which need not be read again"
+    ),
     Command("load", "FILE", "go on with a saved conversation"),
     Command("bye", "", "leave; so does Ctrl-D"),
 )

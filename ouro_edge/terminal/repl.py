@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ouro_edge.errors import ContextOverflowError, RequestError
+from ouro_edge.runtime.state_file import load_sequence, save_sequence
 from ouro_edge.terminal.clean import one_line
 from ouro_edge.terminal.commands import COMMANDS, LEAVING
 from ouro_edge.terminal.conversation import Conversation
 from ouro_edge.terminal.depth import rows
 from ouro_edge.terminal.interrupt import stop_on_interrupt
-from ouro_edge.terminal.saved import SavedChat, read_chat, write_chat
+from ouro_edge.terminal.saved import SavedChat, read_chat, state_path, write_chat
 from ouro_edge.terminal.settings import changed, shown
 from ouro_edge.terminal.view import View
 
@@ -53,6 +54,11 @@ class Repl:
         name = talk.model.bundle.manifest.name
         other = "" if chat.model == name else f" (it was held with {one_line(chat.model)}, this is {name})"
         last = f"; the last question was: {one_line(chat.messages[-2]['content'])}" if chat.messages else ""
+        if (state := state_path(path)).is_file():
+            try:
+                talk.sequence = load_sequence(talk.model, state)
+            except RequestError as problem:
+                self.view.notice(f"{problem}; the conversation will be read again")
         self.view.notice(f"{len(chat.messages) // 2} questions and answers{other}{last}")
 
     def _handle(self, line: str) -> None:
@@ -149,13 +155,16 @@ class Repl:
         self.view.table(self.conversation.figures())
 
     def _save(self, argument: str) -> None:
-        path, talk = _path("save", argument), self.conversation
+        bare = argument.removesuffix("--kv").rstrip()
+        path, talk = _path("save", bare), self.conversation
         if path.exists():
             try:
                 read_chat(path)
             except RequestError as problem:
                 raise RequestError(f"{problem}; it will not be overwritten") from None
         write_chat(path, SavedChat(talk.model.bundle.manifest.name, talk.system, talk.messages))
+        if bare != argument:
+            save_sequence(talk.sequence, state_path(path))
         self.view.notice(f"saved to {path}")
 
     def _load(self, argument: str) -> None:

@@ -64,6 +64,11 @@ def read_chat(path: Path) -> SavedChat:
     return SavedChat(str(data.get("model")), system, [_message(path, i, m) for i, m in enumerate(messages)])
 
 
+def state_path(path: Path) -> Path:
+    """Where the state of the sequence lies, when it was saved too."""
+    return path.with_name(f"{path.name}.kv")
+
+
 def _message(path: Path, at: int, message: Any) -> dict[str, str]:
     role = _ROLES[at % 2]
     if not isinstance(message, dict) or message.get("role") != role or not isinstance(message.get("content"), str):

@@ -39,8 +39,9 @@ OPTIONS: Mapping[str, Option] = {
     "max-tokens": Option("max_tokens", int, "a whole number", "longest answer"),
     "stop": Option("stop", _texts, "a text", "end the answer before this text"),
     "exit-threshold": Option("exit_threshold", float, "a number", "stop looping when the gate reaches it"),
-    "exit": Option("rule", str, "a rule", "agreement, confidence:P, entropy:NATS or change:SHARE"),
+    "exit": Option("rule", str, "a rule", "agreement, confidence:P, entropy:NATS, change:SHARE or weighted"),
     "loops": Option("loops", int, "a whole number", "exactly this many loops for every token"),
+    "loop-budget": Option("loop_budget", float, "a number", "at most this many loops a token on average"),
     "think": Option("think", _switch, "on or off", "ask the chat template to let the model think"),
     "show-depth": Option("show_depth", _switch, "on or off", "tint tokens by the loops they took"),
 }
