@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.live_render import LiveRender
 from rich.text import Text
 
 from ouro_edge.terminal.markdown import Trimmed
@@ -24,18 +24,18 @@ class LiveTail:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = Live(
-            console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
-        )
+        self._open = LiveRender("", vertical_overflow="visible")
         self._apart = False
         self._next = 0.0
 
     def __enter__(self) -> Self:
-        self._live.start()
+        self._console.show_cursor(False)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        self._live.stop()
+        with self._console:
+            self._erase()
+            self._console.show_cursor(True)
 
     @property
     def due(self) -> bool:
@@ -47,13 +47,23 @@ class LiveTail:
         began = time.monotonic()
         room = max(1, self._console.height - 3)
         tail = Trimmed(content, fallback, last=min(room, most or room))
-        self._live.update(Group(Text(""), tail) if self._apart else tail, refresh=True)
+        with self._console:  # one write
+            self._erase()
+            self._open.set_renderable(self._set_apart(tail))
+            self._console.print(self._open, end="")
         now = time.monotonic()
         self._next = now + max(_INTERVAL, (now - began) / _SHARE)
 
     def commit(self, content: RenderableType, fallback: str = "") -> None:
         """Print a finished thing for good; what was open is gone."""
-        done = Trimmed(content, fallback)
-        self._live.update(Text("", end=""))
-        self._console.print(Group(Text(""), done) if self._apart else done, end="")
+        with self._console:
+            self._erase()
+            self._console.print(self._set_apart(Trimmed(content, fallback)), end="")
         self._apart, self._next = True, 0.0
+
+    def _erase(self) -> None:
+        self._console.control(self._open.position_cursor())
+        self._open = LiveRender("", vertical_overflow="visible")
+
+    def _set_apart(self, content: Trimmed) -> RenderableType:
+        return Group(Text(""), content) if self._apart else content

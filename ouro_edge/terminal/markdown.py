@@ -21,6 +21,7 @@ from ouro_edge.terminal.blocks import markdown_parser
 
 THEME = Theme({"markdown.code": "bold cyan"})  # rich's own paints a black ground, which a light terminal shows
 _MATH = ("\\(", "\\)", "\\[", "\\]")  # LaTeX, which Markdown would take for escaped brackets
+_DEEPEST = 12  # six lists in one another
 
 
 class _PlainHeading(Heading):
@@ -59,6 +60,13 @@ class AnswerMarkdown(Markdown):
         for token in self.parsed:
             for child in token.children or ():
                 _keep_as_written(child)
+
+
+def drawn(text: str) -> RenderableType:
+    """What to draw for a block. Text that is nested so deeply that the parser would drop it is shown as it is."""
+    markdown = AnswerMarkdown(text)
+    too_deep = any(token.level > _DEEPEST for token in markdown.parsed)
+    return Text(text) if too_deep else markdown
 
 
 def _keep_as_written(token: Token) -> None:

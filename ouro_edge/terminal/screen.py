@@ -14,7 +14,7 @@ from ouro_edge.terminal.clean import clean
 from ouro_edge.terminal.conversation import Piece
 from ouro_edge.terminal.depth import legend, tint, tinted
 from ouro_edge.terminal.live import LiveTail
-from ouro_edge.terminal.markdown import AnswerMarkdown, Trimmed
+from ouro_edge.terminal.markdown import Trimmed, drawn
 from ouro_edge.terminal.summary import summary
 
 _THOUGHT_LINES = 6  # of a thought that is still going on
@@ -127,13 +127,13 @@ class _Drawing:
 
     def _say(self, text: str, piece: Piece) -> None:
         for block in self._blocks.push(text):
-            self._live.commit(AnswerMarkdown(block), block)
+            self._live.commit(drawn(block), block)
         if self._live.due:
-            self._live.show(AnswerMarkdown(self._blocks.tail), self._blocks.tail)
+            self._live.show(drawn(self._blocks.tail), self._blocks.tail)
 
     def _finish(self) -> None:
         if self._blocks.tail.strip():
-            self._live.commit(AnswerMarkdown(self._blocks.tail), self._blocks.tail)
+            self._live.commit(drawn(self._blocks.tail), self._blocks.tail)
 
 
 class _TintedDrawing(_Drawing):
