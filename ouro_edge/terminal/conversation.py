@@ -13,6 +13,7 @@ from ouro_edge.errors import RequestError
 from ouro_edge.runtime.cancel import Cancel
 from ouro_edge.runtime.events import Done, Token
 from ouro_edge.runtime.model import Model
+from ouro_edge.runtime.sequence import TokenSequence
 from ouro_edge.terminal.thinking import Tags, ThoughtSplitter, tags_of
 
 Message = dict[str, str]
@@ -77,6 +78,7 @@ class Conversation:
         self.sequence = model.new_sequence()
         self.totals = Totals()
         self.last: Answer | None = None
+        self._read: list[tuple[str, list[int]]] = []  # text and ids of the sequence after each turn that has them
         template = model.bundle.text("chat_template.jinja") or ""
         self.tags = tags_of(template, lambda text: model.tokenizer.token_id(text) is not None)
 
@@ -93,7 +95,8 @@ class Conversation:
         prompt = self.prompt(messages, **template)
         opened = _opened(prompt, self.tags)
         answer, said = Answer(), [opened]
-        events = self.model.generate(prompt, sequence=self.sequence, cancel=cancel, **options)
+        ids = self._encode(prompt)
+        events = self.model.generate(ids, sequence=self.sequence, cancel=cancel, **options)
         splitter = ThoughtSplitter(self.tags, thinking=bool(opened))
         try:
             for event in events:
@@ -118,16 +121,17 @@ class Conversation:
             if answer.tokens:
                 self.messages = [*messages, {"role": "assistant", "content": "".join(said)}]
                 self.last = answer
+                self._remember(prompt, ids, answer, "".join(said[1:]))
 
     def retry(self, *, template: Mapping[str, Any], cancel: Cancel | None, **options: Any) -> Iterator[Piece | Done]:
         """Answer the last question anew; the old answer comes back when the new one fails before its first token."""
-        before, last = self.messages, self.last
+        before, last, read = self.messages, self.last, list(self._read)
         question = self.undo()
         try:
             yield from self.ask(question, template=template, cancel=cancel, **options)
         finally:
             if len(self.messages) < len(before):
-                self.messages, self.last = before, last
+                self.messages, self.last, self._read = before, last, read
 
     def undo(self) -> str:
         """Forget the last question and its answer; returns the question. RequestError when there is none."""
@@ -136,12 +140,22 @@ class Conversation:
         at = max((i for i, message in enumerate(self.messages) if message["role"] == "user"), default=0)
         question = self.messages[at]["content"]
         self.messages, self.last = self.messages[:at], None
+        del self._read[at // 2 :]
         return question
 
     def clear(self) -> None:
         """Forget everything that was said; the system message stays."""
-        self.messages, self.last = [], None
+        self.messages, self.last, self._read = [], None, []
         self.sequence = self.model.new_sequence()
+
+    def resume(self, system: str | None, messages: list[Message], sequence: TokenSequence | None) -> None:
+        """Go on with messages that were said elsewhere; `sequence` may hold their state already."""
+        self.clear()
+        self.system, self.messages = system, messages
+        self._read = [("", [])] * (len(messages) // 2)
+        if sequence is not None and messages:
+            self.sequence = sequence
+            self._read[-1] = self.model.tokenizer.decode(sequence.tokens, skip_special=False), list(sequence.tokens)
 
     def figures(self) -> list[tuple[str, str]]:
         """Names and values for people: what the conversation has cost so far."""
@@ -159,6 +173,20 @@ class Conversation:
             rows.append(("mean depth", f"{totals.depth / made:.2f} of {config.loops} loops"))
             rows.append(("loops", f"{totals.loops_run} run, {sequence.unasked_loops} still unasked for"))
         return rows
+
+    def _encode(self, prompt: str) -> list[int]:
+        """Ids of a prompt: for what was said before, the very ones; the tokenizer might cut its text otherwise."""
+        for text, ids in reversed(self._read):
+            if text and prompt.startswith(text):
+                return ids + self.model.tokenizer.encode(prompt[len(text) :])
+        return self.model.tokenizer.encode(prompt)
+
+    def _remember(self, prompt: str, ids: list[int], answer: Answer, said: str) -> None:
+        spoken = [token.id for token in answer.tokens]
+        if spoken[-1] in self.model.stop_ids:
+            spoken.pop()
+        same = self.model.tokenizer.decode(spoken, skip_special=False) == said  # no stop string has cut it
+        self._read.append((prompt + said, ids + spoken) if same else ("", []))
 
     def _text(self, token: Token) -> str:
         """A token's text, with the tags that are special tokens: readers never see those otherwise."""

@@ -49,17 +49,17 @@ class Repl:
     def load(self, path: Path) -> None:
         """Go on with a saved conversation. RequestError when it cannot be read."""
         chat, talk = read_chat(path), self.conversation
-        talk.clear()
-        talk.system, talk.messages = chat.system, chat.messages
-        name = talk.model.bundle.manifest.name
-        other = "" if chat.model == name else f" (it was held with {one_line(chat.model)}, this is {name})"
-        last = f"; the last question was: {one_line(chat.messages[-2]['content'])}" if chat.messages else ""
+        sequence = None
         if (state := state_path(path)).is_file():
             try:
-                talk.sequence = load_sequence(talk.model, state)
+                sequence = load_sequence(talk.model, state)
             except RequestError as problem:
                 self.view.notice(f"{problem}; the conversation will be read again")
-        self.view.notice(f"{len(chat.messages) // 2} questions and answers{other}{last}")
+        talk.resume(chat.system, chat.messages, sequence)
+        turns, name = len(chat.messages) // 2, talk.model.bundle.manifest.name
+        other = "" if chat.model == name else f" (it was held with {one_line(chat.model)}, this is {name})"
+        last = f"; the last question was: {one_line(chat.messages[-2]['content'])}" if chat.messages else ""
+        self.view.notice(f"{turns} turn{'s' * (turns != 1)}{other}{last}")
 
     def _handle(self, line: str) -> None:
         try:
@@ -124,6 +124,8 @@ class Repl:
         self.view.notice("no system message" if system is None else f"system message: {system}")
 
     def _retry(self, _: str) -> None:
+        if not self.conversation.messages:
+            raise RequestError("nothing has been said yet")
         before = self.conversation.last
         self._turn(None)
         after, sampler = self.conversation.last, self._build(_generation(self._values))["sampler"]

@@ -25,7 +25,10 @@ class ScriptedModel:
         self.kv = "fp32"
         self.config = SimpleNamespace(loops=4, max_positions=1000)
         self.bundle = SimpleNamespace(text=lambda name: None, manifest=SimpleNamespace(name="scripted"))
+        self.stop_ids = (9,)
         self.tokenizer = SimpleNamespace(
+            encode=lambda text: [text],
+            decode=lambda ids, skip_special: None,
             token_id=lambda text: {v: k for k, v in SPECIAL.items()}.get(text),
             is_special=SPECIAL.__contains__,
             piece=SPECIAL.get,
@@ -39,7 +42,7 @@ class ScriptedModel:
         return "".join(f"{m['role']}: {m['content']}\n" for m in messages) + "assistant: " + self.opening
 
     def generate(self, prompt, *, cancel=None, sequence=None, **options):
-        self.prompts.append(prompt)
+        self.prompts += prompt
         script = self.answers.pop(0)
         if isinstance(script, Exception):
             raise script
