@@ -23,7 +23,7 @@ Message = dict[str, str]
 class Piece:
     """Some text that may be shown now, of the answer or of the thought before it."""
 
-    text: str
+    text: str  # empty for a token that shows nothing: every token is heard of
     thinking: bool
     depth: int  # of the token that completed it
     tokens: int  # generated so far
@@ -105,7 +105,7 @@ class Conversation:
                     answer.thought_tokens += splitter.thinking
                     text_now = self._text(event)
                     said.append(text_now)
-                    yield from _record(answer, splitter.push(text_now))
+                    yield from _record(answer, splitter.push(text_now) or [("", splitter.thinking)])
                 else:
                     yield from _record(answer, splitter.flush())
                     answer.done = event

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def quiet_keyboard() -> Iterator[None]:
-    """Keys typed meanwhile are not echoed into the answer; they wait for the next prompt."""
+    """Keys typed meanwhile are not echoed into an answer; they wait, as they are, for the next prompt."""
     try:
         import termios
     except ImportError:  # Windows
@@ -21,7 +21,8 @@ def quiet_keyboard() -> Iterator[None]:
         yield
         return
     quiet = [*before]
-    quiet[3] &= ~termios.ECHO
+    quiet[0] &= ~termios.ICRNL
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)  # else the driver would keep Ctrl-D for itself
     termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
     try:
         yield

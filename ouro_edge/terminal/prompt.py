@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
@@ -17,7 +18,6 @@ from prompt_toolkit.styles import Style
 
 from ouro_edge.terminal.clean import clean
 from ouro_edge.terminal.commands import COMMANDS
-from ouro_edge.terminal.keyboard import quiet_keyboard
 from ouro_edge.terminal.settings import OPTIONS
 
 _STYLE = Style.from_dict({
@@ -40,7 +40,7 @@ class Prompt:
             completer=_Commands(),
             complete_while_typing=Condition(self._is_command),
             prompt_continuation="  ",
-            placeholder=FormattedText([("class:placeholder", _PLACEHOLDER)]),
+            placeholder=_placeholder,
             style=_STYLE,
             reserve_space_for_menu=4,
             input=input,
@@ -56,12 +56,16 @@ class Prompt:
                 return
             except KeyboardInterrupt:
                 continue
-            with quiet_keyboard():
-                yield line
+            yield line
 
     def _is_command(self) -> bool:
         text = self._session.default_buffer.text
         return text.startswith("/") and not text.startswith("//")
+
+
+def _placeholder() -> FormattedText:
+    """Only while the line is being typed: an empty one that was left must not keep it."""
+    return FormattedText([] if get_app().is_done else [("class:placeholder", _PLACEHOLDER)])
 
 
 def _keys() -> KeyBindings:

@@ -52,7 +52,7 @@ class Screen:
 
     def answer(self, events: Iterable[Piece | Done], *, show_depth: bool) -> None:
         """Finished blocks go into the scrollback; what was said stays, whatever ends it."""
-        done, depths = None, []
+        done, depths = None, dict[int, int]()
         with LiveTail(self.console) as live:
             drawing = _TintedDrawing(live, self.console, self._loops) if show_depth else _Drawing(live)
             live.show(Text("…", style="dim"))
@@ -62,7 +62,7 @@ class Screen:
                         done = event
                     else:
                         drawing.add(event)
-                        depths.append(event.depth)
+                        depths[event.tokens] = event.depth
             finally:
                 drawing.end()
         if done is None:
@@ -71,7 +71,7 @@ class Screen:
             self.notice("(no answer)")
         self.console.print()
         if show_depth:
-            self.console.print(legend(depths, self._loops, self.console))
+            self.console.print(legend(list(depths.values()), self._loops, self.console))
         self.notice(summary(done, self._loops) + "\n")
 
     def thought(self, text: str) -> None:

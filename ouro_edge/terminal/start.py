@@ -7,6 +7,7 @@ import sys
 
 from ouro_edge.terminal.conversation import Conversation
 from ouro_edge.terminal.interrupt import ignore_interrupts
+from ouro_edge.terminal.keyboard import quiet_keyboard
 from ouro_edge.terminal.repl import Repl
 from ouro_edge.terminal.view import PlainView, View
 
@@ -39,7 +40,7 @@ def open_view(conversation: Conversation) -> View:
 def run(repl: Repl) -> None:
     """Hold the conversation to its end; at a terminal Ctrl-C never ends it."""
     if is_terminal():
-        with ignore_interrupts():
+        with ignore_interrupts(), quiet_keyboard():
             repl.run()
     else:
         repl.run()

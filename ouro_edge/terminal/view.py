@@ -87,7 +87,7 @@ class PlainView:
 
     def answer(self, events: Iterable[Piece | Done], *, show_depth: bool) -> None:
         """The text as it comes, thoughts between their tags; depths as numbers on standard error."""
-        thinking, depths = False, []
+        thinking, depths = False, dict[int, int]()
         try:
             for event in events:
                 if isinstance(event, Done):
@@ -97,11 +97,11 @@ class PlainView:
                     thinking = event.thinking
                     print(self._tags.opening if thinking else self._tags.closing, end="")
                 print(clean(event.text), end="", flush=True)
-                depths.append(event.depth)
+                depths[event.tokens] = event.depth
         finally:
             print(flush=True)
         if show_depth:
-            self.notice("depths: " + " ".join(map(str, depths)))
+            self.notice("depths: " + " ".join(map(str, depths.values())))
         if self.lasting:
             self.notice(summary(done, self._loops))
 

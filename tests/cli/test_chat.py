@@ -39,7 +39,7 @@ def test_answers_go_out_and_all_else_to_standard_error():
 
 def test_depth_is_numbers_on_standard_error():
     result = chat("--show-depth", "--loops", 2, stdin=f"{QUESTION}\n/depth\n")
-    assert "depths: 2\n" in result.stderr and "'Cleo'" in result.stderr
+    assert "depths: 2 2\n" in result.stderr and "'Cleo'" in result.stderr
     assert "\x1b" not in result.output
 
 

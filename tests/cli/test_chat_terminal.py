@@ -19,7 +19,7 @@ import fcntl
 import termios
 
 QUESTION = "Ada likes Ben. Ben likes Cleo. Ada likes someone who likes who?"
-PATIENCE = 60  # seconds until a test gives up; nothing is measured
+PATIENCE = 120  # seconds until a test gives up; nothing is measured
 
 
 class Screen(pyte.HistoryScreen):
@@ -63,7 +63,7 @@ class Terminal:
         """Read until the condition holds; a number of occurrences of a text may be given as (text, count)."""
         if isinstance(condition, tuple):
             text, count = condition
-            return self.until(lambda: self.text.count(text) >= count)
+            condition = lambda: self.text.count(text) >= count  # noqa: E731
         deadline = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < deadline, self.text
@@ -73,11 +73,11 @@ class Terminal:
                 except OSError:  # the other end is closed
                     data = b""
                 if not data:
+                    self.process.wait(PATIENCE)
                     assert condition(), self.text
-                    return None
+                    return
                 self.raw += data
                 self.stream.feed(data)
-        return None
 
     def ends(self):
         """The exit code, once everything was read."""
@@ -120,10 +120,12 @@ def test_a_conversation(terminal, tmp_path):
 def test_ctrl_c_stops_an_answer_and_nothing_else(terminal, bundle_of, checkpoint_of):
     from toy_text import add_tokenizer
 
-    chat = terminal(bundle_of(add_tokenizer(checkpoint_of(vocab_size=300, max_position_embeddings=4096))), "--temp", 1)
+    model = bundle_of(add_tokenizer(checkpoint_of(vocab_size=300, max_position_embeddings=8192)))
+    endless = ("--logit-bias", 0, -1000, "--logit-bias", 2, -1000)
+    chat = terminal(model, "--temp", 1, *endless)
     chat.until(("tokens of context", 1))
     chat.send("hello\r")
-    chat.until(lambda: b"\x1b[?25l" in chat.raw)  # it is answering
+    chat.until(lambda: "…".encode() in chat.raw)  # it is answering
     chat.send("\x03\x03\x03")
     chat.until(("(stopped", 1))
     chat.send("\x03\x03/stats\r")
@@ -158,10 +160,10 @@ def test_no_color(terminal):
 
 def test_a_dumb_terminal_gets_plain_lines(terminal):
     chat = terminal(TERM="dumb")
-    chat.until(("> ", 1))
+    chat.until(lambda: b"> " in chat.raw)
     chat.send(QUESTION + "\n")
     chat.until(("loops saved]", 1))
-    chat.send("\x04")
+    chat.send("/bye\n")
     assert chat.ends() == 0 and "Cleo" in chat.text
     assert b"\x1b[" not in chat.raw.replace(b"\x1b[?2004h", b"").replace(b"\x1b[?2004l", b"")
 

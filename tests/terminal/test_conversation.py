@@ -125,7 +125,14 @@ def test_thoughts_in_special_tokens_are_told_apart_and_kept_in_the_history(scrip
     model = scripted([7, "why ", "so", 8, "because", 9], ["fine"])
     talk = Conversation(model)
     events = ask(talk, "hello")
-    assert [(p.text, p.thinking) for p in events[:-1]] == [("why ", True), ("so", True), ("because", False)]
+    assert [(p.text, p.thinking) for p in events[:-1]] == [
+        ("", True),
+        ("why ", True),
+        ("so", True),
+        ("", False),
+        ("because", False),
+        ("", False),
+    ]
     assert (talk.last.thought, talk.last.thought_tokens, talk.last.text) == ("why so", 3, "because")
     ask(talk, "next")
     assert model.prompts[1].startswith(model.prompts[0] + "<think>why so</think>because\n")
