@@ -44,7 +44,7 @@ class Repl:
         """Where the conversation stands, in a few words."""
         model = self.conversation.model
         used, room = len(self.conversation.sequence), model.config.max_positions
-        return f" {model.bundle.manifest.name} · {used} of {room} tokens of context"
+        return f" {used} of {room} tokens of context · {model.bundle.manifest.name}"
 
     def load(self, path: Path) -> None:
         """Go on with a saved conversation. RequestError when it cannot be read."""
@@ -167,6 +167,7 @@ class Repl:
         write_chat(path, SavedChat(talk.model.bundle.manifest.name, talk.system, talk.messages))
         if bare != argument:
             save_sequence(talk.sequence, state_path(path))
+            state_path(path).chmod(0o600)  # it holds the same words
         self.view.notice(f"saved to {path}")
 
     def _load(self, argument: str) -> None:

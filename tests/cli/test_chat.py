@@ -47,6 +47,8 @@ def test_a_conversation_is_saved_and_resumed(tmp_path):
     file = tmp_path / "chat.json"
     assert chat("--system", "be kind", stdin=f"{QUESTION}\n/save {file} --kv\n").exit_code == 0
     assert json.loads(file.read_text())["system"] == "be kind" and (tmp_path / "chat.json.kv").stat().st_size > 1000
+    if sys.platform != "win32":
+        assert not any(path.stat().st_mode & 0o077 for path in tmp_path.iterdir())
     result = chat("--resume", file, stdin="/retry\n/system\n")
     assert result.stdout == "Cleo\n" and "1 turn" in result.stderr and "be kind" in result.stderr
 
