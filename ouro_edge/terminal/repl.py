@@ -108,7 +108,7 @@ class Repl:
         name, *text = argument.split(maxsplit=1)[:2] if argument else ("",)
         if text:
             values = changed(self._values, name, text[0])
-            policy = self._build(_generation(values))["exit"]
+            policy = self._build(_generation(values)).get("exit")
             if policy is not None:
                 policy.limit(self.conversation.model.config)  # refuse now what every turn would refuse
             self._values = values
