@@ -61,8 +61,6 @@ class ThoughtSplitter:
             self._held = rest
         tag = self._next_tag()
         keep = max((n for n in range(1, len(tag)) if self._held.endswith(tag[:n])), default=0)
-        if keep and not self.thinking and self._held[:-keep].strip():
-            keep = 0
         certain, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         if not self.thinking and certain.strip():
             self.answered = True

@@ -212,6 +212,13 @@ def test_a_full_context_says_what_to_do(talker):
     assert view.errors[0].endswith("; /clear starts anew") and repl.failed
 
 
+def test_a_thought_can_be_shown(scripted):
+    view = Notebook()
+    view.script = ("hello", "/think")
+    Repl(Conversation(scripted([7, "why", 8, "so"])), view, NOTHING_SET, lambda values: {}).run()
+    assert view.said == ["thought: why"] and not view.errors
+
+
 def test_stopping_before_the_first_token_is_said(scripted, monkeypatch):
     import signal
 
@@ -223,7 +230,6 @@ def test_stopping_before_the_first_token_is_said(scripted, monkeypatch):
         list(events)
 
     monkeypatch.setattr(Notebook, "answer", interrupted)
-    monkeypatch.setattr("ouro_edge.terminal.repl.len", lambda _: 0, raising=False)
     view = Notebook()
     view.script = ("hello",)
     repl = Repl(Conversation(model), view, NOTHING_SET, lambda values: {})
