@@ -1,0 +1,76 @@
+"""A conversation in a file: JSON with a version, written whole or not at all. Knows messages; a file may be hostile."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ouro_edge.config import read_json_object
+from ouro_edge.errors import RequestError
+
+_FORMAT = "ouro-edge chat"
+_VERSION = 1
+_ROLES = ("user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class SavedChat:
+    """What is kept of a conversation."""
+
+    model: str  # a name, for people
+    system: str | None
+    messages: list[dict[str, str]]
+
+
+def write_chat(path: Path, chat: SavedChat) -> None:
+    """Write a conversation, replacing an older file. RequestError when that cannot be; the older file then stays."""
+    data = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "model": chat.model,
+        "system": chat.system,
+        "messages": chat.messages,
+    }
+    work = None
+    try:
+        # mkstemp makes it readable by its owner only: conversations are private.
+        handle, work = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(data, file, indent=1)
+            file.write("\n")
+        os.replace(work, path)
+    except (OSError, ValueError) as problem:
+        if work is not None:
+            Path(work).unlink(missing_ok=True)
+        raise RequestError(f"{path} cannot be written: {problem}") from None
+
+
+def read_chat(path: Path) -> SavedChat:
+    """Read a conversation. RequestError in one line for what is none, is damaged or of another version."""
+    data = read_json_object(path, RequestError)
+    if data.get("format") != _FORMAT or data.get("version") != _VERSION:
+        raise RequestError(f"{path} is no conversation of version {_VERSION}, as /save writes it")
+    system, messages = data.get("system"), data.get("messages")
+    if system is not None and not isinstance(system, str):
+        raise RequestError(f"{path} has the system message {system!r:.60}; wanted text")
+    if not isinstance(messages, list):
+        raise RequestError(f"{path} has no list of messages")
+    if len(messages) % 2:
+        raise RequestError(f"{path} ends with a question: wanted questions and answers in turns")
+    return SavedChat(str(data.get("model")), system, [_message(path, i, m) for i, m in enumerate(messages)])
+
+
+def state_path(path: Path) -> Path:
+    """Where the state of the sequence lies, when it was saved too."""
+    return path.with_name(f"{path.name}.kv")
+
+
+def _message(path: Path, at: int, message: Any) -> dict[str, str]:
+    role = _ROLES[at % 2]
+    if not isinstance(message, dict) or message.get("role") != role or not isinstance(message.get("content"), str):
+        raise RequestError(f"{path}: message {at + 1} is not of the {role}, with a text as its content")
+    return {"role": role, "content": message["content"]}

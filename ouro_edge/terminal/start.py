@@ -1,0 +1,46 @@
+"""Chooses the screen: a terminal's, or plain lines. Imports the terminal libraries only for the first."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ouro_edge.terminal.conversation import Conversation
+from ouro_edge.terminal.interrupt import ignore_interrupts
+from ouro_edge.terminal.keyboard import quiet_keyboard
+from ouro_edge.terminal.repl import Repl
+from ouro_edge.terminal.view import PlainView, View
+
+
+def is_terminal() -> bool:
+    """Whether a person sits at both ends, in front of something that can move a cursor."""
+    both = sys.stdin.isatty() and sys.stdout.isatty()
+    return both and (sys.platform == "win32" or os.environ.get("TERM", "dumb") not in ("dumb", "unknown"))
+
+
+def open_view(conversation: Conversation) -> View:
+    """The screen for where standard input and output lead."""
+    loops = conversation.model.config.loops
+    if not is_terminal():
+        return PlainView(loops, conversation.tags)
+    from rich.console import Console
+
+    from ouro_edge.terminal.history import open_history
+    from ouro_edge.terminal.markdown import THEME
+    from ouro_edge.terminal.prompt import Prompt
+    from ouro_edge.terminal.screen import Screen
+
+    history, problem = open_history()
+    screen = Screen(Console(highlight=False, markup=False, emoji=False, theme=THEME), loops, Prompt(history).lines)
+    if problem:
+        screen.notice(problem)
+    return screen
+
+
+def run(repl: Repl) -> None:
+    """Hold the conversation to its end; at a terminal Ctrl-C never ends it."""
+    if is_terminal():
+        with ignore_interrupts(), quiet_keyboard():
+            repl.run()
+    else:
+        repl.run()

@@ -1,0 +1,16 @@
+"""What a turn cost, in words. Knows events."""
+
+from __future__ import annotations
+
+from ouro_edge.runtime.events import Done
+
+
+def summary(done: Done, loops: int) -> str:
+    """One line about an answer; depth is mentioned where a model has several loops."""
+    usage = done.usage
+    parts = [f"{usage.completion_tokens} tokens", f"{done.timings.decode_rate(usage.completion_tokens):.1f} tokens/s"]
+    if loops > 1:
+        parts.append(f"mean depth {usage.mean_depth:.2f}")
+        parts.append(f"{usage.loops_saved} of {usage.loops_full} loops saved")
+    ending = {"cancelled": " (stopped)", "length": " (cut off: longest answer reached)", "stop": ""}[done.reason]
+    return f"[{', '.join(parts)}]{ending}"

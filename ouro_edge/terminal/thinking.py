@@ -1,0 +1,78 @@
+"""Thought and answer told apart while a text streams. Knows tags and strings; nothing of tokens or terminals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Tags:
+    """What stands before and after a thought."""
+
+    opening: str
+    closing: str
+
+
+# As published chat templates spell them; the first is what Ouro, Qwen and DeepSeek use.
+KNOWN = (
+    Tags("<think>", "</think>"),
+    Tags("<thinking>", "</thinking>"),
+    Tags("<thought>", "</thought>"),
+    Tags("<seed:think>", "</seed:think>"),
+    Tags("<reasoning>", "</reasoning>"),
+    Tags("[THINK]", "[/THINK]"),
+)
+
+
+def tags_of(template: str, is_token: Callable[[str], bool]) -> Tags:
+    """The tags that the chat template names, else those that are tokens of the model, else <think>."""
+    for tags in KNOWN:
+        if tags.opening in template or tags.closing in template:
+            return tags
+    return next((tags for tags in KNOWN if is_token(tags.opening)), KNOWN[0])
+
+
+class ThoughtSplitter:
+    """Running state of one answer: `push` text, get pieces marked as thought or not, without the tags.
+
+    An opening tag counts only before anything was answered, so that an answer may speak about tags.
+    """
+
+    __slots__ = ("_held", "_tags", "answered", "thinking")
+
+    def __init__(self, tags: Tags, *, thinking: bool = False) -> None:
+        self._tags = tags
+        self._held = ""  # what may be the beginning of a tag
+        self.thinking = thinking
+        self.answered = False
+
+    def push(self, text: str) -> list[tuple[str, bool]]:
+        """The pieces (text, is thought) that are certain now."""
+        self._held += text
+        pieces = []
+        while tag := self._next_tag():
+            before, found, rest = self._held.partition(tag)
+            if not found or (not self.thinking and before.strip()):
+                break
+            pieces.append((before, self.thinking))
+            self.thinking = not self.thinking
+            self.answered = not self.thinking
+            self._held = rest
+        tag = self._next_tag()
+        keep = max((n for n in range(1, len(tag)) if self._held.endswith(tag[:n])), default=0)
+        certain, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        if not self.thinking and certain.strip():
+            self.answered = True
+        pieces.append((certain, self.thinking))
+        return [piece for piece in pieces if piece[0]]
+
+    def flush(self) -> list[tuple[str, bool]]:
+        """What was held back, when the answer has ended."""
+        held, self._held = self._held, ""
+        return [(held, self.thinking)] if held else []
+
+    def _next_tag(self) -> str:
+        if self.thinking:
+            return self._tags.closing
+        return "" if self.answered else self._tags.opening
