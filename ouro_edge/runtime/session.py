@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ouro_edge.errors import BundleError, RequestError
+from ouro_edge.errors import BundleError, RequestError, one_line
 
 
 def import_onnxruntime() -> Any:
@@ -48,8 +48,3 @@ def open_session(model: Path, threads: int | None = None) -> Any:
         return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except Exception as problem:  # onnxruntime's errors share no public base class
         raise BundleError(f"{model} cannot be loaded by onnxruntime {ort.__version__}: {one_line(problem)}") from None
-
-
-def one_line(problem: BaseException) -> str:
-    """An error's text without line breaks, cut to a readable length."""
-    return " ".join(str(problem).split())[:300]
