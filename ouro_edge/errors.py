@@ -22,6 +22,12 @@ class OuroEdgeError(Exception):
     """Base of all errors of this package; the command line prints its text and exits with 1."""
 
 
+def one_line(problem: object) -> str:
+    """A message as one line of at most 1000 printable characters: parts of it may come from a hostile file."""
+    text = "".join(c if c.isprintable() else " " for c in str(problem))
+    return " ".join(text.split())[:1000]
+
+
 class ConfigError(OuroEdgeError):
     """A model configuration is missing, incomplete or of an unsupported kind."""
 

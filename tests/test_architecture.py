@@ -74,7 +74,7 @@ def test_imports_point_down(module):
     ("library", "rooms"),
     [
         ("onnxruntime", {"runtime"}),
-        ("onnx", {"export"}),
+        ("onnx", {"export", "integrations"}),
         ("gguf", {"export"}),
         ("safetensors", {"export"}),
         ("tokenizers", {"runtime", "export"}),

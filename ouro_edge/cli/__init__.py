@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
-from ouro_edge.errors import OuroEdgeError
+from ouro_edge.errors import OuroEdgeError, one_line
 from ouro_edge.version import __version__
 
 _COMMANDS = ("calibrate", "chat", "export", "fit-gate", "inspect", "run", "trace", "verify")
@@ -52,9 +52,8 @@ class _Commands(click.Group):
 
 
 def _fail(text: str) -> NoReturn:
-    """One line on stderr, free of control characters that a hostile file may have put into it, and exit 1."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    click.echo(f"Error: {line[:1000]}", err=True)
+    """One line on stderr, and exit 1."""
+    click.echo(f"Error: {one_line(text)}", err=True)
     sys.exit(1)
 
 

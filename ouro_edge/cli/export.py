@@ -22,7 +22,10 @@ from ouro_edge.errors import RequestError
 )
 @click.option("--symmetric/--asymmetric", default=None, help="Without or with a zero point a block; int8: with.")
 @click.option(
-    "--format", "format_", type=click.Choice(["onnx", "gguf"]), help="Kind of output. Default: what OUT's name says."
+    "--format",
+    "format_",
+    type=click.Choice(["onnx", "gguf", "genai"]),
+    help="Kind of output; genai: onnx, and what onnxruntime-genai needs beside it. Default: what OUT's name says.",
 )
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--gate-from", metavar="CHECKPOINT", help="Take the exit gate from here; for .gguf files that lack it.")
@@ -75,6 +78,10 @@ def command(
             found, out, recipe, calibration=calibration, gate_from=donor or None, overwrite=overwrite, progress=progress
         )
     _show_notes(notes)
+    if format_ == "genai":
+        from ouro_edge.integrations.genai import write_genai
+
+        write_genai(open_bundle(out))
     manifest = open_bundle(out).manifest
     if report:
         click.echo(error_table(manifest))

@@ -32,7 +32,8 @@ from ouro_edge.weights import fused_names
 
 Progress = Callable[[int, int, str], None]  # weights done, weights in all, name of the tensor at hand
 
-_LATER_FILES = (RECORD_FILE, RANGES_FILE, GATE_FILE)  # measured on a bundle, so not in its manifest
+# Added to a finished bundle, so not in its manifest.
+_LATER_FILES = (RECORD_FILE, RANGES_FILE, GATE_FILE, "genai.onnx", "genai_config.json")
 _STALE = 24 * 3600  # seconds after which a working directory has nobody who works in it
 
 

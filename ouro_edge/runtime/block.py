@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ouro_edge.bundle import BLOCK_FILES, DATA_FILE, HEAD_FILE, Bundle, cache_head_dim
-from ouro_edge.errors import BundleError, OuroEdgeError
+from ouro_edge.errors import BundleError, OuroEdgeError, one_line
 from ouro_edge.exit_gate import FittedGate
 from ouro_edge.kv_ranges import read_ranges
 from ouro_edge.reference import rope_tables
 from ouro_edge.runtime.cancel import Cancel
 from ouro_edge.runtime.kv import LoopKV, scales_of
-from ouro_edge.runtime.session import import_onnxruntime, one_line, open_session
+from ouro_edge.runtime.session import import_onnxruntime, open_session
 from ouro_edge.runtime.turns import Turns
 from ouro_edge.weights import Array
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ouro_edge.bundle import GraphInMemory
-from ouro_edge.errors import BundleError, RequestError
+from ouro_edge.errors import BundleError, RequestError, one_line
 
 
 def import_onnxruntime() -> Any:
@@ -57,8 +57,3 @@ def open_session(graph: Path | GraphInMemory, threads: int | None = None) -> Any
     except Exception as problem:  # onnxruntime's errors share no public base class
         name = graph if isinstance(graph, Path) else graph.source
         raise BundleError(f"{name} cannot be loaded by onnxruntime {ort.__version__}: {one_line(problem)}") from None
-
-
-def one_line(problem: BaseException) -> str:
-    """An error's text without line breaks, cut to a readable length."""
-    return " ".join(str(problem).split())[:300]

@@ -1,0 +1,82 @@
+"""`optimum-cli export ouro-edge`: our export behind optimum's door. Knows optimum's command classes; loads no torch.
+
+`REGISTER_COMMANDS` is the list that optimum-cli looks for. Every start of optimum-cli reads this module, so it
+imports nothing large.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser
+from importlib.util import find_spec
+from pathlib import Path
+
+from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
+from optimum.commands.export.base import ExportCommand
+
+from ouro_edge.errors import OuroEdgeError, one_line
+
+
+class OuroEdgeExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
+    """Those options of `ouro-edge export` that choose what is written, by the same names and defaults."""
+
+    COMMAND = CommandInfo(name="ouro-edge", help="Export a looped model (Ouro) in 4 or 8 bits, to run with ouro-edge")
+
+    @staticmethod
+    def parse_args(parser: ArgumentParser) -> None:
+        """Declare the options."""
+        parser.add_argument(
+            "-m", "--model", required=True, metavar="SRC", help="Checkpoint directory, .gguf file or hub id."
+        )
+        parser.add_argument("output", type=Path, metavar="OUT", help="Directory to write.")
+        parser.add_argument("-p", "--precision", default="int4", metavar="int4|int8|fp32", help="Default: int4.")
+        parser.add_argument("--block-size", type=int, help="Weights that share a scale. Default: 128, for int8 32.")
+        symmetry = parser.add_mutually_exclusive_group()
+        symmetry.add_argument("--symmetric", action="store_true", default=None, help="Without zero points.")
+        symmetry.add_argument(
+            "--asymmetric", action="store_false", dest="symmetric", help="With zero points. Default for int8."
+        )
+        parser.add_argument("--revision", help="Branch, tag or commit of a hub id.")
+        parser.add_argument(
+            "--no-calibration", action="store_true", help="Measure no KV ranges: the cache then stays in float32."
+        )
+        parser.add_argument("--overwrite", action="store_true", help="Replace OUT if it is an exported model.")
+
+    def run(self) -> None:
+        """Export; what goes wrong is one line and exit code 1."""
+        from ouro_edge.hub import resolve
+        from ouro_edge.loading import export_to
+        from ouro_edge.quant import preset
+
+        args = self.args
+        try:
+            recipe = preset(args.precision, block_size=args.block_size, symmetric=args.symmetric)
+            found = resolve(args.model, revision=args.revision)
+            calibration = "" if args.no_calibration else None
+            notes = export_to(found, args.output, recipe, calibration=calibration, overwrite=args.overwrite)
+        except OuroEdgeError as problem:
+            sys.exit(f"Error: {one_line(problem)}")
+        for note in notes:
+            print(f"Note: {note}", file=sys.stderr)
+        print(f"{args.output}: run it with ouro-edge chat {args.output}")
+
+
+def _teach_onnx_export() -> None:
+    """Let `optimum-cli export onnx` know Ouro once it runs: registering at every start would import torch each time."""
+    from optimum.commands.export.onnx import ONNXExportCommand
+
+    export = ONNXExportCommand.run
+
+    def run(self: ONNXExportCommand) -> None:
+        from ouro_edge.integrations.ouro_onnx_config import register
+
+        register()
+        export(self)
+
+    ONNXExportCommand.run = run
+
+
+if find_spec("optimum.commands.export.onnx"):  # comes with optimum-onnx
+    _teach_onnx_export()
+
+REGISTER_COMMANDS = [(OuroEdgeExportCommand, ExportCommand)]
