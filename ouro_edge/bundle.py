@@ -105,6 +105,10 @@ class Bundle:
             return np.array(self.array(tensor.parts["values"]), np.float32)
         return dequantize(self.quantized(name))
 
+    def rows(self, name: str, first: int, last: int) -> Array:
+        """Rows [last - first, K] of a quantised matrix as float32."""
+        return dequantize_rows(self.quantized(name), np.arange(first, last))
+
     def embedding(self) -> Embedding:
         """The token embedding, gathered from the memory map row by row."""
         tensor = self.manifest.tensors["embedding"]

@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ouro_edge.bundle import MANIFEST_FILE, Bundle, is_bundle, open_bundle
+from ouro_edge.cache import cache_directory
 from ouro_edge.errors import BundleError, RequestError
 from ouro_edge.hub import Resolved, resolve
 from ouro_edge.manifest import VERSION
+from ouro_edge.prefill import many_rows_for
 
 if TYPE_CHECKING:
     from ouro_edge.export.checkpoint import Checkpoint
@@ -33,6 +34,7 @@ def load(
     kv_share: str = "none",
     context: int | None = None,
     gate: str = "auto",
+    prefill: str = "auto",
     progress: Progress | None = None,
 ) -> Model:
     """Load a model: an exported directory, a checkpoint directory, a .gguf file or a hub id; None: the built-in one.
@@ -41,7 +43,8 @@ def load(
     which takes a minute for 1.4B parameters; `progress` hears of it. `kv` is the type of the cache:
     fp32, int8, int4, or auto, which takes int8 where float32 would fill the memory. `kv_share="last"` keeps
     one cache for all loops: a quarter of the memory, and no longer exact. `context` caps the positions below
-    the model's own. `gate="original"` ignores a gate that was fitted to the bundle later. Raises OuroEdgeError's kinds.
+    the model's own. `gate="original"` ignores a gate that was fitted to the bundle later. `prefill` is how long prompts
+    are processed: see `ouro_edge.prefill`. Raises OuroEdgeError's kinds.
     """
     from ouro_edge.runtime.model import Model
     from ouro_edge.runtime.session import check_threads
@@ -58,7 +61,8 @@ def load(
     else:
         bundle = open_bundle(found.path if is_bundle(found.path) else exported(found, progress))
     bundle = bundle if context is None else bundle.with_context(context)
-    return Model(bundle, threads=threads, kv=kv, kv_share=kv_share, gate=gate)
+    many_rows = many_rows_for(bundle, prefill, progress)
+    return Model(bundle, threads=threads, kv=kv, kv_share=kv_share, gate=gate, many_rows=many_rows)
 
 
 def is_gguf(path: Path) -> bool:
@@ -152,19 +156,6 @@ def default_model() -> Path | None:
     """The small model that ships with the package, None in a build without it."""
     path = Path(__file__).parent / "nano"
     return path if (path / MANIFEST_FILE).is_file() else None
-
-
-def cache_directory() -> Path:
-    """Where converted models are kept: OURO_EDGE_CACHE, else the platform's cache folder."""
-    if own := os.environ.get("OURO_EDGE_CACHE"):
-        return Path(own)
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "ouro-edge"
 
 
 def _key(found: Resolved) -> str:

@@ -17,7 +17,8 @@ from ouro_edge.bundle import Embedding, open_bundle
 from ouro_edge.config import ModelConfig
 from ouro_edge.errors import RequestError
 from ouro_edge.loading import default_model
-from ouro_edge.runtime.block import Block, BoundLoop, Head
+from ouro_edge.runtime.block import Block, Head
+from ouro_edge.runtime.bound_loop import BoundLoop
 from ouro_edge.runtime.bundle_text import read_stop_ids, read_tokenizer
 from ouro_edge.runtime.cancel import Cancel
 from ouro_edge.runtime.evidence import Evidence
@@ -82,13 +83,11 @@ class _MockBlock(Block):
     def __init__(self, config: ModelConfig) -> None:
         self.config, self.kv = config, "fp32"
         self.turns = Turns()
-
-    def bind(self, loop: int | None) -> BoundLoop:
-        return _MockLoop(self)
+        self._many = None
 
 
 class _MockLoop(BoundLoop):
-    def __init__(self, block: _MockBlock) -> None:
+    def __init__(self, block: Block) -> None:
         self._block, self.kv = block, LoopKV(block.config)
 
     def __call__(self, rows: Array, start: int, cancel: Cancel | None = None) -> tuple[Array, Array]:
@@ -117,6 +116,9 @@ class _ScriptedSequence(TokenSequence):
         self._answer: list[int] = []
         self._start = 0
         self._answering = -1  # the turn that the answer belongs to
+
+    def _bind_loops(self) -> list[BoundLoop]:
+        return [_MockLoop(self.block) for _ in range(self.config.loops)]
 
     def think(self, policy: ExitPolicy, cancel: Cancel | None = None) -> Thought:
         if self._answering != self.turn:

@@ -15,14 +15,14 @@ PACKAGE = Path(ouro_edge.__file__).parent
 # A room may import itself and what stands before it in a lower row; rooms in one row are strangers.
 ROWS = [
     {"errors", "version"},
-    {"config"},
+    {"config", "cache"},
     {"weights"},
     {"reference", "quant", "hub"},
     {"manifest"},
     {"bundle"},
-    {"exit_gate", "kv_ranges"},
+    {"exit_gate", "kv_ranges", "many_rows_files"},
     {"export", "runtime"},
-    {"evaluation"},
+    {"evaluation", "prefill"},
     {"loading"},
     {"gates", "measure", "terminal", "server", "integrations", "testing"},
     {"cli"},

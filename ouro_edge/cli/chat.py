@@ -35,10 +35,6 @@ def command(
     think: bool | None,
     show_depth: bool,
     resume: Path | None,
-    threads: int | None,
-    kv: str,
-    kv_share: str,
-    context: int | None,
     **settings: Any,
 ) -> None:
     """Talk with MODEL: /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the conversation.
@@ -55,7 +51,7 @@ def command(
         raise RequestError("standard input is closed: chat needs one, run -p does not")
     if resume is not None and system is not None:
         raise RequestError("--resume brings its own system message: leave --system out, or change it with /system")
-    with open_model(model, threads=threads, kv=kv, kv_share=kv_share, context=context) as loaded:
+    with open_model(model, settings) as loaded:
 
         def build(values: Mapping[str, Any]) -> dict[str, Any]:
             return generation_arguments(loaded, **values)

@@ -117,7 +117,7 @@ def command(
 
 def _check(bundle: Bundle, budget: float | None, most: int, seed: int, *, writes: bool) -> None:
     """Everything that can be refused before the model is loaded."""
-    from ouro_edge.loading import cache_directory
+    from ouro_edge.cache import cache_directory
 
     loops = bundle.config.loops
     if loops == 1:

@@ -44,8 +44,13 @@ _GENERATION = (
     click.option("--kv-share", default="none", show_default=True, metavar="none|last",
                  help="last: all loops share one KV cache. A quarter of the memory; answers may change."),
     click.option("--ctx", "context", type=int, help="At most this many positions. Default: the model's own."),
+    click.option("--prefill", default="auto", show_default=True, metavar="auto|fast|lean",
+                 help="How long prompts are processed. fast: with a second copy of the weights at a byte each."),
     click.option("--threads", type=int, help="CPU threads. Default: the CPUs that this process may use."),
 )  # fmt: skip
+
+
+_LOADING = ("kv", "kv_share", "context", "prefill", "threads")
 
 
 def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,17 +111,18 @@ def _exit_rule(rule: str) -> ExitPolicy:
     return kind(number)
 
 
-def open_model(
-    model: str | None, *, threads: int | None, kv: str, kv_share: str = "none", context: int | None
-) -> Model:
-    """Load MODEL, showing progress when it has to be converted first, and saying what was chosen for the user."""
+def open_model(model: str | None, settings: dict[str, Any]) -> Model:
+    """Load MODEL, showing progress when it has to be converted first, and saying what was chosen for the user.
+
+    Takes the options that loading needs out of `settings`.
+    """
     from ouro_edge.cli.progress import conversion_progress
     from ouro_edge.loading import load
 
     if model is None:
         click.echo(BUILT_IN, err=True)
     with conversion_progress() as progress:
-        loaded = load(model, threads=threads, kv=kv, kv_share=kv_share, context=context, progress=progress)
+        loaded = load(model, **{name: settings.pop(name) for name in _LOADING}, progress=progress)
     for note in loaded.bundle.notes:
         click.echo(f"Note: {note}", err=True)
     if loaded.kv_reason:

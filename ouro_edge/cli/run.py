@@ -29,10 +29,6 @@ def command(
     system: str | None,
     raw: bool,
     as_json: bool,
-    threads: int | None,
-    kv: str,
-    kv_share: str,
-    context: int | None,
     **settings: Any,
 ) -> None:
     """Answer one prompt with MODEL and exit."""
@@ -44,7 +40,7 @@ def command(
         raise RequestError("--raw leaves the chat template out, and the system message with it: drop one of them")
     if settings["temperature"] is None:
         settings["temperature"] = 0.0
-    with open_model(model, threads=threads, kv=kv, kv_share=kv_share, context=context) as loaded:
+    with open_model(model, settings) as loaded:
         arguments = generation_arguments(loaded, **settings)
         if ids is not None:
             events = loaded.generate(_parse_ids(ids), **arguments)

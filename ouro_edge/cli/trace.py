@@ -26,10 +26,6 @@ def command(
     whole: bool,
     candidates: int,
     page: Path | None,
-    threads: int | None,
-    kv: str,
-    kv_share: str,
-    context: int | None,
     **settings: Any,
 ) -> None:
     """Answer a prompt and show, token by token, the exit depth, its probabilities and every loop's candidates."""
@@ -39,7 +35,7 @@ def command(
 
     if settings["temperature"] is None:
         settings["temperature"] = 0.0
-    with open_model(model, threads=threads, kv=kv, kv_share=kv_share, context=context) as loaded:
+    with open_model(model, settings) as loaded:
         arguments = generation_arguments(loaded, **settings)
         text = prompt if raw else loaded.render([{"role": "user", "content": prompt}])
         ids = loaded.tokenizer.encode(text)

@@ -85,6 +85,22 @@ def head_graph(config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> onnx
     return g.model("ouro_edge_head")
 
 
+def probe_graph() -> onnx.ModelProto:
+    """[1, 64] of uint8 times [64, 16] of int8, as float32: exact unless this CPU's kernel saturates in 16 bits."""
+    values = [
+        helper.make_tensor_value_info(*at)
+        for at in (("x", TensorProto.UINT8, [1, 64]), ("w", TensorProto.INT8, [64, 16]))
+    ]
+    one, zero = (
+        helper.make_tensor("one", TensorProto.FLOAT, [], [1.0]),
+        helper.make_tensor("zero", TensorProto.UINT8, [], [0]),
+    )
+    node = helper.make_node("MatMulIntegerToFloat", ["x", "w", "one", "one", "zero"], ["y"], domain="com.microsoft")
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 16])
+    graph = helper.make_graph([node], "ouro_edge_probe", values, [y], [one, zero])
+    return helper.make_model(graph, opset_imports=_OPSETS, ir_version=_IR_VERSION, producer_name="ouro-edge")
+
+
 class _Graph:
     """Collects nodes, values and the initializers that nodes name."""
 
@@ -140,11 +156,35 @@ class _Graph:
             parts = [self.linear(x, part) for part in fused_names(self.config)[weight]]
             return self.node("Concat", parts, *outputs, axis=-1)
         tensor = self.tensors[weight]
+        if "columns" in tensor.parts:
+            return self.by_column(x, weight, *outputs)
         if tensor.scheme is None:
             return self.node("FusedMatMul", [x, self.initializer(weight, "values")], *outputs, domain=True, transB=1)
         if "offsets" in tensor.parts:
             return self.with_offsets(x, weight, *outputs)
         return self.matmul_nbits(x, weight, *outputs)
+
+    def by_column(self, x: str, weight: str, *outputs: str) -> str:
+        """x @ weight.T on integers: x [1, T, K] in uint8 with a scale for each row, weights in int8 for each column."""
+        last = self.constant([-1])
+        reach = [self.node("ReduceMax", [x, last]), self.node("Neg", [self.node("ReduceMin", [x, last])])]
+        scale = self.node(
+            "Max", [self.node("Mul", [self.node("Max", reach), self.number(1 / 127)]), self.number(1e-30)]
+        )
+        flat = self.node("Reshape", [scale, last])
+        middle = self.node(
+            "ConstantOfShape", [self.node("Shape", [flat])], value=helper.make_tensor("", TensorProto.UINT8, [1], [128])
+        )
+        rounded = self.node("QuantizeLinear", [x, flat, middle], axis=1)
+        columns, scales = (self.initializer(weight, part) for part in ("columns", "column_scales"))
+        inputs = [rounded, columns, self.number(1.0), scales, self.number(128)]
+        return self.node("Mul", [self.node("MatMulIntegerToFloat", inputs, domain=True), scale], *outputs)
+
+    def number(self, value: float) -> str:
+        """A scalar kept in the graph: float32, or uint8 for a whole number."""
+        name, kind = f"number_{value:g}", TensorProto.UINT8 if isinstance(value, int) else TensorProto.FLOAT
+        self._initializers.setdefault(name, helper.make_tensor(name, kind, [], [value]))
+        return name
 
     def with_offsets(self, x: str, weight: str, *outputs: str) -> str:
         """A linear layer whose every block adds one number to all its weights: that number times the inputs' sum."""

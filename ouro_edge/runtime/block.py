@@ -1,4 +1,4 @@
-"""One call of the shared block, and one of the head: NumPy rows in, NumPy rows out, by IOBinding. Knows onnxruntime.
+"""The shared block and the head of a bundle, opened by onnxruntime. `BoundLoop` calls the block.
 
 The block is stateless: which loop it runs is decided by the KV that it is given. Block and head let one call through at
 a time, in the order of arrival, because two calls at once would only fight for the same cores.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,23 +21,28 @@ from ouro_edge.exit_gate import FittedGate
 from ouro_edge.kv_ranges import read_ranges
 from ouro_edge.reference import rope_tables
 from ouro_edge.runtime.cancel import Cancel
-from ouro_edge.runtime.kv import LoopKV, scales_of
+from ouro_edge.runtime.kv import scales_of
+from ouro_edge.runtime.many_rows import MANY_ROWS, ManyRows
 from ouro_edge.runtime.session import import_onnxruntime, open_session
 from ouro_edge.runtime.turns import Turns
 from ouro_edge.weights import Array
+
+_ROWS = 128
 
 
 class Block:
     """The shared block of a bundle, ready to be called on any sequence's loops."""
 
     def __init__(
-        self, bundle: Bundle, threads: int | None = None, gate: FittedGate | None = None, kv: str = "fp32"
-    ) -> None:
+        self, bundle: Bundle, threads: int | None = None, gate: FittedGate | None = None, kv: str = "fp32",
+        many_rows: Path | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.kv = bundle.config, kv
         self._gate = gate
         ranges = None if kv == "fp32" else read_ranges(bundle)
         self.state_id = _state_id(bundle, ranges)
         self._session = open_session(bundle.graph(BLOCK_FILES[kv]), threads)
+        self._many = None if many_rows is None else ManyRows(many_rows, kv, threads)
         self._ort = import_onnxruntime()
         wrap = self._ort.OrtValue.ortvalue_from_numpy
         self._scales: dict[int | None, list[tuple[Any, Any]]] = {}
@@ -48,9 +54,14 @@ class Block:
         self._rope_lock = threading.Lock()
         self.turns = Turns()
 
-    def bind(self, loop: int | None) -> BoundLoop:
-        """Fresh KV for one loop (counted from 1) of one sequence, or for all its loops (None), bound to this block."""
-        return BoundLoop(self, loop)
+    @property
+    def rows_per_call(self) -> int:
+        """How many rows a call may have: enough to share one read of the weights, few enough to bound its memory."""
+        return _ROWS if self._many is None else MANY_ROWS
+
+    def session_for(self, rows: int) -> Any:
+        """The session that is the fastest for so many rows."""
+        return (self._many and self._many.session_for(rows)) or self._session
 
     def rope(self, length: int) -> tuple[Any, Any]:
         """OrtValues of the cos and sin tables for at least `length` positions; they grow with use."""
@@ -64,15 +75,18 @@ class Block:
             self._rope, self._rope_length = (wrap(cos), wrap(sin)), grown
             return self._rope
 
-    def call(self, binding: Any, cancel: Cancel | None) -> None:
-        """Run the session on a binding. Cancelled when `cancel` fires before or meanwhile; the KV is then as before."""
+    def call(self, session: Any, binding: Any, cancel: Cancel | None) -> None:
+        """Run one of the block's sessions on a binding.
+
+        Cancelled when `cancel` fires before or meanwhile; the KV is then as before.
+        """
         with self.turns.take(cancel):
             try:
                 if cancel is None:
-                    self._session.run_with_iobinding(binding)
+                    session.run_with_iobinding(binding)
                 else:
                     cancel.check()
-                    self._session.run_with_iobinding(binding, cancel.run_options)
+                    session.run_with_iobinding(binding, cancel.run_options)
             except OuroEdgeError:
                 raise
             except Exception as problem:  # onnxruntime's errors share no public base class
@@ -80,9 +94,9 @@ class Block:
                     cancel.check()
                 raise BundleError(f"onnxruntime cannot run this model, export it again: {one_line(problem)}") from None
 
-    def new_binding(self, loop: int | None) -> Any:
-        """An IOBinding of the block's session with what never changes: a fitted gate, the loop's KV scales."""
-        binding = self._session.io_binding()
+    def new_binding(self, session: Any, loop: int | None) -> Any:
+        """An IOBinding of a session with what never changes: a fitted gate, the loop's KV scales."""
+        binding = session.io_binding()
         for i, (key, value) in enumerate(self._scales.get(loop, ())):
             binding.bind_ortvalue_input(f"scale.{i}.key", key)
             binding.bind_ortvalue_input(f"scale.{i}.value", value)
@@ -100,64 +114,6 @@ def _state_id(bundle: Bundle, ranges: Array | None) -> str:
     digest = sha256(repr(parts).encode())
     digest.update(b"" if ranges is None else np.ascontiguousarray(ranges).tobytes())
     return digest.hexdigest()
-
-
-class BoundLoop:
-    """One loop of one sequence: its KV, and the bindings that a call needs, made once and reused."""
-
-    def __init__(self, block: Block, loop: int | None) -> None:
-        self._block = block
-        self.kv = LoopKV(block.config, block.kv, shared=loop is None)
-        self._ort = import_onnxruntime()
-        self._binding = block.new_binding(loop)
-        self._seqlens = np.zeros(1, np.int32)
-        self._total = np.zeros((), np.int32)
-        self._binding.bind_ortvalue_input("seqlens_k", self._ort.OrtValue.ortvalue_from_numpy(self._seqlens))
-        self._total_value = self._ort.OrtValue.ortvalue_from_numpy(self._total)
-        self._binding.bind_ortvalue_input("total_length", self._total_value)
-        self._rope: Any = None
-        self._shape: tuple[int, ...] = ()
-        self._hidden = self._out = self._gate = np.empty((0, 0, 0), np.float32)
-
-    def __call__(self, rows: Array, start: int, cancel: Cancel | None = None) -> tuple[Array, Array]:
-        """Run the block on rows [T, C] at positions start..start+T, appending to the KV.
-
-        Returns the normed hidden rows [T, C] and exit logits [T] (NaN without a gate): views of buffers that the next
-        call of the same length overwrites.
-        """
-        total = start + len(rows)
-        self.kv.reserve(total, start, self._bind_kv)
-        rope = self._block.rope(total)
-        if rope is not self._rope:
-            self._rope = rope
-            self._binding.bind_ortvalue_input("cos_cache", rope[0])
-            self._binding.bind_ortvalue_input("sin_cache", rope[1])
-        if rows.shape != self._shape:
-            self._bind_rows(rows.shape)
-        self._hidden[0] = rows
-        self._seqlens[0] = total - 1
-        self._total[...] = total
-        self._block.call(self._binding, cancel)
-        return self._out[0], self._gate[0, :, 0]
-
-    def reserve(self, length: int) -> None:
-        """Make room for `length` positions that the caller will fill; what was there is lost."""
-        self.kv.reserve(length, 0, self._bind_kv)
-
-    def _bind_kv(self, name: str, value: Any) -> None:
-        self._binding.bind_ortvalue_input("past." + name, value)
-        self._binding.bind_ortvalue_output("present." + name, value)
-
-    def _bind_rows(self, shape: tuple[int, ...]) -> None:
-        length, width = shape
-        self._shape = shape
-        self._hidden, self._out = (np.empty((1, length, width), np.float32) for _ in range(2))
-        self._gate = np.full((1, length, 1), np.nan, np.float32)
-        wrap = self._ort.OrtValue.ortvalue_from_numpy
-        self._binding.bind_ortvalue_input("hidden", wrap(self._hidden))
-        self._binding.bind_ortvalue_output("hidden_out", wrap(self._out))
-        if self._block.config.has_gate:
-            self._binding.bind_ortvalue_output("exit_logit", wrap(self._gate))
 
 
 class Head:

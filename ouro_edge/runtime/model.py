@@ -7,6 +7,7 @@ and block calls take turns.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -52,13 +53,14 @@ class Model(AsyncTwins):
         kv: str = "auto",
         kv_share: str = "none",
         gate: str = "auto",
+        many_rows: Path | None = None,
     ) -> None:
         self.bundle = bundle
         self.config = bundle.config
         self.gate = read_gate(bundle) if _wants_fitted(gate) else None
         self.kv, self.kv_reason = choose_kv(bundle, kv)
         self.kv_share = check_share(kv_share)
-        self._block: Block | None = Block(bundle, threads, self.gate, self.kv)
+        self._block: Block | None = Block(bundle, threads, self.gate, self.kv, many_rows)
         self._head: Head | None = Head(bundle, threads, self._block.turns)
         self._embedding = bundle.embedding()
         self._tokenizer = read_tokenizer(bundle)

@@ -19,16 +19,14 @@ import numpy as np
 
 from ouro_edge.bundle import Embedding
 from ouro_edge.errors import ContextOverflowError, RequestError
-from ouro_edge.runtime.block import Block, BoundLoop, Head
+from ouro_edge.runtime.block import Block, Head
+from ouro_edge.runtime.bound_loop import BoundLoop
 from ouro_edge.runtime.cancel import Cancel
 from ouro_edge.runtime.evidence import Evidence
 from ouro_edge.runtime.exits import ExitPolicy
 from ouro_edge.runtime.kv import LoopKV
 from ouro_edge.runtime.rows import Rows
 from ouro_edge.weights import Array
-
-# Rows a call: enough to share one read of the weights, few enough to bound the memory of a call.
-_CHUNK = 128
 
 # Called with loop, first position, hidden rows [T, C] and gate logits [T] of each call.
 Sink = Callable[[int, int, Array, Array], None]
@@ -85,7 +83,7 @@ class TokenSequence:
         return len(self.tokens)
 
     def _bind_loops(self) -> list[BoundLoop]:
-        return [self.block.bind(loop) for loop in range(1, self.config.loops + 1)]
+        return [BoundLoop(self.block, loop) for loop in range(1, self.config.loops + 1)]
 
     @property
     def unasked_loops(self) -> int:
@@ -180,7 +178,7 @@ class TokenSequence:
         target = self.frontier[loop - 1] if upto is None else min(upto, self.frontier[loop - 1])
         last = None
         while (start := self.frontier[loop]) < target:
-            count = min(_CHUNK, target - start)
+            count = min(self.block.rows_per_call, target - start)
             if loop == 1:
                 rows = self._embedding(np.array(self.tokens[start : start + count]))
             else:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ouro_edge.errors import RequestError
-from ouro_edge.runtime.block import BoundLoop
+from ouro_edge.runtime.bound_loop import BoundLoop
 from ouro_edge.runtime.cancel import Cancel
 from ouro_edge.runtime.evidence import Evidence
 from ouro_edge.runtime.exits import ExitPolicy
@@ -30,7 +30,7 @@ class SharedKVSequence(TokenSequence):
         self._skipped = 0
 
     def _bind_loops(self) -> list[BoundLoop]:
-        return [self.block.bind(None)] * self.config.loops
+        return [BoundLoop(self.block, None)] * self.config.loops
 
     @property
     def unasked_loops(self) -> int:

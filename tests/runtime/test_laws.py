@@ -66,7 +66,7 @@ def test_long_prompts_go_in_chunks(pair, monkeypatch):
     whole.feed(PROMPT)
     parts.feed(PROMPT)
     wanted = whole.think(FullDepth()).hidden
-    monkeypatch.setattr("ouro_edge.runtime.sequence._CHUNK", 5)
+    monkeypatch.setattr("ouro_edge.runtime.block._ROWS", 5)
     np.testing.assert_allclose(parts.think(FullDepth()).hidden, wanted, atol=1e-4)
     assert parts.work.calls == 3 * model.config.loops
 

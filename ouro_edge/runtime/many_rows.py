@@ -1,0 +1,47 @@
+"""The block's second session, for calls of many rows: opened when a long prompt comes, and only where it is right."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ouro_edge.bundle import BLOCK_FILES
+from ouro_edge.many_rows_files import PROBE_FILE
+from ouro_edge.runtime.session import import_onnxruntime, open_session
+
+MANY_ROWS = 256  # rows a call: the product is at its best, and attention computes little above its diagonal
+_WORTH_OPENING = 64  # opening takes a second or two: a short prompt is done by then
+_WORTH_CALLING = 16  # below that, reading a byte a weight costs more than it saves
+
+
+class ManyRows:
+    """Weights at a byte each, which onnxruntime packs into memory of their own when the session is opened."""
+
+    def __init__(self, path: Path, kv: str, threads: int | None) -> None:
+        self._path, self._kv, self._threads = path, kv, threads
+        self._lock = threading.Lock()
+        self._session: Any = None
+
+    def session_for(self, rows: int) -> Any:
+        """The session, or None when few rows are better served by the other one."""
+        if rows < (_WORTH_OPENING if self._session is None else _WORTH_CALLING):
+            return None
+        with self._lock:
+            if self._session is None:
+                self._session = open_session(self._path / BLOCK_FILES[self._kv], self._threads)
+        return self._session
+
+
+def multiplies_exactly(path: Path) -> bool:
+    """Whether this CPU's kernel keeps sums of uint8 times int8: without VNNI some saturate at 16 bits."""
+    ort = import_onnxruntime()
+    x, w = np.full((1, 64), 255, np.uint8), np.full((64, 16), 127, np.int8)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = ort.InferenceSession(str(path / PROBE_FILE), options, providers=["CPUExecutionProvider"])
+    found = session.run(None, {"x": x, "w": w})[0]
+    return bool((found == 255.0 * 127.0 * 64).all())

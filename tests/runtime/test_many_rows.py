@@ -1,0 +1,146 @@
+"""The fast way for long prompts: close to the lean one, rows independent, made once, refused where it cannot work."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import ouro_edge
+from ouro_edge import prefill
+from ouro_edge.bundle import DATA_FILE, open_bundle
+from ouro_edge.errors import ExportError, RequestError
+from ouro_edge.export.many_rows import write_many_rows
+from ouro_edge.many_rows_files import RECORD_FILE, is_complete
+from ouro_edge.runtime import many_rows
+from ouro_edge.runtime.exits import ExitThreshold, FixedDepth, FullDepth
+
+IDS = np.random.default_rng(4).integers(3, 96, 150).tolist()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of our own."""
+    monkeypatch.setenv("OURO_EDGE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(params=["int4", "int8"])
+def bundle(request, bundle_of, checkpoint_of):
+    """Blocks of 16: the checkpoint's rows are 48 wide."""
+    return bundle_of(checkpoint_of(), request.param, block_size=16)
+
+
+def calls_of(model, monkeypatch):
+    """The number of rows of every call that the fast session got."""
+    seen, session_for = [], many_rows.ManyRows.session_for
+
+    def count(self, rows):
+        session = session_for(self, rows)
+        if session is not None:
+            seen.append(rows)
+        return session
+
+    monkeypatch.setattr(many_rows.ManyRows, "session_for", count)
+    return seen
+
+
+def test_close_to_the_lean_way_at_every_depth(bundle, monkeypatch):
+    with ouro_edge.load(bundle, prefill="lean") as lean, ouro_edge.load(bundle, prefill="fast") as fast:
+        seen = calls_of(fast, monkeypatch)
+        for depth in (1, 4):
+            wanted, found = (m.forward(IDS, exit=FixedDepth(depth)).logits for m in (lean, fast))
+            assert not np.array_equal(wanted, found)
+            error = np.linalg.norm(wanted - found) / np.linalg.norm(wanted)
+            assert error < 0.05 * depth
+            assert (wanted.argmax(1) == found.argmax(1)).mean() > 0.9
+        assert seen == [150] * 5
+
+
+def test_rows_do_not_feel_their_neighbours(bundle):
+    """A large row elsewhere in the call must not make a token's rounding coarser."""
+    with ouro_edge.load(bundle, prefill="fast") as model:
+        a, b = model.new_sequence(), model.new_sequence()
+        a.feed(IDS[:100])
+        b.feed([*IDS[:80], *IDS[100:150]])
+        rows = []
+        for sequence in (a, b):
+            kept = []
+            sequence.advance(1, sink=lambda loop, start, hidden, gate, kept=kept: kept.append(hidden.copy()))
+            rows.append(np.concatenate(kept)[:80])
+        np.testing.assert_allclose(rows[0], rows[1], atol=1e-5)
+
+
+def test_few_rows_take_the_exact_way(bundle, monkeypatch):
+    with ouro_edge.load(bundle, prefill="lean") as lean, ouro_edge.load(bundle, prefill="fast") as fast:
+        seen = calls_of(fast, monkeypatch)
+        for exit in (FullDepth(), ExitThreshold(0.5)):
+            wanted, found = (list(m.generate(IDS[:12], max_tokens=8, exit=exit, stop_ids=())) for m in (lean, fast))
+            assert [e.id for e in wanted[:-1]] == [e.id for e in found[:-1]]
+        assert seen == []
+
+
+def test_both_ways_append_to_one_cache(bundle):
+    """A long prompt, then single tokens, then a long turn again, which makes the cache grow between the ways."""
+    with ouro_edge.load(bundle, prefill="lean") as lean, ouro_edge.load(bundle, prefill="fast") as fast:
+        states = []
+        for model in (lean, fast):
+            sequence = model.new_sequence()
+            for ids in (IDS[:90], [5], [6], IDS[:140], [7]):
+                sequence.feed(ids)
+                state = sequence.think(FullDepth()).hidden
+            states.append(state)
+        cosine = states[0] @ states[1] / np.linalg.norm(states[0]) / np.linalg.norm(states[1])
+        assert cosine > 0.97
+
+
+def test_made_once_and_again_when_damaged(bundle, cache, monkeypatch):
+    with ouro_edge.load(bundle, prefill="fast"):
+        pass
+    (made,) = cache.iterdir()
+    assert is_complete(made)
+    assert all(snr > 30 for snr in json.loads((made / RECORD_FILE).read_text())["snr_db"].values())
+    with monkeypatch.context() as patch:
+        patch.setattr("ouro_edge.export.many_rows.write_many_rows", None)  # would fail if it were called
+        ouro_edge.load(bundle, prefill="fast").close()
+    with (made / DATA_FILE).open("ab") as file:
+        file.write(b"x")
+    ouro_edge.load(bundle, prefill="fast").close()
+    assert is_complete(made)
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(bundle, cache):
+    cache.write_text("a file")
+    with pytest.raises(ExportError, match=r"cannot be written: .*use --prefill lean"):
+        ouro_edge.load(bundle, prefill="fast")
+
+
+def test_nothing_half_written_stays(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr("ouro_edge.export.many_rows.probe_graph", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_many_rows(open_bundle(bundle), tmp_path / "out" / "copy")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_auto_wants_a_large_model_and_memory(bundle, cache, monkeypatch):
+    ouro_edge.load(bundle).close()
+    assert not cache.exists()  # small
+    monkeypatch.setattr(prefill, "_SMALLEST", 0)
+    monkeypatch.setattr(prefill.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(prefill, "available_memory", lambda: 1000)
+    assert prefill.many_rows_for(open_bundle(bundle), "auto") is None
+    monkeypatch.setattr(prefill, "available_memory", lambda: 1 << 40)
+    four_bits = open_bundle(bundle).manifest.recipe.startswith("int4")
+    assert (prefill.many_rows_for(open_bundle(bundle), "auto") is not None) == four_bits
+    monkeypatch.setattr(many_rows, "multiplies_exactly", lambda path: False)
+    assert prefill.many_rows_for(open_bundle(bundle), "auto") is None
+    with pytest.raises(RequestError, match="needs a CPU that multiplies int8 exactly"):
+        prefill.many_rows_for(open_bundle(bundle), "fast")
+
+
+def test_what_cannot_be_done_is_refused(bundle_of):
+    with pytest.raises(RequestError, match="prefill is 'slow'; wanted auto, fast or lean"):
+        ouro_edge.load(bundle_of(), prefill="slow")
+    with pytest.raises(RequestError, match="computes in float32"):
+        ouro_edge.load(bundle_of(), prefill="fast")
