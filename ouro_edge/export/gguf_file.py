@@ -100,7 +100,7 @@ class GgufReader:
         """Rows start..stop of the last axis as stored, but in the published order: bytes [rows, row_bytes]."""
         mapped = self._map()
         if self.head_dim is None:
-            return np.array(mapped[start:stop])
+            return np.asarray(mapped[start:stop])
         row = np.arange(start, stop)
         head, half, pair = row // self.head_dim, row % self.head_dim // (self.head_dim // 2), row % (self.head_dim // 2)
         return np.array(mapped[head * self.head_dim + 2 * pair + half])
