@@ -12,6 +12,7 @@ inputs. MatMulNBits has a form with float zero points, but that runs hundreds of
 from __future__ import annotations
 
 import mmap
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +73,13 @@ class Parts:
 def _mapped(shape: tuple[int, ...], dtype: type[Any]) -> NDArray[Any]:
     """Memory of its own, which goes back when the array does; the heap would keep much of it for the process's life."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return np.frombuffer(mmap.mmap(-1, size), dtype).reshape(shape)
+    if sys.platform == "win32":
+        memory = mmap.mmap(-1, size)
+    else:
+        memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE)
+        if hasattr(mmap, "MADV_HUGEPAGE"):  # a quarter of the time to touch it first
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, dtype).reshape(shape)
 
 
 def scheme(kind: Q) -> Scheme:
