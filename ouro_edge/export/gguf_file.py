@@ -62,7 +62,7 @@ def open_gguf(path: Path) -> Checkpoint:
         path=path,
         name=_model_name(header.metadata, path),
         config=config,
-        weights=Weights(config, _readers(path, header, config)),
+        weights=Weights(config, tensor_readers(path, header, config)),
         files=_text_files(header.metadata, config, text),
         tensor_types=dict(Counter(tensor.type.name for tensor in header.tensors.values())),
         notes=tuple(notes),
@@ -100,7 +100,7 @@ class GgufReader:
         """Rows start..stop of the last axis as stored, but in the published order: bytes [rows, row_bytes]."""
         mapped = self._map()
         if self.head_dim is None:
-            return np.array(mapped[start:stop])
+            return np.asarray(mapped[start:stop])
         row = np.arange(start, stop)
         head, half, pair = row // self.head_dim, row % self.head_dim // (self.head_dim // 2), row % (self.head_dim // 2)
         return np.array(mapped[head * self.head_dim + 2 * pair + half])
@@ -156,7 +156,8 @@ def can_dequantize(kind: GGMLQuantizationType) -> bool:
     return True
 
 
-def _readers(path: Path, header: Header, config: ModelConfig) -> dict[str, TensorReader]:
+def tensor_readers(path: Path, header: Header, config: ModelConfig) -> dict[str, TensorReader]:
+    """Readers of a file's tensors under our names; what has none keeps its own."""
     readers: dict[str, TensorReader] = {}
     for tensor in header.tensors.values():
         name = our_name(tensor.name, config.sandwich_norms)

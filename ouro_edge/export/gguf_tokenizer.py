@@ -82,7 +82,7 @@ def tokenizer_json(metadata: Metadata) -> tuple[str | None, str | None]:
     try:
         model = metadata.get("tokenizer.ggml.model")
         if not isinstance(model, str) or model not in ("gpt2", "llama"):
-            absent = model is None or model == "no_vocab"
+            absent = model is None or (isinstance(model, str) and model == "no_vocab")
             raise _CannotRebuild("no tokenizer in this file" if absent else f"tokenizer model {brief(model)}")
         tokens, types = _vocabulary(metadata)
         parts = _byte_level_bpe(metadata, tokens) if model == "gpt2" else _sentencepiece(metadata, tokens, types)

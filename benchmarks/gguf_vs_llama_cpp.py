@@ -1,0 +1,165 @@
+"""The same GGUF file in ouro-edge and in llama.cpp: greedy tokens side by side, and tokens per second.
+
+    python benchmarks/gguf_vs_llama_cpp.py MODEL.gguf --peer PYTHON      a file that both read (architecture llama)
+    python benchmarks/gguf_vs_llama_cpp.py --looped q8_0 --peer PYTHON   a random looped model
+
+PYTHON is an interpreter that has `xllamacpp`. llama.cpp has no Ouro, but its architecture `nanbeige` loops in the same
+way: Ouro less the two closing norms of a layer and less the gate. Such a model is written under that name for
+llama.cpp, and run here over the very same file.
+
+Agreement is counted twice: how far the two free answers run together, and, because one different token makes all later
+ones differ, how often our best next token is theirs after their own history.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+PROMPTS = (
+    "The capital of France is",
+    "Once upon a time, in a small village by the sea, there lived",
+    "Water boils at one hundred degrees because",
+    "def fibonacci(n):\n",
+)
+
+
+def peer(request: dict[str, Any]) -> dict[str, Any]:
+    """Runs in the other interpreter: greedy tokens of every prompt, from llama.cpp's server in this process."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = request["model"]
+    params.n_ctx, params.n_parallel, params.n_gpu_layers, params.warmup = 1024, 1, 0, True
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = request["threads"]
+    params.sampling.temp = 0.0
+    start = time.perf_counter()
+    server = xllamacpp.Server(params)
+    answers, load = [], time.perf_counter() - start
+    for ids in request["prompts"]:
+        body = {
+            "prompt": ids, "n_predict": request["tokens"], "temperature": 0.0, "top_k": 1, "ignore_eos": True,
+            "return_tokens": True, "cache_prompt": False, "repeat_penalty": 1.0,
+        }  # fmt: skip
+        post = urllib.request.Request(server.listening_address + "/completion", json.dumps(body).encode())
+        with urllib.request.urlopen(post) as reply:  # the Python calls leave token ids out
+            answer = json.load(reply)
+        answers.append({"ids": answer["tokens"], "speed": answer["timings"]["predicted_per_second"]})
+    return {"version": xllamacpp.__version__, "load": load, "answers": answers}
+
+
+def looped_model(path: Path, precision: str) -> Any:
+    """A random looped model in llama.cpp's `nanbeige` schema, and the bundle that runs the same file here."""
+    import numpy as np
+
+    from ouro_edge.config import ModelConfig
+    from ouro_edge.export.checkpoint import Checkpoint
+    from ouro_edge.export.gguf_file import tensor_readers
+    from ouro_edge.export.gguf_header import read_header
+    from ouro_edge.export.gguf_writer import QuantizedWeights, write_gguf
+    from ouro_edge.export.gguf_writer import precision as type_of
+    from ouro_edge.export.in_memory import GgufBundle
+    from ouro_edge.weights import Weights, tensor_shapes
+
+    config = ModelConfig(
+        model_type="ouro", vocab_size=2048, hidden_size=512, intermediate_size=1408, num_layers=6, num_heads=8,
+        num_kv_heads=8, head_dim=64, loops=4, max_positions=1024, rope_theta=1e6, rms_norm_eps=1e-6,
+        tie_word_embeddings=False, sandwich_norms=False, has_gate=False, exit_threshold=1.0, bos_token_id=None,
+        eos_token_ids=(), pad_token_id=None,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+
+    class Random:
+        def __init__(self, shape: tuple[int, ...]) -> None:
+            self.shape = shape
+            spread = 1.0 if len(shape) == 1 else shape[1] ** -0.5
+            values = rng.standard_normal(shape).astype(np.float32) * np.float32(spread)
+            self.values = 1 + values / 8 if len(shape) == 1 else values
+
+        def read(self, start: int, stop: int) -> Any:
+            return self.values[start:stop]
+
+    weights = Weights(config, {name: Random(shape) for name, shape in tensor_shapes(config).items()})
+    kind = type_of(precision)
+    text = {
+        "tokenizer.ggml.model": "gpt2",  # llama.cpp's server wants one; prompts are ids
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": [chr(0x4E00 + i) for i in range(config.vocab_size)],
+        "tokenizer.ggml.token_type": np.ones(config.vocab_size, np.int32),
+        "tokenizer.ggml.merges": ["\u4e00 \u4e01"],
+    }
+    write_gguf(path, config, QuantizedWeights(weights, kind), kind, text, arch="nanbeige")
+    stored = Weights(config, tensor_readers(path, read_header(path), config))
+    return GgufBundle(Checkpoint(path, "looped", config, stored, {}, {}))
+
+
+def main() -> None:
+    """Read the arguments, run both, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, nargs="?", help="a .gguf file of architecture llama")
+    parser.add_argument("--peer", required=True, metavar="PYTHON", help="an interpreter that has xllamacpp")
+    parser.add_argument("--looped", metavar="PRECISION", help="a random looped model in f32, q8_0, q4_0, ... instead")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    if (arguments.model is None) == (arguments.looped is None):
+        parser.error("name a model, or --looped PRECISION")
+    with tempfile.TemporaryDirectory() as folder:
+        compare(arguments, Path(folder))
+
+
+def compare(arguments: argparse.Namespace, folder: Path) -> None:
+    """Both engines on the same prompts."""
+    import ouro_edge
+
+    start = time.perf_counter()
+    if arguments.looped:
+        file = folder / "looped.gguf"
+        bundle = looped_model(file, arguments.looped)
+        start = time.perf_counter()
+        model = ouro_edge.Model(bundle, threads=arguments.threads)
+        prompts = [[(7 * i * (row + 3) + row) % 2048 for i in range(1, 25)] for row in range(4)]
+    else:
+        file = arguments.model
+        model = ouro_edge.load(file, threads=arguments.threads)
+        prompts = [model.tokenizer.encode(text) for text in PROMPTS]
+    load = time.perf_counter() - start
+    request = {"model": str(file), "prompts": prompts, "tokens": arguments.tokens, "threads": arguments.threads}
+    done = subprocess.run([arguments.peer, __file__], input=json.dumps(request), capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"llama.cpp failed: {done.stderr[-2000:]}")
+    theirs = json.loads(done.stdout.splitlines()[-1])
+
+    together = forced = total = 0
+    speeds = []
+    for ids, answer in zip(prompts, theirs["answers"], strict=True):
+        sampler = ouro_edge.Sampler()
+        *tokens, last = model.generate(ids, max_tokens=arguments.tokens, stop_ids=(), sampler=sampler)
+        own = [event.id for event in tokens if isinstance(event, ouro_edge.Token)]
+        assert isinstance(last, ouro_edge.Done)
+        speeds.append((len(own) - 1) / (last.timings.total - last.timings.first_token))
+        other = answer["ids"]
+        together += next((i for i, (a, b) in enumerate(zip(own, other, strict=False)) if a != b), len(other))
+        best = model.forward(ids + other[:-1]).logits[len(ids) - 1 :].argmax(axis=1)
+        forced += int((best == other).sum())
+        total += len(other)
+    middle = sorted(answer["speed"] for answer in theirs["answers"])[len(prompts) // 2]
+    print(f"{file.name}, {arguments.threads} threads, {len(prompts)} prompts, {total} greedy tokens")
+    print(f"ouro-edge {ouro_edge.__version__}: load {load:.2f} s, {sorted(speeds)[len(speeds) // 2]:.1f} tokens/s")
+    print(f"llama.cpp (xllamacpp {theirs['version']}): load {theirs['load']:.2f} s, {middle:.1f} tokens/s")
+    print(f"free answers run together for {together} of {total} tokens; same next token after the same history: "
+          f"{forced} of {total}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        print(json.dumps(peer(json.load(sys.stdin))))
+    else:
+        main()
