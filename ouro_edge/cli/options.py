@@ -66,6 +66,7 @@ def generation_arguments(
     **sampling: float | int | None,
 ) -> dict[str, Any]:
     """Keyword arguments for `Model.generate`: what the options say, over the model's own settings."""
+    from ouro_edge.runtime.exit_rules import parse_exit_rule
     from ouro_edge.runtime.exits import ExitThreshold, FixedDepth
     from ouro_edge.runtime.loop_budget import LoopBudget
 
@@ -73,7 +74,7 @@ def generation_arguments(
     if sum(option is not None for option in (exit_threshold, rule, loops)) > 1:
         raise RequestError("--exit-threshold, --exit and --loops exclude each other: give one of them")
     if rule is not None:
-        policy = _exit_rule(rule)
+        policy = parse_exit_rule(rule, "--exit")
     if exit_threshold is not None:
         policy = ExitThreshold(exit_threshold)
     elif loops is not None:
@@ -83,27 +84,6 @@ def generation_arguments(
     changes: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
     sampler = model.default_sampler(logit_bias=dict(logit_bias), **changes)
     return {"exit": policy, "sampler": sampler, "stop": stop, "max_tokens": max_tokens}
-
-
-def _exit_rule(rule: str) -> ExitPolicy:
-    from ouro_edge.runtime.exits import Agreement, Confidence, LowEntropy, StateChange, WeightedExit
-
-    name, _, value = rule.partition(":")
-    if name in ("agreement", "weighted") and not value:
-        return Agreement() if name == "agreement" else WeightedExit()
-    kinds: dict[str, Callable[[float], ExitPolicy]] = {
-        "confidence": Confidence,
-        "entropy": LowEntropy,
-        "change": StateChange,
-    }
-    try:
-        number = float(value)
-        kind = kinds[name]
-    except (KeyError, ValueError):
-        raise RequestError(
-            f"--exit is {rule!r}; wanted agreement, confidence:P, entropy:NATS, change:SHARE or weighted"
-        ) from None
-    return kind(number)
 
 
 def open_model(
