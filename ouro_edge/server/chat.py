@@ -123,7 +123,7 @@ class Answer:
                 event = item[1]
                 if isinstance(event, Done):
                     yield Part(number, delta=text.finish(), done=event)
-                else:
+                elif isinstance(event, Token):
                     yield Part(number, event, text.push(event.text))
 
     def _choice(self, number: int, deltas: list[dict[str, Any]], tokens: list[Token], done: Done) -> dict[str, Any]:

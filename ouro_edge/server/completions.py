@@ -132,5 +132,3 @@ class Completions:
                 yield {**head, "choices": [chunk]}
         if form.options.include_usage:
             yield {**head, "choices": [], "usage": usage_of(ends, form.options.choices)}
-
-

@@ -65,10 +65,9 @@ class Engine:
 
     async def compute(self, work: Callable[[Cancel], T]) -> T:
         """Run one blocking call on the model, in turn."""
-        async with self.queue.turn():
-            async with aclosing(self._from_thread(lambda cancel: iter((work(cancel),)))) as results:
-                async for result in results:
-                    return result
+        async with self.queue.turn(), aclosing(self._from_thread(lambda cancel: iter((work(cancel),)))) as results:
+            async for result in results:
+                return result
         raise AssertionError("a call ended without a result")
 
     async def generate(self, plans: Sequence[Plan]) -> AsyncGenerator[tuple[int, Event | Score] | None, None]:

@@ -12,7 +12,14 @@ from typing import Any, TypeVar
 
 from ouro_edge.server.errors import ApiError, bad_field
 
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "an object"}
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "an object",
+}
 _DEPTH = 64  # of nested lists and objects: recursive code after us must not run out of stack
 
 T = TypeVar("T")

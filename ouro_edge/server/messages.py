@@ -74,10 +74,8 @@ def read_format(fields: Fields, tools: Tools) -> tuple[Mapping[str, Any] | None,
     return schema, "response_format"
 
 
-def render(
-    model: Model, messages: Sequence[Mapping[str, Any]], tools: Tools, variables: Mapping[str, Any]
-) -> str:
-    """The prompt. A template that does not look at tools would make the model guess: refused unless a call is forced."""
+def render(model: Model, messages: Sequence[Mapping[str, Any]], tools: Tools, variables: Mapping[str, Any]) -> str:
+    """The prompt. A template that does not look at tools would make the model guess: refused but for forced calls."""
     if not tools.offered:
         return model.render(messages, **variables)
     text = model.render(messages, **variables, tools=tools.offered)

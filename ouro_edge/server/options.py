@@ -1,7 +1,7 @@
 """The fields that chat and completions share: sampling, stopping, depth, streaming. From JSON to the runtime's types.
 
-Unknown fields are refused, as OpenAI does, so that a misspelt option is never silently lost; fields of OpenAI's API that
-change nothing in an answer of ours are listed in IGNORED and skipped.
+Unknown fields are refused, as OpenAI does, so that a misspelt option is never silently lost; fields of OpenAI's API
+that change nothing in an answer of ours are listed in IGNORED and skipped.
 """
 
 from __future__ import annotations

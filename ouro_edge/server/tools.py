@@ -145,7 +145,9 @@ class FreeCalls(AnswerText):
                 content += _OPEN + before + _CLOSE  # no call that we know: leave it to the reader
             self._inside = not self._inside
         if not self._inside:
-            keep = next(n for n in range(min(len(_OPEN) - 1, len(self._held)), -1, -1) if self._held.endswith(_OPEN[:n]))
+            keep = next(
+                n for n in range(min(len(_OPEN) - 1, len(self._held)), -1, -1) if self._held.endswith(_OPEN[:n])
+            )
             content += self._held[: len(self._held) - keep]
             self._held = self._held[len(self._held) - keep :]
         return self._delta(content, calls)
