@@ -43,9 +43,10 @@ class Schemas:
         layout: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
         grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=layout)
         matcher = llguidance.LLMatcher(self._vocabulary(), grammar, log_level=0)
-        if matcher.is_error():
-            reason = " ".join(matcher.get_error().split())[:300]
-            raise ApiError(400, f"{param} cannot be used: {reason}", param=param, code="invalid_schema")
+        trial = matcher.deep_copy()
+        trial.compute_logit_bias()  # some mistakes show at the first step only
+        if trial.is_error():
+            raise ApiError(400, f"{param} cannot be used: {_reason(trial)}", param=param, code="invalid_schema")
         return lambda: SchemaConstraint(matcher.deep_copy())
 
     def _vocabulary(self) -> llguidance.LLTokenizer:
@@ -84,4 +85,8 @@ class SchemaConstraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise RequestError(f"the schema cannot be followed further: {self._matcher.get_error()[:200]}")
+            raise RequestError(f"the schema cannot be followed further: {_reason(self._matcher)}")
+
+
+def _reason(matcher: llguidance.LLMatcher) -> str:
+    return (matcher.get_error().splitlines() or ["it cannot"])[0][:300]

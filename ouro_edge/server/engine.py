@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -152,11 +152,12 @@ class Engine:
         try:
             while (item := await items.get()) is not None:
                 yield item
-            await thread  # raises what it ended with
+            await asyncio.wait([thread])
+            thread.result()  # raises what it ended with
         except Cancelled:
             self._check(cancelled=True)
         finally:
             cancel.cancel()
-            with suppress(Exception):
-                await thread
+            await asyncio.wait([thread])  # unlike `await thread`, this leaves the future alone when we are cancelled
+            thread.exception()  # looked at, because nobody else may
             self._cancels.discard(cancel)

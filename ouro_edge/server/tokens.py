@@ -16,7 +16,7 @@ _LOWEST = -9999.0  # stands for a log-probability of minus infinity, which JSON 
 
 def depth_of(model: Model, token: Token) -> dict[str, Any]:
     """How deep a token was thought: loops, probability of stopping at each, and what each would have said."""
-    probs = [None if math.isnan(p) else round(p, 6) for p in token.exit_probs]
+    probs = [None if math.isnan(p) else round(p, 4) for p in token.exit_probs]
     shown: dict[str, Any] = {"depth": token.depth, "exit_probs": probs}
     if token.lens:
         shown["lens"] = [
