@@ -40,8 +40,8 @@ class KeyGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in _OPEN:
             scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-            # compared in constant time, so that an answer's delay says nothing of the key
-            right = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), self._key)
+            # Starlette reads headers as latin-1; constant time, so that the delay of an answer says nothing of the key
+            right = hmac.compare_digest(given.strip().encode("latin-1"), self._key)
             if scheme.lower() != "bearer" or not right:
                 message = "wanted the header Authorization: Bearer KEY with this server's key"
                 error = ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})

@@ -122,47 +122,48 @@ class ForcedCall(AnswerText):
 
 
 class FreeCalls(AnswerText):
-    """Content with calls in it; text that may begin a call is held back."""
+    """Content with calls in it; text that may begin a call is held back, white space after a call dropped."""
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
         self._held, self._inside, self._count = "", False, 0
+        self._after_call = False
 
     def push(self, text: str) -> dict[str, Any]:
         self._held += text
         content, calls = "", []
-        while True:
-            mark = _CLOSE if self._inside else _OPEN
-            before, found, after = self._held.partition(mark)
-            if not found:
-                break
-            self._held = after
+        while (mark := _CLOSE if self._inside else _OPEN) in self._held:
+            before, _, self._held = self._held.partition(mark)
             if not self._inside:
-                content += before
+                content += self._content(before)
             elif parsed := _calls(before, self._tools):
                 calls += parsed
+                self._after_call = True
             else:
-                content += _OPEN + before + _CLOSE  # no call that we know: leave it to the reader
+                content += self._content(_OPEN + before + _CLOSE)  # no call that we know: leave it to the reader
             self._inside = not self._inside
         if not self._inside:
-            keep = next(
-                n for n in range(min(len(_OPEN) - 1, len(self._held)), -1, -1) if self._held.endswith(_OPEN[:n])
-            )
-            content += self._held[: len(self._held) - keep]
-            self._held = self._held[len(self._held) - keep :]
+            most = min(len(_OPEN) - 1, len(self._held))
+            keep = next(n for n in range(most, -1, -1) if self._held.endswith(_OPEN[:n]))
+            sure = len(self._held) - keep
+            content += self._content(self._held[:sure])
+            self._held = self._held[sure:]
         return self._delta(content, calls)
 
     def finish(self) -> dict[str, Any]:
-        held, self._held = self._held, ""
-        calls = _calls(held, self._tools) if self._inside else []
-        return self._delta("" if calls else _OPEN * self._inside + held, calls)
+        calls = _calls(self._held, self._tools) if self._inside else []
+        return self._delta("" if calls else self._content(_OPEN * self._inside + self._held), calls)
+
+    def _content(self, text: str) -> str:
+        if self._after_call:
+            text = text.lstrip()
+            self._after_call = not text
+        return text
 
     def _delta(self, content: str, calls: list[tuple[str, str]]) -> dict[str, Any]:
         if not self._tools.parallel:
             calls = calls[: 1 - self._count]
-        delta: dict[str, Any] = {}
-        if content and not (self._count + len(calls) and content.isspace()):
-            delta["content"] = content
+        delta: dict[str, Any] = {"content": content} if content else {}
         if calls:
             delta["tool_calls"] = _deltas(calls, self._count)
             self._count += len(calls)
