@@ -37,7 +37,7 @@ class Endpoint:
         self._handler, self._seconds, self._count = handler, seconds, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = Reply(send)
+        reply = Reply(send, scope.get("state", {}).get("abort"))
         try:
             try:
                 async with asyncio.timeout(self._seconds):
@@ -95,8 +95,9 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
 class Reply:
     """The answer to one request: JSON, or a stream of server-sent events."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, abort: Callable[[], None] | None = None) -> None:
         self._send = send
+        self._abort = abort  # drops the connection, whatever it still holds
         self.status = 0  # 0: nothing sent yet
 
     async def json(self, status: int, value: Any, headers: dict[str, str] | None = None) -> None:
@@ -135,6 +136,8 @@ class Reply:
             async with asyncio.timeout(WRITE_SECONDS):
                 await self._send(message)
         except (TimeoutError, OSError):
+            if self._abort is not None:
+                self._abort()
             raise ClientGone from None
 
 

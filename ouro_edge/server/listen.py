@@ -56,10 +56,13 @@ def is_loopback(host: str) -> bool:
 
 
 class Connection(H11Protocol):
-    """A connection that is closed when nothing comes over it: uvicorn waits for a first request for ever."""
+    """A connection that is closed when nothing comes over it (uvicorn waits for a first request for ever), and that an
+    endpoint can drop: closing alone would wait for a client that reads nothing.
+    """
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.app_state = {**self.app_state, "abort": transport.abort}  # uvicorn hands it to every scope
         self.loop.call_later(HEADER_SECONDS, self._close_if_silent)
 
     def _close_if_silent(self) -> None:
