@@ -106,9 +106,7 @@ def generation_arguments(
     **sampling: float | int | None,
 ) -> dict[str, Any]:
     """Keyword arguments for `Model.generate`: what the options say, over the model's own settings."""
-    policy = exit_policy(
-        model, exit_threshold=exit_threshold, rule=rule, loops=loops, loop_budget=loop_budget
-    )
+    policy = exit_policy(model, exit_threshold=exit_threshold, rule=rule, loops=loops, loop_budget=loop_budget)
     changes: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
     sampler = model.default_sampler(logit_bias=dict(logit_bias), **changes)
     return {"exit": policy, "sampler": sampler, "stop": stop, "max_tokens": max_tokens}

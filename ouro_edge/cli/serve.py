@@ -76,13 +76,14 @@ def command(
     cache: int,
     threads: int | None,
     kv: str,
+    kv_share: str,
     context: int | None,
     **exits: Any,
 ) -> None:
     """Serve MODEL to OpenAI's clients at http://HOST:PORT/v1, and a page to chat with it at http://HOST:PORT/.
 
     Ctrl-C or SIGTERM stops it when running requests are done; twice: at once.
-    """  # fmt: skip
+    """
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise RequestError(f"serve needs {' and '.join(missing)}: pip install 'ouro-edge[serve]'")
     from ouro_edge.server.app import make_app
@@ -94,8 +95,8 @@ def command(
     if key is not None and not key.strip():
         raise RequestError(f"the API key is empty: give --api-key or {_KEY} a value, or leave both out")
     listener = open_socket(host, port)  # before a model is loaded, which may take a minute
-    with listener, open_model(model, threads=threads, kv=kv, context=context) as loaded:
-        policy = exit_policy(**exits)
+    with listener, open_model(model, threads=threads, kv=kv, kv_share=kv_share, context=context) as loaded:
+        policy = exit_policy(loaded, **exits)
         if policy is not None:
             policy.limit(loaded.config)
         limits = Limits(parallel=parallel, waiting=queue, seconds=timeout, grace=grace, cache_bytes=cache << 20)

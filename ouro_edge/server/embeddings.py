@@ -10,7 +10,7 @@ from ouro_edge.server.engine import Engine
 from ouro_edge.server.errors import bad_field
 from ouro_edge.server.fields import Fields
 from ouro_edge.server.limits import MAX_INPUTS
-from ouro_edge.server.options import IGNORED, read_exit
+from ouro_edge.server.options import IGNORED, at_once, read_exit
 from ouro_edge.server.prompts import read_prompts
 from ouro_edge.server.replies import Head
 
@@ -28,7 +28,7 @@ class Embeddings:
         width = model.config.hidden_size
         if fields.whole("dimensions", 1) not in (None, width):
             raise bad_field("dimensions", f"is not {width}, which is what this model has")
-        policy = read_exit(fields, model, self._engine.default_exit)
+        policy = at_once(read_exit(fields, model, self._engine.default_exit))
         prompts = await self._engine.prepare(read_prompts, fields, "input", model, MAX_INPUTS)
         fields.finish(IGNORED)
         for prompt in prompts:

@@ -23,7 +23,7 @@ from ouro_edge.runtime.prefix_cache import PrefixCache
 from ouro_edge.server.errors import ApiError
 from ouro_edge.server.limits import Limits
 from ouro_edge.server.metrics import Metrics
-from ouro_edge.server.options import Options
+from ouro_edge.server.options import Options, at_once
 from ouro_edge.server.queue import Queue
 
 if TYPE_CHECKING:
@@ -103,7 +103,9 @@ class Engine:
         sequence = self._cache.take(plan.ids)
         options, rows = plan.options, sequence.work.rows
         if plan.score is not None:
-            yield self.model.score(plan.ids, exit=options.exit, top=plan.score, cancel=cancel, sequence=sequence)
+            yield self.model.score(
+                plan.ids, exit=at_once(options.exit), top=plan.score, cancel=cancel, sequence=sequence
+            )
         if plan.max_tokens:
             events = self.model.generate(
                 plan.ids,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ouro_edge.errors import RequestError
 from ouro_edge.runtime.exit_rules import parse_exit_rule
 from ouro_edge.runtime.exits import ExitPolicy, ExitThreshold, FixedDepth
+from ouro_edge.runtime.loop_budget import LoopBudget
 from ouro_edge.runtime.sampler import Sampler
 from ouro_edge.server.errors import ApiError, bad_field
 from ouro_edge.server.fields import Fields
@@ -88,7 +89,7 @@ def _max_tokens(fields: Fields, least: int) -> int | None:
 
 
 def read_exit(fields: Fields, model: Model, default: ExitPolicy) -> ExitPolicy:
-    """The exit policy that exit_threshold, loops or exit ask for."""
+    """The exit policy that exit_threshold, loops or exit ask for, within loop_budget."""
     threshold = fields.number("exit_threshold", 0, 1)
     loops = fields.whole("loops", 1, model.config.loops)
     rule = fields.text("exit")
@@ -104,8 +105,16 @@ def read_exit(fields: Fields, model: Model, default: ExitPolicy) -> ExitPolicy:
             policy = parse_exit_rule(rule)
         except RequestError as problem:
             raise ApiError(400, str(problem), param="exit") from None
+    budget = fields.number("loop_budget", 1, model.config.loops)
+    if budget is not None:
+        policy = LoopBudget(budget, at_once(policy))
     policy.limit(model.config)
     return policy
+
+
+def at_once(policy: ExitPolicy) -> ExitPolicy:
+    """The rule for many positions at once: a budget counts generated tokens only."""
+    return policy.rule if isinstance(policy, LoopBudget) else policy
 
 
 def _logit_bias(fields: Fields, vocab_size: int) -> dict[int, float]:

@@ -80,6 +80,11 @@ def test_depth_is_a_field_of_the_request(client, nano, fields, policy):
     assert ask(client, extra_body=fields).choices[0].ouro_edge["depths"] == [token.depth for token in tokens]
 
 
+def test_a_budget_of_loops(client, endless):
+    depths = ask(client, extra_body={"loop_budget": 1.5}, max_tokens=40, **endless).choices[0].ouro_edge["depths"]
+    assert sum(depths) <= 1.5 * len(depths) and set(depths) > {1}
+
+
 def test_seeds_make_answers_repeatable_and_different(client):
     def texts(seed):
         answer = ask(
