@@ -49,7 +49,7 @@ class Queue:
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
                 self._leave()  # the place was ours already: pass it on
-            else:
+            elif place in self._line:  # else somebody who left has passed it by
                 self._line.remove(place)
             raise
 
