@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,7 +19,7 @@ BUILT_IN = (
     "name a MODEL for anything else."
 )
 
-_GENERATION = (
+_EXIT = (
     click.option("--exit-threshold", type=float, metavar="Q",
                  help="Stop looping when the exit gate's cumulative probability reaches Q (0 to 1). "
                       "Default: the model's own."),
@@ -29,6 +29,8 @@ _GENERATION = (
     click.option("--loop-budget", type=float, metavar="MEAN",
                  help="At most this many loops a token on average over an answer; with any rule above."),
     click.option("--loops", type=int, metavar="N", help="Use exactly N loops for every token."),
+)  # fmt: skip
+_SAMPLING = (
     click.option("--temp", "temperature", type=float,
                  help="Temperature; 0 is greedy. Default: 0 for run, the model's own for chat."),
     click.option("--top-k", type=int, help="Sample from the K most likely tokens."),
@@ -39,6 +41,8 @@ _GENERATION = (
     click.option("--seed", type=int, help="Make sampling repeatable."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated."),
     click.option("-n", "--max-tokens", type=int, help="At most this many tokens. Default: what the context holds."),
+)  # fmt: skip
+_MODEL = (
     click.option("--kv", default="auto", show_default=True, metavar="auto|fp32|int8|int4",
                  help="Type of the KV cache. auto: int8 where float32 would fill the memory."),
     click.option("--kv-share", default="none", show_default=True, metavar="none|last",
@@ -49,13 +53,48 @@ _GENERATION = (
     click.option("--threads", type=int, help="CPU threads. Default: the CPUs that this process may use."),
 )  # fmt: skip
 
+Command = Callable[..., Any]
 
 _LOADING = ("kv", "kv_share", "context", "prefill", "threads")
 
 
-def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options above to a command."""
-    return functools.reduce(lambda decorated, option: option(decorated), reversed(_GENERATION), command)
+def exit_options(command: Command) -> Command:
+    """Add the options that `exit_policy` takes."""
+    return _with(_EXIT, command)
+
+
+def model_options(command: Command) -> Command:
+    """Add the options that `open_model` takes."""
+    return _with(_MODEL, command)
+
+
+def generation_options(command: Command) -> Command:
+    """Add all options above to a command."""
+    return _with(_EXIT + _SAMPLING + _MODEL, command)
+
+
+def _with(options: Sequence[Command], command: Command) -> Command:
+    return functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
+
+
+def exit_policy(
+    model: Model, *, exit_threshold: float | None, rule: str | None, loops: int | None, loop_budget: float | None
+) -> ExitPolicy | None:
+    """The policy that the options ask for; None when they ask for none."""
+    from ouro_edge.runtime.exit_rules import parse_exit_rule
+    from ouro_edge.runtime.exits import ExitThreshold, FixedDepth
+    from ouro_edge.runtime.loop_budget import LoopBudget
+
+    policy: ExitPolicy | None = None
+    if sum(option is not None for option in (exit_threshold, rule, loops)) > 1:
+        raise RequestError("--exit-threshold, --exit and --loops exclude each other: give one of them")
+    if rule is not None:
+        policy = parse_exit_rule(rule, "--exit")
+    if exit_threshold is not None:
+        policy = ExitThreshold(exit_threshold)
+    elif loops is not None:
+        policy = FixedDepth(loops)
+    return policy if loop_budget is None else LoopBudget(loop_budget, policy or model.default_exit())
 
 
 def generation_arguments(
@@ -71,44 +110,10 @@ def generation_arguments(
     **sampling: float | int | None,
 ) -> dict[str, Any]:
     """Keyword arguments for `Model.generate`: what the options say, over the model's own settings."""
-    from ouro_edge.runtime.exits import ExitThreshold, FixedDepth
-    from ouro_edge.runtime.loop_budget import LoopBudget
-
-    policy: ExitPolicy | None = None
-    if sum(option is not None for option in (exit_threshold, rule, loops)) > 1:
-        raise RequestError("--exit-threshold, --exit and --loops exclude each other: give one of them")
-    if rule is not None:
-        policy = _exit_rule(rule)
-    if exit_threshold is not None:
-        policy = ExitThreshold(exit_threshold)
-    elif loops is not None:
-        policy = FixedDepth(loops)
-    if loop_budget is not None:
-        policy = LoopBudget(loop_budget, policy or model.default_exit())
+    policy = exit_policy(model, exit_threshold=exit_threshold, rule=rule, loops=loops, loop_budget=loop_budget)
     changes: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
     sampler = model.default_sampler(logit_bias=dict(logit_bias), **changes)
     return {"exit": policy, "sampler": sampler, "stop": stop, "max_tokens": max_tokens}
-
-
-def _exit_rule(rule: str) -> ExitPolicy:
-    from ouro_edge.runtime.exits import Agreement, Confidence, LowEntropy, StateChange, WeightedExit
-
-    name, _, value = rule.partition(":")
-    if name in ("agreement", "weighted") and not value:
-        return Agreement() if name == "agreement" else WeightedExit()
-    kinds: dict[str, Callable[[float], ExitPolicy]] = {
-        "confidence": Confidence,
-        "entropy": LowEntropy,
-        "change": StateChange,
-    }
-    try:
-        number = float(value)
-        kind = kinds[name]
-    except (KeyError, ValueError):
-        raise RequestError(
-            f"--exit is {rule!r}; wanted agreement, confidence:P, entropy:NATS, change:SHARE or weighted"
-        ) from None
-    return kind(number)
 
 
 def open_model(model: str | None, settings: dict[str, Any]) -> Model:

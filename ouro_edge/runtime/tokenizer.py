@@ -103,6 +103,15 @@ class Tokenizer:
         """Whether an id is one of the special tokens, which text for readers leaves out."""
         return token in self._special
 
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that an id stands for inside a text; a special token's spelling; empty when the id has no token."""
+        piece = self.piece(token)
+        if piece is None:
+            return b""
+        if self._rules is None or self.is_special(token):
+            return piece.encode()
+        return self._rules.to_bytes(piece, first=False)
+
     def piece(self, token: int) -> str | None:
         """The raw vocabulary entry of an id, None when it has none. RequestError when it can be no id."""
         try:

@@ -1,0 +1,107 @@
+"""`ouro-edge serve`: an OpenAI-compatible server, and a page to try it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from importlib.util import find_spec
+from typing import Any
+
+import click
+
+from ouro_edge.cli.options import exit_options, exit_policy, model_options, open_model
+from ouro_edge.errors import RequestError
+
+_NEEDED = ("starlette", "uvicorn", "llguidance")
+_KEY = "OURO_EDGE_API_KEY"
+
+
+@click.command(name="serve")
+@click.argument("model", required=False)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
+@click.option("--api-key", metavar="KEY", help=f"Ask clients for this key. Default: the environment's {_KEY}, if set.")
+@click.option("--cors", multiple=True, metavar="ORIGIN", help="Let pages of this origin call; may be repeated.")
+@click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="Answer to this Host header as well, on loopback; may be repeated.",
+)
+@click.option("--parallel", type=click.IntRange(1, 64), default=4, show_default=True, help="Requests that run at once.")
+@click.option(
+    "--queue",
+    type=click.IntRange(0, 10_000),
+    default=32,
+    show_default=True,
+    help="Requests that may wait; further ones hear 429.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(1),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For a request, waiting included.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For running requests when the server is told to stop.",
+)
+@click.option(
+    "--cache",
+    type=click.IntRange(0),
+    default=1024,
+    show_default=True,
+    metavar="MIB",
+    help="Memory for the state of earlier conversations.",
+)
+@exit_options
+@model_options
+def command(
+    model: str | None,
+    host: str,
+    port: int,
+    api_key: str | None,
+    cors: tuple[str, ...],
+    allow_host: tuple[str, ...],
+    parallel: int,
+    queue: int,
+    timeout: float,
+    grace: float,
+    cache: int,
+    **settings: Any,
+) -> None:
+    """Serve MODEL to OpenAI's clients at http://HOST:PORT/v1, and a page to chat with it at http://HOST:PORT/.
+
+    Ctrl-C or SIGTERM stops it when running requests are done; twice: at once.
+    """
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+        raise RequestError(f"serve needs {' and '.join(missing)}: pip install 'ouro-edge[serve]'")
+    from ouro_edge.server.app import make_app
+    from ouro_edge.server.engine import Engine
+    from ouro_edge.server.limits import Access, Limits
+    from ouro_edge.server.listen import is_loopback, open_socket, run
+
+    key = os.environ.get(_KEY) if api_key is None else api_key
+    if key is not None and not key.strip():
+        raise RequestError(f"the API key is empty: give --api-key or {_KEY} a value, or leave both out")
+    listener = open_socket(host, port)  # before a model is loaded, which may take a minute
+    with listener, open_model(model, settings) as loaded:
+        policy = exit_policy(loaded, **settings)
+        if policy is not None:
+            policy.limit(loaded.config)
+        limits = Limits(parallel=parallel, waiting=queue, seconds=timeout, grace=grace, cache_bytes=cache << 20)
+        names = frozenset(("localhost", "127.0.0.1", "::1", host.lower(), *map(str.lower, allow_host)))
+        access = Access(api_key=key, hosts=names if is_loopback(host) else None, origins=cors)
+        logging.basicConfig(format="%(message)s", level=logging.WARNING)
+        engine = Engine(loaded, limits, policy)
+        if not is_loopback(host) and key is None:
+            click.echo("Anyone who reaches this machine can use this server: set --api-key.", err=True)
+        name = f"[{host}]" if ":" in host else host
+        click.echo(f"{loaded.bundle.manifest.name} at http://{name}:{listener.getsockname()[1]}", err=True)
+        run(make_app(engine, access), engine, listener)

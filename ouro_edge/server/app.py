@@ -1,0 +1,121 @@
+"""The application: which path leads where, and what stands before it. Knows Starlette."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ouro_edge.server.chat import Chat
+from ouro_edge.server.completions import Completions
+from ouro_edge.server.constraints import Schemas
+from ouro_edge.server.embeddings import Embeddings
+from ouro_edge.server.endpoint import Endpoint, Handler, dumps
+from ouro_edge.server.engine import Engine
+from ouro_edge.server.errors import ApiError
+from ouro_edge.server.guard import HostGuard, KeyGuard
+from ouro_edge.server.limits import Access
+from ouro_edge.server.metrics import CONTENT_TYPE
+from ouro_edge.server.page import page
+from ouro_edge.server.replies import Head
+
+if TYPE_CHECKING:
+    from ouro_edge.runtime.model import Model
+
+
+def make_app(engine: Engine, access: Access) -> Starlette:
+    """The ASGI application over an engine."""
+    model, metrics = engine.model, engine.metrics
+    head = Head(model.bundle.manifest.name, int(time.time()))
+
+    def post(path: str, handler: Handler) -> Route:
+        endpoint = Endpoint(
+            handler, engine.limits.seconds, lambda path, status: metrics.requests.update([(path, status)])
+        )
+        return Route(path, endpoint, methods=["POST"])
+
+    async def models(request: Request) -> Response:
+        return _json({"object": "list", "data": [_model_card(model, engine, head)]})
+
+    async def one_model(request: Request) -> Response:
+        if (name := request.path_params["name"]) != head.model:
+            error = ApiError(
+                404, f"there is no model {name[:100]!r}; this server has {head.model}", code="model_not_found"
+            )
+            return _failure(error)
+        return _json(_model_card(model, engine, head))
+
+    async def health(request: Request) -> Response:
+        if engine.stopping:
+            return _json({"status": "stopping"}, 503)
+        return _json({"status": "ok", "running": engine.queue.running, "waiting": engine.queue.waiting})
+
+    async def measured(request: Request) -> Response:
+        return Response(metrics.text(engine.queue), headers={"Content-Type": CONTENT_TYPE})
+
+    app = Starlette(
+        routes=[
+            Route("/", page),
+            Route("/health", health),
+            Route("/metrics", measured),
+            Route("/v1/models", models),
+            Route("/v1/models/{name:path}", one_model),
+            post("/v1/chat/completions", Chat(engine, Schemas(model), head)),
+            post("/v1/completions", Completions(engine, head)),
+            post("/v1/embeddings", Embeddings(engine, head)),
+        ],
+        middleware=_middleware(access),
+        exception_handlers={HTTPException: _refuse},
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def _middleware(access: Access) -> list[Middleware]:
+    """The first stands outermost."""
+    guards = []
+    if access.hosts is not None:
+        guards.append(Middleware(HostGuard, hosts=access.hosts))
+    if access.origins:
+        methods, headers = ["GET", "POST"], ["Authorization", "Content-Type"]
+        origins = list(access.origins)
+        guards.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=headers))
+    if access.api_key is not None:
+        guards.append(Middleware(KeyGuard, key=access.api_key))
+    return guards
+
+
+def _model_card(model: Model, engine: Engine, head: Head) -> dict[str, Any]:
+    config = model.config
+    ours = {
+        "loops": config.loops,
+        "has_gate": config.has_gate,
+        "exit": str(engine.default_exit),
+        "exit_threshold": getattr(engine.default_exit, "threshold", None),
+        "context": config.max_positions,
+        "kv": model.kv,
+    }
+    return {"id": head.model, "object": "model", "created": head.since, "owned_by": "ouro-edge", "ouro_edge": ours}
+
+
+def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(dumps(value), status, headers, "application/json")
+
+
+def _failure(error: ApiError) -> Response:
+    return _json(error.body, error.status, error.headers)
+
+
+async def _refuse(request: Request, problem: Exception) -> Response:
+    """Starlette's own refusals: a path or a method that is not there."""
+    assert isinstance(problem, HTTPException)
+    what = {404: "there is nothing at this path", 405: "this path wants another method"}
+    message = f"{what.get(problem.status_code, problem.detail)}: {request.method} {request.url.path[:100]}"
+    return _failure(ApiError(problem.status_code, message, headers=dict(problem.headers or {})))

@@ -1,0 +1,62 @@
+"""What goes wrong, in OpenAI's form: {"error": {"message", "type", "param", "code"}}. Knows HTTP's status codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ouro_edge.errors import Cancelled, ContextOverflowError, RequestError
+
+_MOST = 1000  # characters of a message: it may quote what the client sent
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+
+
+class ApiError(Exception):
+    """An answer other than 2xx. `param` names the field at fault, `code` is for programs."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+        self.message = " ".join("".join(c if c.isprintable() else " " for c in message).split())[:_MOST]
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON object that tells of it."""
+        kind = _TYPES.get(self.status) or ("invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def bad_field(param: str, message: str) -> ApiError:
+    """400 for one field of a request."""
+    return ApiError(400, f"{param} {message}", param=param)
+
+
+def api_error(problem: BaseException) -> ApiError:
+    """The answer for any exception: the client's mistakes are 400, everything unforeseen is 500 without its text."""
+    if isinstance(problem, ApiError):
+        return problem
+    if isinstance(problem, ContextOverflowError):
+        return ApiError(400, str(problem), code="context_length_exceeded")
+    if isinstance(problem, RequestError):
+        return ApiError(400, str(problem))
+    if isinstance(problem, Cancelled):
+        return ApiError(503, "the request was cancelled before it was done", code="cancelled")
+    if isinstance(problem, MemoryError):
+        return ApiError(503, "the server has no memory for this request: try a shorter one", code="out_of_memory")
+    return ApiError(500, f"the server failed with {type(problem).__name__}; its log says where", code="internal_error")

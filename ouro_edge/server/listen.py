@@ -1,0 +1,133 @@
+"""A socket, and a server on it that stops gracefully. Knows uvicorn.
+
+uvicorn logs nothing here: its access log would hold paths and addresses; what fails inside an answer we log ourselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ouro_edge.errors import RequestError
+from ouro_edge.server.engine import Engine
+
+HEADER_SECONDS = 30.0  # for the first request of a connection to arrive
+_BACKLOG = 128
+_LAST_WORDS = 3.0  # seconds to deliver what cancelled requests still have to say
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A listening socket; RequestError in one line when there can be none. Port 0 takes a free one."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as problem:
+        raise RequestError(f"{host} is no address that can be listened at: {problem}") from None
+    try:
+        if os.name == "posix":  # a restart need not wait for old connections; elsewhere it would mean to share a port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)  # at once: only then is the port really ours
+    except OSError as problem:
+        listener.close()
+        reason = problem.strerror or str(problem)
+        raise RequestError(f"cannot listen at {host} port {port}: {reason}; stop what is there or use --port") from None
+    listener.setblocking(False)
+    return listener
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is one of this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+class Connection(H11Protocol):
+    """A connection that is closed when nothing comes over it (uvicorn waits for a first request for ever), and that an
+    endpoint can drop: closing alone would wait for a client that reads nothing.
+    """
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, "abort": transport.abort}  # uvicorn hands it to every scope
+        self.loop.call_later(HEADER_SECONDS, self._close_if_silent)
+
+    def _close_if_silent(self) -> None:
+        begun: Any = self.cycle  # None before the first request, whatever uvicorn's types say
+        if begun is None and not self.transport.is_closing():
+            self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """Serves until SIGTERM or Ctrl-C, then gives running requests their grace; a second signal ends them at once."""
+
+    def __init__(self, app: ASGIApp, engine: Engine) -> None:
+        config = uvicorn.Config(
+            app,
+            http=Connection,
+            loop="asyncio",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=int(engine.limits.grace + _LAST_WORDS),
+        )
+        super().__init__(config)
+        self._engine = engine
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve on the sockets until `stop`."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            await super().serve(sockets)
+        finally:
+            self._engine.stop()
+            self._engine.close()
+
+    def stop(self) -> None:
+        """Stop accepting, and end what runs when its grace is over; at once when called again. For any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stop)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals stop the server and are not raised again: a server that was told to stop has not failed."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, lambda *_: self.stop()) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self) -> None:
+        if self.should_exit:
+            self._engine.stop()
+        self.should_exit = True
+        assert self._loop is not None
+        self._loop.call_later(self._engine.limits.grace, self._engine.stop)
+
+
+def run(app: ASGIApp, engine: Engine, listener: socket.socket) -> None:
+    """Serve until told to stop."""
+    asyncio.run(Server(app, engine).serve([listener]))

@@ -1,0 +1,108 @@
+"""How a generated token is shown in JSON: its text, log-probabilities in OpenAI's two forms, and its depth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ouro_edge.runtime.events import Candidate, Done, Token
+
+if TYPE_CHECKING:
+    from ouro_edge.runtime.model import Model
+
+_LOWEST = -9999.0  # stands for a log-probability of minus infinity, which JSON cannot say
+
+
+def depth_of(model: Model, token: Token) -> dict[str, Any]:
+    """How deep a token was thought: loops, probability of stopping at each, and what each would have said."""
+    probs = [None if math.isnan(p) else round(p, 4) for p in token.exit_probs]
+    shown: dict[str, Any] = {"depth": token.depth, "exit_probs": probs}
+    if token.lens:
+        shown["lens"] = [
+            [{"token": token_text(model, i), "prob": round(p, 6)} for i, p in candidates] for candidates in token.lens
+        ]
+    return shown
+
+
+def depths_of(model: Model, tokens: Iterable[Token]) -> dict[str, list[Any]]:
+    """The same of many tokens, as lists with one item a token."""
+    shown = [depth_of(model, token) for token in tokens]
+    names = {"depth": "depths", "exit_probs": "exit_probs", "lens": "lens"}
+    return {plural: [s[name] for s in shown] for name, plural in names.items() if all(name in s for s in shown)}
+
+
+def chat_logprobs(model: Model, tokens: Iterable[Token]) -> dict[str, Any]:
+    """The `logprobs` of a chat's choice. The token that ended the answer has no text and is left out."""
+
+    def entry(i: int, logprob: float) -> dict[str, Any]:
+        data = model.tokenizer.token_bytes(i)
+        text = data.decode("utf-8", "replace")
+        return {"token": text, "logprob": max(logprob, _LOWEST), "bytes": list(data)}
+
+    content = [
+        {**entry(t.id, t.logprob), "top_logprobs": [entry(*candidate) for candidate in t.top_logprobs]}
+        for t in tokens
+        if t.id not in model.stop_ids
+    ]
+    return {"content": content, "refusal": None}
+
+
+class CompletionLogprobs:
+    """The `logprobs` of a completion's choice, gathered token by token."""
+
+    def __init__(self, model: Model, offset: int = 0) -> None:
+        self._model, self._offset = model, offset
+        self.json: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+
+    def add(self, token: int, logprob: float | None, top: Iterable[Candidate]) -> None:
+        """Add a token; its log-probability is None when nothing came before it. The chosen one joins the likeliest."""
+        text = completion_text(self._model, token)
+        likely = None
+        if logprob is not None:
+            likely = {completion_text(self._model, i): max(p, _LOWEST) for i, p in top}
+            likely.setdefault(text, max(logprob, _LOWEST))
+            logprob = max(logprob, _LOWEST)
+        values = (text, logprob, likely, self._offset)
+        for name, value in zip(self.json, values, strict=True):
+            self.json[name].append(value)
+        self._offset += len(text)
+
+
+def token_text(model: Model, token: int) -> str:
+    """A token's text on its own; U+FFFD for what is no whole character."""
+    if not model.has_tokenizer:
+        return str(token)
+    return model.tokenizer.token_bytes(token).decode("utf-8", "replace")
+
+
+def completion_text(model: Model, token: int) -> str:
+    """A token's text as completions name it: OpenAI spells what is no UTF-8 as bytes:\\xe2, so that names differ."""
+    data = model.tokenizer.token_bytes(token) if model.has_tokenizer else str(token).encode()
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def usage_of(answers: Sequence[Done], choices: int) -> dict[str, Any]:
+    """The `usage` of a request from its answers in order; a prompt counts once for all its choices."""
+    usages = [done.usage for done in answers]
+    firsts = usages[::choices]
+    prompt, completion = sum(u.prompt_tokens for u in firsts), sum(u.completion_tokens for u in usages)
+    full, run = sum(u.loops_full for u in usages), sum(u.loops_run for u in usages)
+    depth = sum(u.mean_depth * u.completion_tokens for u in usages) / completion if completion else 0.0
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": sum(u.cached_tokens for u in firsts)},
+        "ouro_edge": {
+            "loops_run": run,
+            "loops_full": full,
+            "loops_saved": full - run,
+            "mean_depth": round(depth, 4),
+            "first_token_seconds": round(answers[0].timings.first_token, 4) if answers else 0.0,
+            "seconds": round(sum(done.timings.total for done in answers), 4),
+        },
+    }
