@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ouro_edge.bundle import Embedding, open_bundle
+from ouro_edge.bundle import open_bundle
 from ouro_edge.config import ModelConfig
 from ouro_edge.errors import RequestError
 from ouro_edge.loading import default_model
@@ -53,48 +55,74 @@ class MockModel(Model):
         self.bundle = open_bundle(path)
         self.config = replace(self.bundle.config, max_positions=_CONTEXT)
         self.gate, self.kv, self.kv_share, self.kv_reason = None, "fp32", "none", ""
-        self._block, self._head = _MockBlock(self.config), _MockHead(self.config)
         self._embedding = self.bundle.embedding()
         self._tokenizer = read_tokenizer(self.bundle)
         self._generation = {}
         self._template = ChatTemplate(_TEMPLATE)
         self.stop_ids = read_stop_ids(self.bundle, {})
-        self.prompts: list[str] = []
         texts = [answers] if isinstance(answers, str) else list(answers)
         if not texts or not depths or not all(1 <= depth <= self.config.loops for depth in depths):
             raise RequestError(f"wanted at least one answer, and depths from 1 to {self.config.loops}")
-        self._depths = tuple(depths)
-        self._script = itertools.cycle([self.tokenizer.encode(text, special=False) for text in texts])
-        self._script_lock = threading.Lock()
+        ids = [[*self.tokenizer.encode(text, special=False), self.stop_ids[-1]] for text in texts]
+        self._script = _Script(ids, depths)
+        self._block, self._head = _MockBlock(self.config, self._script), _MockHead(self.config)
+
+    @property
+    def prompts(self) -> list[str]:
+        """What was asked, as text, the first request first."""
+        return [self.tokenizer.decode(ids, skip_special=False) for ids in self._script.prompts]
 
     def new_sequence(self) -> TokenSequence:
-        self._parts()
-        return _ScriptedSequence(self, self._embedding)
+        return _ScriptedSequence(*self._parts(), self._embedding)
 
-    def _next_answer(self, prompt: list[int]) -> list[int]:
-        with self._script_lock:
-            self.prompts.append(self.tokenizer.decode(prompt, skip_special=False))
-            return [*next(self._script), self.config.stop_token_ids[-1]]
+
+class _Script:
+    """The answers, handed out in turn, and the prompts that they were handed out for. For several threads."""
+
+    def __init__(self, answers: Sequence[list[int]], depths: Sequence[int]) -> None:
+        self.depths = tuple(depths)
+        self.prompts: list[list[int]] = []
+        self._answers = itertools.cycle(answers)
+        self._lock = threading.Lock()
+
+    def next_answer(self, prompt: list[int]) -> list[int]:
+        with self._lock:
+            self.prompts.append(list(prompt))
+            return next(self._answers)
 
 
 class _MockBlock(Block):
     """A block that returns the rows that it is given and has no opinion about exits."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.config, self.kv = config, "fp32"
+    def __init__(self, config: ModelConfig, script: _Script) -> None:
+        self.config, self.kv, self.script = config, "fp32", script
+        self.state_id = "mock"
         self.turns = Turns()
         self._many = None
 
 
 class _MockLoop(BoundLoop):
     def __init__(self, block: Block) -> None:
-        self._block, self.kv = block, LoopKV(block.config)
+        self._block, self.kv = block, _NoKV(block.config)
 
     def __call__(self, rows: Array, start: int, cancel: Cancel | None = None) -> tuple[Array, Array]:
         with self._block.turns.take(cancel):
             if cancel is not None:
                 cancel.check()
             return rows, np.zeros(len(rows), np.float32)
+
+    def reserve(self, length: int) -> None:
+        pass
+
+
+class _NoKV(LoopKV):
+    """Keys and values that take no memory: there is nothing to keep."""
+
+    def valid(self, length: int) -> list[NDArray[Any]]:
+        return []
+
+    def fill(self, length: int, arrays: Iterable[NDArray[Any]]) -> None:
+        pass
 
 
 class _MockHead(Head):
@@ -110,23 +138,22 @@ class _MockHead(Head):
 class _ScriptedSequence(TokenSequence):
     """A sequence that thinks what the script says, and counts loops like any other."""
 
-    def __init__(self, model: MockModel, embedding: Embedding) -> None:
-        super().__init__(*model._parts(), embedding)
-        self._model = model
-        self._answer: list[int] = []
-        self._start = 0
-        self._answering = -1  # the turn that the answer belongs to
+    _answer: list[int] = []  # noqa: RUF012  (never changed in place)
+    _start = 0  # where the answer begins
+    _answering = -1  # the turn that the answer belongs to
 
     def _bind_loops(self) -> list[BoundLoop]:
         return [_MockLoop(self.block) for _ in range(self.config.loops)]
 
     def think(self, policy: ExitPolicy, cancel: Cancel | None = None) -> Thought:
+        assert isinstance(self.block, _MockBlock)
+        script = self.block.script
         if self._answering != self.turn:
             self._answering, self._start = self.turn, len(self.tokens)
-            self._answer = self._model._next_answer(self.tokens)
+            self._answer = script.next_answer(self.tokens)
         said = len(self.tokens) - self._start
         token = self._answer[min(said, len(self._answer) - 1)]
-        wanted = self._model._depths[said % len(self._model._depths)]
+        wanted = script.depths[said % len(script.depths)]
         limit = policy.limit(self.config)
         gates = np.where(np.arange(1, limit + 1) < wanted, -_SURE, _SURE)[None]  # [1, r]
 
@@ -143,4 +170,4 @@ class _ScriptedSequence(TokenSequence):
             if loop == limit or policy.stops(evidence)[0]:
                 break
         assert evidence is not None
-        return Thought(evidence)
+        return Thought(policy.output(evidence))

@@ -86,6 +86,8 @@ def test_imports_point_down(module):
         ("uvicorn", {"server"}),
         ("llguidance", {"server"}),
         ("optimum", {"integrations"}),
+        ("llm", {"integrations"}),
+        ("pydantic", {"integrations"}),
         ("torch", set()),
         ("transformers", set()),
         ("pickle", set()),

@@ -57,8 +57,17 @@ def test_the_trace_shown_is_the_trace_made():
     assert shown is not None and made[:2] == [shown[1], shown[2]]
 
 
+def test_the_examples_of_the_api_print_what_is_shown_below_them(capsys):
+    examples = re.findall(r"```python\n(.+?)```\n\n```text\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.S)
+    assert len(examples) == 5
+    for code, shown in examples:
+        exec(compile(code, "api.md", "exec"), {"__name__": "__main__"})
+        assert capsys.readouterr().out == shown
+
+
 def test_documents_link_to_what_exists():
-    for name in ("README.md", "docs/ouro-nano.md", "training/README.md"):
+    for name in ("README.md", "docs/api.md", "docs/embedding.md", "docs/ouro-nano.md", "examples/desktop/README.md",
+                 "training/README.md"):  # fmt: skip
         text = (ROOT / name).read_text()
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert ((ROOT / name).parent / link).exists(), (name, link)

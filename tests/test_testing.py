@@ -60,6 +60,17 @@ def test_async_forward_score_and_embed_work():
     assert model.score([1, 2, 3]).logprobs.shape == (2,)
 
 
+def test_its_sequences_can_be_forked_and_kept():
+    model = MockModel("yes")
+    cache = ouro_edge.PrefixCache(model, 0)
+    sequence = cache.take([7, 8, 9])
+    *_, done = model.generate([7, 8, 9], sequence=sequence)
+    cache.give(sequence)
+    assert done.text == "yes" and len(cache) == 1
+    *_, done = model.generate([7, 8, 9, 9], sequence=sequence.fork(3), exit=ouro_edge.WeightedExit())
+    assert (done.text, done.usage.cached_tokens) == ("yes", 3)
+
+
 def test_it_can_stand_for_a_model():
     assert isinstance(MockModel(), ouro_edge.Model)
     for name, method in inspect.getmembers(ouro_edge.Model, inspect.isfunction):

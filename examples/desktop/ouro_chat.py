@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from queue import SimpleQueue
 from typing import Any
 
-from PySide6.QtCore import QObject, QThread, Signal, Slot
+from PySide6.QtCore import QObject, QThread, QTimer, Signal, Slot
 from PySide6.QtGui import QCloseEvent, QColor, QTextCharFormat, QTextCursor
 from PySide6.QtWidgets import (
     QApplication,
@@ -28,19 +29,24 @@ from PySide6.QtWidgets import (
 import ouro_edge
 
 Message = dict[str, str]
+_TICK = 30  # milliseconds between looks at what the worker has made
+_MOST = 50  # events shown at one look
 
 
 class Worker(QObject):
-    """Loads the model and answers in a thread of its own; signals carry what comes of it to the window."""
+    """Loads the model and answers in a thread of its own; `events` carries what comes of it to the window.
+
+    A queue and not signals: a small model makes tokens faster than a window shows them, and signals in such numbers
+    would leave Qt no time for clicks.
+    """
 
     ready = Signal(int)  # the model is loaded; its number of loops
-    token = Signal(object)  # an ouro_edge.Token
-    done = Signal(object)  # the ouro_edge.Done of an answer
     failed = Signal(str)
 
     def __init__(self, load: Any) -> None:
         super().__init__()
         self._load = load
+        self.events: SimpleQueue[ouro_edge.Event | str] = SimpleQueue()  # a text says what went wrong
 
     @Slot()
     def open(self) -> None:
@@ -58,9 +64,9 @@ class Worker(QObject):
     def answer(self, messages: list[Message], cancel: ouro_edge.Cancel) -> None:
         try:
             for event in self.model.chat(messages, cancel=cancel, sequence=self.sequence):
-                (self.token if isinstance(event, ouro_edge.Token) else self.done).emit(event)
+                self.events.put(event)
         except ouro_edge.OuroEdgeError as problem:
-            self.failed.emit(str(problem))
+            self.events.put(str(problem))
 
 
 class Window(QMainWindow):
@@ -99,10 +105,21 @@ class Window(QMainWindow):
         self.thread_.started.connect(self.worker.open)
         self.asked.connect(self.worker.answer)
         self.worker.ready.connect(self.on_ready)
-        self.worker.token.connect(self.on_token)
-        self.worker.done.connect(self.on_done)
         self.worker.failed.connect(self.on_failed)
         self.thread_.start()
+        self.timer = QTimer(interval=_TICK)  # runs while an answer is made
+        self.timer.timeout.connect(self.show_events)
+
+    def show_events(self) -> None:
+        for _ in range(min(self.worker.events.qsize(), _MOST)):
+            event = self.worker.events.get()
+            if isinstance(event, ouro_edge.Token):
+                self.on_token(event)
+            elif isinstance(event, ouro_edge.Done):
+                self.on_done(event)
+            else:
+                self.on_failed(event)
+        self.page.ensureCursorVisible()
 
     def send_or_stop(self) -> None:
         if self.cancel is None:
@@ -119,6 +136,7 @@ class Window(QMainWindow):
         self.write(f"{text}\n", bold=True)
         self.cancel = ouro_edge.Cancel()
         self.button.setText("Stop")
+        self.timer.start()
         self.asked.emit(list(self.messages), self.cancel)
 
     def on_ready(self, loops: int) -> None:
@@ -153,6 +171,7 @@ class Window(QMainWindow):
         self.write("\n")
         self.status.setText(status)
         self.cancel = None
+        self.timer.stop()
         self.button.setText("Send")
 
     def write(self, text: str, *, bold: bool = False, tint: float = 0.0, tip: str = "") -> None:
@@ -165,7 +184,6 @@ class Window(QMainWindow):
         cursor = self.page.textCursor()
         cursor.movePosition(QTextCursor.MoveOperation.End)
         cursor.insertText(text, style)
-        self.page.ensureCursorVisible()
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802  (Qt's name)
         if self.cancel is not None:

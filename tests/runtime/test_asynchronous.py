@@ -104,8 +104,8 @@ def test_a_cancelled_task_ends_its_thread(model, call):
             task = asyncio.ensure_future(anext(asked) if inspect.isasyncgen(asked) else asked)
             await until(lambda: turns.waiting == 1)
             task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
+            ended, _ = await asyncio.wait([task], timeout=30)
+            assert ended and task.cancelled()
             assert turns.waiting == 0  # it has left the queue: nothing will be computed for nobody
 
     asyncio.run(main())
