@@ -45,16 +45,17 @@ def load(
     from ouro_edge.runtime.session import check_threads
 
     check_threads(threads)  # before a conversion that takes a minute
+    bundle = open_bundle(bundle_path(model, progress))
+    bundle = bundle if context is None else bundle.with_context(context)
+    return Model(bundle, threads=threads, kv=kv, kv_share=kv_share, gate=gate)
 
+
+def bundle_path(model: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> Path:
+    """The exported directory that `load` opens for MODEL, made first if need be."""
     if model is None and (model := default_model()) is None:
         raise RequestError("this build has no model of its own: name an exported directory, a .gguf file or a hub id")
     found = resolve(model)
-    path = found.path
-    if not (path / MANIFEST_FILE).is_file():
-        path = exported(found, progress)
-    bundle = open_bundle(path)
-    bundle = bundle if context is None else bundle.with_context(context)
-    return Model(bundle, threads=threads, kv=kv, kv_share=kv_share, gate=gate)
+    return found.path if (found.path / MANIFEST_FILE).is_file() else exported(found, progress)
 
 
 def exported(found: Resolved, progress: Progress | None = None) -> Path:
