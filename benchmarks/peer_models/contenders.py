@@ -59,9 +59,10 @@ class Outcome:
     """What one process gave."""
 
     rates: Mapping[str, float]  # tokens a second, by test
-    load: float  # seconds
-    resident: int  # bytes, once loaded
+    load: float  # seconds to load and make one token
+    resident: int  # bytes after that
     peak: int
+    others: float | None  # CPUs that the rest of the machine took meanwhile
 
 
 def run(contender: Contender, section: Section, places: Places, sizes: Sizes, threads: int, wrap: str) -> Outcome:
@@ -75,30 +76,37 @@ def run(contender: Contender, section: Section, places: Places, sizes: Sizes, th
     return _llama_cpp(contender, section, places.llama_bench, model, threads, wrap)
 
 
+def memory_read(threads: int, wrap: str) -> float:
+    """Bytes a second that this machine reads, measured under `wrap` as well."""
+    code = f"from ouro_edge.measure.bandwidth import memory_read; print(memory_read({threads}))"
+    return float(_process(wrap, sys.executable, "-c", code)["output"])
+
+
 def _ouro_edge(contender: Contender, section: Section, model: Path, threads: int, wrap: str) -> Outcome:
-    report = json.loads(_output(
+    done = _process(
         wrap, sys.executable, "-m", "ouro_edge", "bench", model, "-p", ",".join(map(str, section.prompts)),
         "-n", TOKENS if section.contexts else "", "-d", ",".join(map(str, section.contexts or (0,))),
         "--depths", contender.depth, "--kv", contender.kv, "--threads", threads, "--repeat", 1 + section.warm, "--json",
-    ))  # fmt: skip
-    [run] = report["runs"]
+    )  # fmt: skip
+    [run] = json.loads(done["output"])["runs"]
     rates = {}
     for speed in run["speeds"]:
         test = speed["test"]
         rates[f"{test['kind']} {test['tokens' if test['kind'] == 'prefill' else 'context']}"] = speed["rates"][-1]
-    return Outcome(rates, run["load_s"], run["loaded"]["resident"], run["end"]["peak"])
+    load = run["load_s"] + run["first_token_s"]
+    return Outcome(rates, load, run["loaded"]["resident"], run["end"]["peak"], done["others"])
 
 
 def _openvino(section: Section, python: Path, model: Path, threads: int, wrap: str) -> Outcome:
     plan = {"threads": threads, "prompts": section.prompts, "tokens": TOKENS, "contexts": section.contexts}
     plan["warm"] = section.warm
-    driver = Path(__file__).with_name("openvino_driver.py")
-    report = json.loads(_output(wrap, python, driver, model, json.dumps(plan)))
+    done = _process(wrap, python, Path(__file__).with_name("openvino_driver.py"), model, json.dumps(plan))
+    report = json.loads(done["output"])
     rates = {
         test: (TOKENS if test.startswith("decode") else int(test.split()[1])) / seconds
         for test, seconds in report["seconds"].items()
     }
-    return Outcome(rates, report["load"], report["resident"], report["peak"])
+    return Outcome(rates, report["load"], report["resident"], report["peak"], done["others"])
 
 
 def _llama_cpp(
@@ -107,27 +115,23 @@ def _llama_cpp(
     """llama-bench tells neither load time nor memory: those are of the least run, one token from start to end."""
     base = [llama_bench, "-m", model, "-t", threads, "-ctk", contender.kv, "-ctv", contender.kv, "-fa", 1, "-r", 1]
     least = _process(wrap, *base, "-p", 1, "-n", 0, "--no-warmup")
-    rates, peak = {}, least["peak"]
+    rates, peak, others = {}, least["peak"], []
     tests = [(f"prefill {n}", ("-p", n, "-n", 0)) for n in section.prompts]
     tests += [(f"decode {n}", ("-p", 0, "-n", TOKENS, "-d", n)) for n in section.contexts]
     for test, options in tests:
         done = _process(wrap, *base, *options, *(() if section.warm else ("--no-warmup",)), "-o", "json")
         [result] = json.loads(done["output"])
         rates[test], peak = result["avg_ts"], max(peak, done["peak"])
-    return Outcome(rates, least["seconds"], least["peak"], peak)
+        others.append(done["others"])
+    return Outcome(rates, least["seconds"], least["peak"], peak, None if None in others else max(others))
 
 
 def _process(wrap: str, *command: object) -> dict[str, Any]:
-    """Wall time, peak memory and output of a program, taken beside it so that `wrap` does not count."""
-    report: dict[str, Any] = json.loads(_output(wrap, sys.executable, Path(__file__).with_name("process.py"), *command))
-    return report
-
-
-def _output(wrap: str, *command: object) -> str:
-    """Standard output of a command that must succeed."""
-    words = [*shlex.split(wrap), *map(str, command)]
+    """What process.py says of a program that must succeed; it stands inside `wrap`, which therefore does not count."""
+    words = [*shlex.split(wrap), sys.executable, str(Path(__file__).with_name("process.py")), *map(str, command)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise SystemExit(f"error: {' '.join(words)[:300]} failed:\n{done.stderr[-2000:]}")
-    return done.stdout
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report

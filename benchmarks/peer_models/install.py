@@ -38,9 +38,8 @@ class Sizes:
 
 FULL = Sizes("full", "1.4b", Shape(24, 2048, 5632, 16, 16, 128, 49152, loops=4),
              Shape(36, 2560, 9728, 32, 8, 128, 151936, tied=True), 128)  # fmt: skip
-QUICK = Sizes(
-    "quick", "tiny", Shape(3, 64, 160, 4, 4, 16, 384, loops=4), Shape(3, 64, 160, 4, 2, 16, 384, tied=True), 16
-)
+QUICK = Sizes("quick", "tiny", Shape(3, 128, 352, 4, 4, 32, 384, loops=4),
+              Shape(3, 128, 352, 4, 2, 32, 384, tied=True), 16)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,19 +123,8 @@ def _build_llama_cpp(places: Places) -> None:
     work = places.data / "llama.cpp-source"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    _run(
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--no-binary",
-        ":all:",
-        "--dest",
-        work,
-        LLAMA_CPP,
-    )
+    _run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python",
+         "--dest", work, LLAMA_CPP)  # fmt: skip
     with tarfile.open(next(work.glob("*.tar.gz"))) as archive:
         archive.extractall(work, filter="data")
     source = next(work.glob("*/vendor/llama.cpp"))

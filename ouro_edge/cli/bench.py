@@ -152,7 +152,8 @@ def _run(path: Path, kv: str, threads: int, plan: Plan) -> dict[str, Any]:
             case str():
                 _progress(event)
             case Loading():
-                run |= {"kv": event.kv, "threads": threads, "load_s": event.seconds, "loaded": asdict(event.memory)}
+                run |= {"kv": event.kv, "threads": threads, "load_s": event.load, "first_token_s": event.first_token}
+                run["loaded"] = asdict(event.memory)
             case Speed():
                 rate = {"rate": median(event.rates), "rates": event.rates, "bandwidth": event.bandwidth}
                 run["speeds"].append(asdict(event) | rate)
@@ -183,10 +184,11 @@ def _machine() -> dict[str, Any]:
 def _loading_table(runs: list[dict[str, Any]]) -> str:
     from ouro_edge.cli.tables import table
 
-    head = ("kv", "threads", "memory read", "load", "resident", "at the end", "peak", "idle CPU")
+    head = ("kv", "threads", "memory read", "load", "first token", "resident", "at the end", "peak", "idle CPU")
     return table(head, [(
         run["kv"], str(run["threads"]), "-".join(f"{x / 1e9:.1f}" for x in sorted(run["memory_read"])) + " GB/s",
-        f"{run['load_s']:.2f} s", *(f"{size / 1e9:.2f} GB" for size in (
+        f"{run['load_s']:.2f} s",
+            f"{run['first_token_s']:.2f} s", *(f"{size / 1e9:.2f} GB" for size in (
             run["loaded"]["resident"], run["end"]["resident"], run["end"]["peak"])), f"{run['idle_cpu']:.0%}",
     ) for run in runs])  # fmt: skip
 

@@ -20,7 +20,7 @@ from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.measure.context import filled_sequence
 from ouro_edge.measure.memory import ProcessMemory, process_memory
 from ouro_edge.runtime.events import Done
-from ouro_edge.runtime.exits import FixedDepth
+from ouro_edge.runtime.exits import FixedDepth, FullDepth
 from ouro_edge.runtime.kv import kv_bytes_per_token
 from ouro_edge.runtime.model import Model, load
 from ouro_edge.runtime.sampler import Sampler
@@ -75,11 +75,12 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """A model was loaded: seconds with the imports that it needs, files as warm as the system had them."""
+    """A model was loaded and has made one token, at full depth: some weights come in with the first use only."""
 
     kv: str
     threads: int
-    seconds: float
+    load: float  # seconds, with the imports that it needs and files as warm as the system had them
+    first_token: float  # seconds after that
     memory: ProcessMemory
 
 
@@ -102,8 +103,10 @@ def time_model(path: Path, kv: str, threads: int, plan: Plan) -> Iterator[str | 
     yield f"loading, kv {kv}, {threads} threads"
     began = time.perf_counter()
     with load(path, threads=threads, kv=kv) as model:
-        seconds = time.perf_counter() - began
-        yield Loading(model.kv, threads, seconds, process_memory())
+        loaded = time.perf_counter()
+        *_, done = model.generate([0], max_tokens=1, exit=FullDepth(), sampler=Sampler())
+        assert isinstance(done, Done)
+        yield Loading(model.kv, threads, loaded - began, done.timings.total, process_memory())
         rng = np.random.default_rng(0)
         for context in plan.contexts:
             yield f"making a context of {context}"

@@ -89,7 +89,7 @@ def test_events_come_in_order():
     events = list(time_model(ouro_edge.loading.default_model(), "auto", 1, Plan((4,), (2,), (1,), (0,), 1)))
     assert [type(e) for e in events if not isinstance(e, str)] == [Loading, Speed, Speed, End]
     loading, end = events[1], events[-1]
-    assert loading.kv == "fp32" and loading.seconds > 0
+    assert loading.kv == "fp32" and loading.load > 0 and loading.first_token > 0
     assert end.memory.peak >= loading.memory.resident and 0 <= end.idle_cpu < 0.5
 
 
