@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,119 +23,111 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-from peer_models.contenders import CONTENDERS, Contender, Section, memory_read, run  # noqa: E402 (after the path is set)
+from peer_models.contenders import CONTENDERS, Contender, Test, memory_read, run  # noqa: E402 (after the path is set)
 from peer_models.install import FULL, QUICK, Places, Sizes, prepare  # noqa: E402
 
 from ouro_edge.runtime.session import available_threads  # noqa: E402
 
 PEERS = ("ouro-edge", "openvino", "llama.cpp", "dense")
 SECTIONS = {
-    "prefill": Section("prefill", prompts=(128, 512)),
-    "long-prefill": Section("long-prefill", prompts=(2048,), warm=False),
-    "decode": Section("decode", contexts=(128,)),
-    "long-decode": Section("long-decode", contexts=(2048, 4096), warm=False),
-    "dense": Section("dense", prompts=(128,), contexts=(128, 2048)),
+    "prefill": (Test("prefill", 128), Test("prefill", 512)),
+    "long-prefill": (Test("prefill", 2048),),
+    "decode": (Test("decode", 128),),
+    "long-decode": (Test("decode", 2048), Test("decode", 4096)),
+    "dense": (Test("prefill", 128), Test("decode", 128), Test("decode", 2048)),
 }
 QUICK_SECTIONS = {
-    "prefill": Section("prefill", prompts=(16,)),
-    "long-prefill": Section("long-prefill", prompts=(64,), warm=False),
-    "decode": Section("decode", contexts=(16,)),
-    "long-decode": Section("long-decode", contexts=(64, 128), warm=False),
-    "dense": Section("dense", prompts=(16,), contexts=(16, 64)),
+    "prefill": (Test("prefill", 16),),
+    "long-prefill": (Test("prefill", 64),),
+    "decode": (Test("decode", 16),),
+    "long-decode": (Test("decode", 64),),
+    "dense": (Test("prefill", 16), Test("decode", 16)),
 }
 QUIET = 0.2  # CPUs that others may take before a run is taken again
 OURS = ("ouro-edge", "ouro-edge, int8 KV")
 
 
 def contenders_of(section: str, peers: tuple[str, ...]) -> list[Contender]:
-    """Who takes part: dense model and smaller depths in their own section only, other KV types where it tells."""
+    """Who takes part: dense model and smaller depths in their own section only, other KV types where it is long."""
     there = [c for c in CONTENDERS if c.peer in peers]
     if section == "dense":
         return [c for c in there if c.peer == "dense" or c.name == OURS[1]]
-    left_out = {"prefill": ("int8", "q8_0"), "decode": ("q8_0",)}.get(section, ())
+    left_out = () if section.startswith("long") else ("int8", "q8_0")
     return [c for c in there if c.peer != "dense" and c.kv not in left_out]
 
 
 def measure(
-    sections: dict[str, Section], options: argparse.Namespace, places: Places, sizes: Sizes, results: Path
+    sections: dict[str, tuple[Test, ...]], options: argparse.Namespace, places: Places, sizes: Sizes, results: Path
 ) -> list[dict[str, Any]]:
-    """Rounds over all sections and contenders; every outcome is written down before the next begins."""
+    """Rounds over all tests and contenders; every outcome is written down before the next begins."""
     done: list[dict[str, Any]] = json.loads(results.read_text()) if results.is_file() else []
-    have = {(o["section"], o["contender"], o["round"]) for o in done}
-    for round_ in range(options.rounds):
-        for name, section in sections.items():
-            for contender in contenders_of(name, options.peers):
-                if (name, contender.name, round_) in have:
-                    continue
-                print(f"round {round_ + 1}, {name}: {contender.name}", file=sys.stderr)
-                began, read = time.time(), memory_read(options.threads, options.wrap)
-                tries = [run(contender, section, places, sizes, options.threads, options.wrap)]
-                while (tries[-1].others or 0) > QUIET and len(tries) <= options.retries:
-                    tries.append(run(contender, section, places, sizes, options.threads, options.wrap))
-                outcome = min(tries, key=lambda tried: tried.others or 0)
-                about = {"section": name, "contender": contender.name, "round": round_}
-                done.append(about | asdict(outcome) | {"memory_read": read, "at": began})
-                partial = results.with_suffix(".partial")
-                partial.write_text(json.dumps(done, indent=1) + "\n")
-                partial.replace(results)
+    have = {(o["section"], o["test"], o["contender"], o["round"]) for o in done}
+    for round_, (section, test) in product(range(options.rounds), ((s, t) for s in sections for t in sections[s])):
+        for contender in contenders_of(section, options.peers):
+            about = {"section": section, "test": str(test), "contender": contender.name, "round": round_}
+            if tuple(about.values()) in have:
+                continue
+            print(f"round {round_ + 1}, {section}, {test}: {contender.name}", file=sys.stderr)
+            about |= {"at": time.time(), "memory_read": memory_read(options.threads, options.wrap)}
+            tries = [run(contender, test, places, sizes, options.threads, options.wrap)]
+            while (tries[-1].others or 0) > QUIET and len(tries) <= options.retries:
+                tries.append(run(contender, test, places, sizes, options.threads, options.wrap))
+            done.append(about | asdict(min(tries, key=lambda tried: tried.others or 0)))
+            partial = results.with_suffix(".partial")
+            partial.write_text(json.dumps(done, indent=1) + "\n")
+            partial.replace(results)
     return done
 
 
-def rows(done: list[dict[str, Any]]) -> Iterator[tuple[str, str, list[float], list[float]]]:
-    """Test, contender, its rates, and by how much our faster KV type beats it in the rounds that both were in."""
-    outcomes = {(o["section"], o["contender"], o["round"]): o for o in done}
-    for section in dict.fromkeys(o["section"] for o in done):
-        here = [o for o in done if o["section"] == section]
-        for test in here[0]["rates"]:
-            for contender in dict.fromkeys(o["contender"] for o in here):
-                mine = [o for o in here if o["contender"] == contender]
-                ratios = []
-                for o in mine:
-                    ours = [outcomes.get((section, name, o["round"])) for name in OURS]
-                    rates = [own["rates"][test] for own in ours if own is not None]
-                    if rates:
-                        ratios.append(max(rates) / o["rates"][test])
-                yield f"{section}: {test}", contender, [o["rates"][test] for o in mine], ratios
-
-
 def report(done: list[dict[str, Any]]) -> str:
-    """Markdown tables: speeds with ratios, then load time and memory."""
-    lines = ["| test | runtime | tokens/s | range | ours is |", "| --- " * 5 + "|"]
-    for test, contender, rates, ratios in rows(done):
-        by = f"{median(ratios):.2f} times ({min(ratios):.2f}-{max(ratios):.2f})" if ratios else "-"
-        own = "" if contender in OURS else by
-        lines.append(f"| {test} | {contender} | {median(rates):.3g} | {min(rates):.3g}-{max(rates):.3g} | {own} |")
-    lines += [
-        "",
-        "| section | runtime | load and one token, s | resident, GB | peak, GB | CPUs of others |",
-        "| --- " * 6 + "|",
-    ]
-    for section, contender in dict.fromkeys((o["section"], o["contender"]) for o in done):
-        mine = [o for o in done if (o["section"], o["contender"]) == (section, contender)]
-        load, resident, peak = (median(o[key] for o in mine) for key in ("load", "resident", "peak"))
-        others = ", ".join("?" if o["others"] is None else f"{o['others']:.1f}" for o in mine)
-        size = f"{resident / 1e9:.2f} | {peak / 1e9:.2f}"
-        lines.append(f"| {section} | {contender} | {load:.2f} | {size} | {others} |")
+    """A Markdown table a section. Ratios are ours to theirs in the same round, ours the better of both KV types."""
+    lines = []
+    head = ("test", "runtime", "tokens/s", "range", "ours is", "load, s", "resident, GB", "peak, GB", "CPUs of others")
+    for section in dict.fromkeys(o["section"] for o in done):
+        lines += [f"\n### {section}\n", row(*head), row(*["---"] * len(head))]
+        here = [o for o in done if o["section"] == section]
+        for test, contender in dict.fromkeys((o["test"], o["contender"]) for o in here):
+            mine = [o for o in here if (o["test"], o["contender"]) == (test, contender)]
+            rates = [o["rate"] for o in mine]
+            load, resident, peak = (median(o[key] for o in mine) for key in ("load", "resident", "peak"))
+            others = "?" if mine[0]["others"] is None else f"{max(o['others'] for o in mine):.1f}"
+            lines.append(row(
+                test, contender, f"{median(rates):.3g}", f"{min(rates):.3g}-{max(rates):.3g}", ratio(here, mine),
+                f"{load:.2f}", f"{resident / 1e9:.2f}", f"{peak / 1e9:.2f}", others,
+            ))  # fmt: skip
     read = [o["memory_read"] / 1e9 for o in done]
-    lines += ["", f"Memory read meanwhile: {min(read):.1f}-{max(read):.1f} GB/s, median {median(read):.1f}."]
-    mixed = [list(mixture(done))] if any(o["section"] == "dense" for o in done) else []
-    return "\n".join([*lines, *(line for found in mixed for line in found)])
+    lines.append(f"\nMemory read meanwhile: {min(read):.1f}-{max(read):.1f} GB/s, median {median(read):.1f}.")
+    return "\n".join([*lines, *mixture(done)]).strip()
+
+
+def row(*cells: str) -> str:
+    """A line of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def ratio(here: list[dict[str, Any]], mine: list[dict[str, Any]]) -> str:
+    """Our speed by theirs, in the rounds that both were in: median and range."""
+    if mine[0]["contender"].startswith("ouro-edge"):
+        return ""
+    found = []
+    for o in mine:
+        ours = [
+            x["rate"] for x in here if x["contender"] in OURS and (x["test"], x["round"]) == (o["test"], o["round"])
+        ]
+        found += [max(ours) / o["rate"]] if ours else []
+    return f"{median(found):.2f} times ({min(found):.2f}-{max(found):.2f})" if found else "-"
 
 
 def mixture(done: list[dict[str, Any]]) -> Iterator[str]:
-    """Our speed at a mean depth of 2.5, from depths 2 and 3: seconds a token are averaged."""
-    rates: dict[str, list[dict[str, float]]] = {}
-    for o in done:
-        if o["section"] == "dense":
-            rates.setdefault(o["contender"], []).append(o["rates"])
-    halves = [rates.get(f"ouro-edge, depth {depth}, int8 KV") for depth in (2, 3)]
-    dense = rates.get("dense 4B in llama.cpp")
-    if all(halves) and dense:
-        for test in dense[0]:
-            two, three = (median(r[test] for r in half) for half in halves if half)
+    """Our speed at a mean depth of 2.5 beside the dense model's: half of the tokens at depth 2, half at 3."""
+    dense = [o for o in done if o["section"] == "dense"]
+    for test in dict.fromkeys(o["test"] for o in dense):
+        names = ("ouro-edge, depth 2, int8 KV", "ouro-edge, depth 3, int8 KV", "dense 4B in llama.cpp")
+        rates = [[o["rate"] for o in dense if (o["test"], o["contender"]) == (test, name)] for name in names]
+        if all(rates):
+            two, three, theirs = map(median, rates)
             speed = 2 / (1 / two + 1 / three)
-            times = speed / median(r[test] for r in dense)
-            yield f"Mean depth 2.5, {test}: {speed:.3g} tokens/s, {times:.2f} times the dense 4B."
+            yield f"Mean depth 2.5, {test}: {speed:.3g} tokens/s, {speed / theirs:.2f} times the dense 4B."
 
 
 def words(choices: tuple[str, ...]) -> Any:

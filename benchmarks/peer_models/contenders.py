@@ -1,7 +1,6 @@
-"""Who is timed, and how each is asked: one process loads a model once and does all tests of a section.
+"""Who is timed, and how each is asked: every test has a process of its own. Knows the programs' options and reports.
 
-A test is named "prefill 512" or "decode 2048" (16 tokens after so many positions), the same for all. Knows the options
-and the reports of the programs; nothing of rounds and tables.
+"prefill 512" is a prompt of 512 tokens, "decode 2048" 16 tokens after 2048 positions, the same for all.
 """
 
 from __future__ import annotations
@@ -11,10 +10,9 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from peer_models.install import Places, Sizes
 
@@ -23,13 +21,19 @@ TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
-    """Tests that one process does after one load."""
+class Test:
+    """One thing to time, after a run of it that does not count."""
 
-    name: str
-    prompts: tuple[int, ...] = ()
-    contexts: tuple[int, ...] = ()
-    warm: bool = True  # a first run that does not count; left out where one takes minutes
+    kind: Literal["prefill", "decode"]
+    size: int  # tokens of the prompt, or positions before the first decoded token
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.size}"
+
+    @property
+    def tokens(self) -> int:
+        """How many the rate is of."""
+        return self.size if self.kind == "prefill" else TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +62,22 @@ CONTENDERS = (
 class Outcome:
     """What one process gave."""
 
-    rates: Mapping[str, float]  # tokens a second, by test
+    rate: float  # tokens a second
     load: float  # seconds to load and make one token
     resident: int  # bytes after that
     peak: int
     others: float | None  # CPUs that the rest of the machine took meanwhile
 
 
-def run(contender: Contender, section: Section, places: Places, sizes: Sizes, threads: int, wrap: str) -> Outcome:
-    """Time one contender on one section, in a process of its own under the command `wrap`."""
+def run(contender: Contender, test: Test, places: Places, sizes: Sizes, threads: int, wrap: str) -> Outcome:
+    """Time one contender, in a process of its own under the command `wrap`."""
     models = places.models(sizes)
     if contender.name.startswith("ouro-edge"):
-        return _ouro_edge(contender, section, models / "ouro-edge", threads, wrap)
+        return _ouro_edge(contender, test, models / "ouro-edge", threads, wrap)
     if contender.peer == "openvino":
-        return _openvino(section, places.openvino_python, models / "openvino", threads, wrap)
+        return _openvino(test, places.openvino_python, models / "openvino", threads, wrap)
     model = models / ("dense.gguf" if contender.peer == "dense" else "looped.gguf")
-    return _llama_cpp(contender, section, places.llama_bench, model, threads, wrap)
+    return _llama_cpp(contender, test, places.llama_bench, model, threads, wrap)
 
 
 def memory_read(threads: int, wrap: str) -> float:
@@ -82,48 +86,34 @@ def memory_read(threads: int, wrap: str) -> float:
     return float(_process(wrap, sys.executable, "-c", code)["output"])
 
 
-def _ouro_edge(contender: Contender, section: Section, model: Path, threads: int, wrap: str) -> Outcome:
+def _ouro_edge(contender: Contender, test: Test, model: Path, threads: int, wrap: str) -> Outcome:
+    decode = test.kind == "decode"
     done = _process(
-        wrap, sys.executable, "-m", "ouro_edge", "bench", model, "-p", ",".join(map(str, section.prompts)),
-        "-n", TOKENS if section.contexts else "", "-d", ",".join(map(str, section.contexts or (0,))),
-        "--depths", contender.depth, "--kv", contender.kv, "--threads", threads, "--repeat", 1 + section.warm, "--json",
+        wrap, sys.executable, "-m", "ouro_edge", "bench", model, "-p", "" if decode else test.size,
+        "-n", TOKENS if decode else "", "-d", test.size if decode else 0, "--depths", contender.depth,
+        "--kv", contender.kv, "--threads", threads, "--repeat", 2, "--json",
     )  # fmt: skip
     [run] = json.loads(done["output"])["runs"]
-    rates = {}
-    for speed in run["speeds"]:
-        test = speed["test"]
-        rates[f"{test['kind']} {test['tokens' if test['kind'] == 'prefill' else 'context']}"] = speed["rates"][-1]
     load = run["load_s"] + run["first_token_s"]
-    return Outcome(rates, load, run["loaded"]["resident"], run["end"]["peak"], done["others"])
+    return Outcome(run["speeds"][0]["rates"][-1], load, run["loaded"]["resident"], run["end"]["peak"], done["others"])
 
 
-def _openvino(section: Section, python: Path, model: Path, threads: int, wrap: str) -> Outcome:
-    plan = {"threads": threads, "prompts": section.prompts, "tokens": TOKENS, "contexts": section.contexts}
-    plan["warm"] = section.warm
+def _openvino(test: Test, python: Path, model: Path, threads: int, wrap: str) -> Outcome:
+    plan = {"threads": threads, "kind": test.kind, "size": test.size, "tokens": TOKENS}
     done = _process(wrap, python, Path(__file__).with_name("openvino_driver.py"), model, json.dumps(plan))
     report = json.loads(done["output"])
-    rates = {
-        test: (TOKENS if test.startswith("decode") else int(test.split()[1])) / seconds
-        for test, seconds in report["seconds"].items()
-    }
-    return Outcome(rates, report["load"], report["resident"], report["peak"], done["others"])
+    rate = test.tokens / report["seconds"]
+    return Outcome(rate, report["load"], report["resident"], report["peak"], done["others"])
 
 
-def _llama_cpp(
-    contender: Contender, section: Section, llama_bench: Path, model: Path, threads: int, wrap: str
-) -> Outcome:
+def _llama_cpp(contender: Contender, test: Test, llama_bench: Path, model: Path, threads: int, wrap: str) -> Outcome:
     """llama-bench tells neither load time nor memory: those are of the least run, one token from start to end."""
     base = [llama_bench, "-m", model, "-t", threads, "-ctk", contender.kv, "-ctv", contender.kv, "-fa", 1, "-r", 1]
     least = _process(wrap, *base, "-p", 1, "-n", 0, "--no-warmup")
-    rates, peak, others = {}, least["peak"], []
-    tests = [(f"prefill {n}", ("-p", n, "-n", 0)) for n in section.prompts]
-    tests += [(f"decode {n}", ("-p", 0, "-n", TOKENS, "-d", n)) for n in section.contexts]
-    for test, options in tests:
-        done = _process(wrap, *base, *options, *(() if section.warm else ("--no-warmup",)), "-o", "json")
-        [result] = json.loads(done["output"])
-        rates[test], peak = result["avg_ts"], max(peak, done["peak"])
-        others.append(done["others"])
-    return Outcome(rates, least["seconds"], least["peak"], peak, None if None in others else max(others))
+    options = ("-p", test.size, "-n", 0) if test.kind == "prefill" else ("-p", 0, "-n", TOKENS, "-d", test.size)
+    done = _process(wrap, *base, *options, "-o", "json")
+    [result] = json.loads(done["output"])
+    return Outcome(result["avg_ts"], least["seconds"], least["peak"], done["peak"], done["others"])
 
 
 def _process(wrap: str, *command: object) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Times an OpenVINO model; run by OpenVINO's own environment, which needs nothing of ours.
 
-    python openvino_driver.py MODEL '{"threads": 2, "prompts": [128], "tokens": 16, "contexts": [2048], "warm": true}'
+    python openvino_driver.py MODEL '{"threads": 2, "kind": "decode", "size": 2048, "tokens": 16}'
 
 The plain runtime without transformers on top: load time and memory are the least that OpenVINO can do. A context is
 put in place through the model's state variables without computing it: attention costs the same whatever they hold.
-Prints one object: seconds by test, seconds to load and make one token, bytes of memory then and at the most. Linux.
+Prints one object: seconds of the test, seconds to load and make one token, bytes of memory then and at the most. Linux.
 """
 
 import json
@@ -62,21 +62,19 @@ def main():
     plan = json.loads(sys.argv[2])
     peer = Peer(sys.argv[1], plan["threads"])
     peer.forward(1, 0)  # what loading has put off
-    report = {"load": time.perf_counter() - BEGAN, "resident": memory("VmRSS"), "seconds": {}}
-    for prompt in plan["prompts"]:
-        for warm in (True, False) if plan["warm"] else (False,):
+    report = {"load": time.perf_counter() - BEGAN, "resident": memory("VmRSS")}
+    for _ in range(2):  # the first one does not count
+        if plan["kind"] == "prefill":
             peer.request.reset_state()
             began = time.perf_counter()
-            peer.forward(prompt, 0)
-            if not warm:
-                report["seconds"][f"prefill {prompt}"] = time.perf_counter() - began
-    for context in plan["contexts"]:
-        peer.fill(context)
-        peer.forward(1, context)
-        began = time.perf_counter()
-        for i in range(1, plan["tokens"] + 1):
-            peer.forward(1, context + i)
-        report["seconds"][f"decode {context}"] = time.perf_counter() - began
+            peer.forward(plan["size"], 0)
+        else:
+            peer.fill(plan["size"])
+            peer.forward(1, plan["size"])
+            began = time.perf_counter()
+            for i in range(1, plan["tokens"] + 1):
+                peer.forward(1, plan["size"] + i)
+        report["seconds"] = time.perf_counter() - began
     print(json.dumps(report | {"peak": memory("VmHWM")}))
 
 
