@@ -6,6 +6,7 @@ same bytes whatever they hold.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,14 @@ def filled_sequence(model: Model, length: int, loops: int, room: int, rng: np.ra
     """
     sequence = model.new_sequence()
     sequence.feed(rng.integers(0, model.config.vocab_size, length + room).tolist())
-    values: NDArray[Any] | None = None
-    for loop in range(1, loops + 1):
-        for array in sequence.assume(loop).arrays:
-            if values is None:
-                values = _plausible(array[:, :, :length], rng)
-            array[:, :, :length] = values
+    reached = [len(sequence)] * (loops + 1) + [0] * (model.config.loops - loops)
+    width = model.config.hidden_size
+    waiting = [np.zeros((before - after, width), np.float32) for before, after in pairwise(reached[1:])]
+    sequence.restore(sequence.tokens, reached, waiting)
+    values: list[NDArray[Any]] = []
+    for loop, valid in sequence.caches():
+        values = values or [_plausible(array, rng) for array in loop.kv.valid(length)[:1]]
+        loop.kv.fill(min(valid, length), values * len(loop.kv.arrays))
     sequence.rewind(length)
     return sequence
 

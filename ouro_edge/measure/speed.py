@@ -22,7 +22,7 @@ from ouro_edge.measure.memory import ProcessMemory, process_memory
 from ouro_edge.runtime.events import Done
 from ouro_edge.runtime.exits import FixedDepth, FullDepth
 from ouro_edge.runtime.kv import kv_bytes_per_token
-from ouro_edge.runtime.model import Model, load
+from ouro_edge.runtime.model import Model
 from ouro_edge.runtime.sampler import Sampler
 from ouro_edge.runtime.sequence import TokenSequence
 
@@ -79,7 +79,7 @@ class Loading:
 
     kv: str
     threads: int
-    load: float  # seconds, with the imports that it needs and files as warm as the system had them
+    load: float  # seconds, with onnxruntime's import; files as warm as the system had them
     first_token: float  # seconds after that
     memory: ProcessMemory
 
@@ -98,11 +98,11 @@ def time_model(path: Path, kv: str, threads: int, plan: Plan) -> Iterator[str | 
     Meant for a process of its own. RequestError for a depth that the model lacks, ContextOverflowError for a context
     beyond it.
     """
-    bundle = open_bundle(path)
-    depths, room = check_plan(bundle, plan)
     yield f"loading, kv {kv}, {threads} threads"
     began = time.perf_counter()
-    with load(path, threads=threads, kv=kv) as model:
+    bundle = open_bundle(path)
+    depths, room = check_plan(bundle, plan)
+    with Model(bundle, threads=threads, kv=kv) as model:
         loaded = time.perf_counter()
         *_, done = model.generate([0], max_tokens=1, exit=FullDepth(), sampler=Sampler())
         assert isinstance(done, Done)

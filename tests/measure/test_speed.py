@@ -6,38 +6,18 @@ from math import prod
 
 import numpy as np
 import pytest
-from models import oracle
 
 import ouro_edge
 from ouro_edge.bundle import open_bundle
 from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.measure.context import filled_sequence
 from ouro_edge.measure.speed import End, Loading, Plan, Speed, check_plan, time_model, weight_bytes
-from ouro_edge.runtime.exits import FixedDepth, FullDepth
+from ouro_edge.runtime.exits import FixedDepth
 from ouro_edge.weights import tensor_shapes
-
-IDS = [5, 17, 3, 88, 41, 7, 60]
 
 
 def speeds_of(path, plan):
     return {str(e.test): e for e in time_model(path, "fp32", 1, plan) if isinstance(e, Speed)}
-
-
-def test_assumed_positions_with_the_right_keys_and_values_are_as_good_as_computed_ones(checkpoint_of, bundle_of):
-    checkpoint = checkpoint_of()
-    logits, _ = oracle(checkpoint, IDS)
-    with ouro_edge.load(bundle_of(checkpoint)) as model:
-        computed, assumed = model.new_sequence(), model.new_sequence()
-        computed.feed(IDS[:-1])
-        computed.think(FullDepth())
-        assumed.feed(IDS[:-1])
-        for loop in range(1, model.config.loops + 1):
-            kv = assumed.assume(loop)
-            for array, right in zip(kv.arrays, computed.kv_of(loop).arrays, strict=True):
-                array[:, :, : len(IDS) - 1] = right[:, :, : len(IDS) - 1]
-        assert assumed.frontier == computed.frontier and assumed.work.calls == 0
-        assumed.feed(IDS[-1:])
-        np.testing.assert_allclose(assumed.think(FullDepth()).logits, logits[-1, -1], atol=1e-3)
 
 
 @pytest.mark.parametrize("kv", ["fp32", "int8", "int4"])
