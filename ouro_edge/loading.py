@@ -50,19 +50,27 @@ def load(
     from ouro_edge.runtime.session import check_threads
 
     check_threads(threads)  # before a conversion that takes a minute
-
-    if model is None and (model := default_model()) is None:
-        raise RequestError("this build has no model of its own: name an exported directory, a .gguf file or a hub id")
-    found = resolve(model)
-    if is_gguf(found.path):
-        from ouro_edge.export.in_memory import open_in_memory
-
-        bundle: Bundle = open_in_memory(found.path, progress)
-    else:
-        bundle = open_bundle(found.path if is_bundle(found.path) else exported(found, progress))
+    bundle = open_runnable(runnable(model, progress), progress)
     bundle = bundle if context is None else bundle.with_context(context)
     many_rows = many_rows_for(bundle, prefill, progress)
     return Model(bundle, threads=threads, kv=kv, kv_share=kv_share, gate=gate, many_rows=many_rows)
+
+
+def runnable(model: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> Path:
+    """The exported directory or .gguf file that MODEL runs from; a checkpoint is exported first."""
+    if model is None and (model := default_model()) is None:
+        raise RequestError("this build has no model of its own: name an exported directory, a .gguf file or a hub id")
+    found = resolve(model)
+    return found.path if is_gguf(found.path) or is_bundle(found.path) else exported(found, progress)
+
+
+def open_runnable(path: Path, progress: Progress | None = None) -> Bundle:
+    """Open what `runnable` returned."""
+    if is_gguf(path):
+        from ouro_edge.export.in_memory import open_in_memory
+
+        return open_in_memory(path, progress)
+    return open_bundle(path)
 
 
 def is_gguf(path: Path) -> bool:

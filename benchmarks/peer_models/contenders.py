@@ -1,0 +1,127 @@
+"""Who is timed, and how each is asked: every test has a process of its own. Knows the programs' options and reports.
+
+"prefill 512" is a prompt of 512 tokens, "decode 2048" 16 tokens after 2048 positions, the same for all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from peer_models.install import Places, Sizes
+
+ROOT = Path(__file__).parents[2]
+TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """One thing to time, after a run of it that does not count."""
+
+    kind: Literal["prefill", "decode"]
+    size: int  # tokens of the prompt, or positions before the first decoded token
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.size}"
+
+    @property
+    def tokens(self) -> int:
+        """How many the rate is of."""
+        return self.size if self.kind == "prefill" else TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A runtime with a model and a KV type."""
+
+    name: str
+    peer: str  # what --peers calls it
+    kv: str = ""
+    depth: int = 4
+
+
+CONTENDERS = (
+    Contender("ouro-edge", "ouro-edge", "fp32"),
+    Contender("ouro-edge, int8 KV", "ouro-edge", "int8"),
+    Contender("OpenVINO, int8 KV", "openvino"),
+    Contender("llama.cpp, f16 KV", "llama.cpp", "f16"),
+    Contender("llama.cpp, q8_0 KV", "llama.cpp", "q8_0"),
+    Contender("dense 4B in llama.cpp", "dense", "f16"),
+    Contender("ouro-edge, depth 3, int8 KV", "dense", "int8", 3),
+    Contender("ouro-edge, depth 2, int8 KV", "dense", "int8", 2),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one process gave."""
+
+    rate: float  # tokens a second
+    load: float  # seconds to load and make one token
+    resident: int  # bytes after that
+    peak: int
+    others: float | None  # CPUs that the rest of the machine took meanwhile
+
+
+def run(contender: Contender, test: Test, places: Places, sizes: Sizes, threads: int, wrap: str) -> Outcome:
+    """Time one contender, in a process of its own under the command `wrap`."""
+    models = places.models(sizes)
+    if contender.name.startswith("ouro-edge"):
+        return _ouro_edge(contender, test, models / "ouro-edge", threads, wrap)
+    if contender.peer == "openvino":
+        return _openvino(test, places.openvino_python, models / "openvino", threads, wrap)
+    model = models / ("dense.gguf" if contender.peer == "dense" else "looped.gguf")
+    return _llama_cpp(contender, test, places.llama_bench, model, threads, wrap)
+
+
+def memory_read(threads: int, wrap: str) -> float:
+    """Bytes a second that this machine reads, measured under `wrap` as well."""
+    code = f"from ouro_edge.measure.bandwidth import memory_read; print(memory_read({threads}))"
+    return float(_process(wrap, sys.executable, "-c", code)["output"])
+
+
+def _ouro_edge(contender: Contender, test: Test, model: Path, threads: int, wrap: str) -> Outcome:
+    decode = test.kind == "decode"
+    done = _process(
+        wrap, sys.executable, "-m", "ouro_edge", "bench", model, "-p", "" if decode else test.size,
+        "-n", TOKENS if decode else "", "-d", test.size if decode else 0, "--depths", contender.depth,
+        "--kv", contender.kv, "--threads", threads, "--repeat", 2, "--json",
+    )  # fmt: skip
+    [run] = json.loads(done["output"])["runs"]
+    load = run["load_s"] + run["first_token_s"]
+    return Outcome(run["speeds"][0]["rates"][-1], load, run["loaded"]["resident"], run["end"]["peak"], done["others"])
+
+
+def _openvino(test: Test, python: Path, model: Path, threads: int, wrap: str) -> Outcome:
+    plan = {"threads": threads, "kind": test.kind, "size": test.size, "tokens": TOKENS}
+    done = _process(wrap, python, Path(__file__).with_name("openvino_driver.py"), model, json.dumps(plan))
+    report = json.loads(done["output"])
+    rate = test.tokens / report["seconds"]
+    return Outcome(rate, report["load"], report["resident"], report["peak"], done["others"])
+
+
+def _llama_cpp(contender: Contender, test: Test, llama_bench: Path, model: Path, threads: int, wrap: str) -> Outcome:
+    """llama-bench tells neither load time nor memory: those are of the least run, one token from start to end."""
+    base = [llama_bench, "-m", model, "-t", threads, "-ctk", contender.kv, "-ctv", contender.kv, "-fa", 1, "-r", 1]
+    least = _process(wrap, *base, "-p", 1, "-n", 0, "--no-warmup")
+    options = ("-p", test.size, "-n", 0) if test.kind == "prefill" else ("-p", 0, "-n", TOKENS, "-d", test.size)
+    done = _process(wrap, *base, *options, "-o", "json")
+    [result] = json.loads(done["output"])
+    return Outcome(result["avg_ts"], least["seconds"], least["peak"], done["peak"], done["others"])
+
+
+def _process(wrap: str, *command: object) -> dict[str, Any]:
+    """What process.py says of a program that must succeed; it stands inside `wrap`, which therefore does not count."""
+    words = [*shlex.split(wrap), sys.executable, str(Path(__file__).with_name("process.py")), *map(str, command)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise SystemExit(f"error: {' '.join(words)[:300]} failed:\n{done.stderr[-2000:]}")
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report

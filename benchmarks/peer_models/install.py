@@ -1,0 +1,145 @@
+"""Fetches the peers from PyPI into environments of their own, and makes their models. Knows pip and cmake; no network
+address but PyPI's.
+
+llama.cpp comes as the source in llama-cpp-python's package, built here for this machine's instructions with its own
+llama-bench (ready-made wheels stop at AVX2, which would be unfair); OpenVINO as wheels, its model by optimum-intel.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from peer_models.random_gguf import Shape, write_gguf
+
+LLAMA_CPP = "llama-cpp-python==0.3.36"
+# The newest that optimum-intel exports Ouro with; its torchvision would be the one for another torch.
+OPENVINO = ("torch==2.13.0", "optimum-intel[openvino]==2.2.0", "transformers==4.57.6")
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Models of one comparison: a looped one in three formats, and a dense one."""
+
+    name: str
+    checkpoint: str  # shape of benchmarks/random_checkpoint.py
+    looped: Shape
+    dense: Shape
+    group: int  # weights of a scale at 4 bits
+
+
+FULL = Sizes("full", "1.4b", Shape(24, 2048, 5632, 16, 16, 128, 49152, loops=4),
+             Shape(36, 2560, 9728, 32, 8, 128, 151936, tied=True), 128)  # fmt: skip
+QUICK = Sizes("quick", "tiny", Shape(3, 128, 352, 4, 4, 32, 384, loops=4),
+              Shape(3, 128, 352, 4, 2, 32, 384, tied=True), 16)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where things are kept."""
+
+    data: Path
+    venvs: Path
+
+    def models(self, sizes: Sizes) -> Path:
+        """Folder of the models of one comparison."""
+        return self.data / sizes.name
+
+    @property
+    def llama_bench(self) -> Path:
+        """The program that times llama.cpp."""
+        return self.data / "llama-bench"
+
+    @property
+    def openvino_python(self) -> Path:
+        """The interpreter that has OpenVINO."""
+        return self.venvs / "peers-openvino" / "bin" / "python"
+
+
+def prepare(places: Places, sizes: Sizes, peers: tuple[str, ...], say: Callable[[str], None]) -> None:
+    """Make what is missing; a second run finds it all there."""
+    models = places.models(sizes)
+    models.mkdir(parents=True, exist_ok=True)
+    checkpoint, bundle = models / "checkpoint", models / "ouro-edge"
+    if not (checkpoint / "config.json").is_file():
+        say("writing a random checkpoint")
+        _run(sys.executable, HERE.parent / "random_checkpoint.py", checkpoint, "--shape", sizes.checkpoint)
+    if not (bundle / "ouro_edge.json").is_file():
+        say("exporting it to int4")
+        _run(sys.executable, "-m", "ouro_edge", "export", checkpoint, bundle, "--block-size", sizes.group)
+    if "openvino" in peers:
+        if not places.openvino_python.is_file():
+            say("installing OpenVINO and optimum-intel")
+            _run(sys.executable, "-m", "venv", places.openvino_python.parents[1])
+            _run(places.openvino_python, "-m", "pip", "install", "--quiet", *OPENVINO)
+            _run(places.openvino_python, "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision")
+        if not (models / "openvino" / "openvino_model.xml").is_file():
+            say("exporting the checkpoint with optimum-intel")
+            _export_openvino(places, checkpoint, models / "openvino", sizes.group)
+    if {"llama.cpp", "dense"} & set(peers):
+        if not places.llama_bench.is_file():
+            say("building llama.cpp")
+            _build_llama_cpp(places)
+        for file, shape in (("looped.gguf", sizes.looped), ("dense.gguf", sizes.dense)):
+            if not (models / file).is_file():
+                say(f"writing {file}")
+                write_gguf(models / file, shape)
+
+
+def _export_openvino(places: Places, checkpoint: Path, out: Path, group: int) -> None:
+    """optimum-intel wants the modelling code beside the weights: a second directory that links to them."""
+    source = out.with_name("checkpoint-for-transformers")
+    shutil.rmtree(source, ignore_errors=True)
+    source.mkdir()
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["auto_map"] = {
+        "AutoConfig": "modeling_ouro.OuroConfig",
+        "AutoModelForCausalLM": "modeling_ouro.OuroForCausalLM",
+    }
+    (source / "config.json").write_text(json.dumps(config))
+    shutil.copy(HERE / "modeling_ouro.py", source)
+    for file in checkpoint.glob("*.safetensors*"):
+        (source / file.name).symlink_to(file.resolve())
+    partial = out.with_name("openvino.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    _run(places.openvino_python, "-m", "optimum.commands.optimum_cli", "export", "openvino", "--model", source,
+         "--task", "text-generation-with-past", "--trust-remote-code", "--weight-format", "int4", "--sym",
+         "--group-size", group, "--ratio", "1.0", "--disable-convert-tokenizer", partial)  # fmt: skip
+    partial.rename(out)
+
+
+def _build_llama_cpp(places: Places) -> None:
+    for tool in ("cmake", "c++"):
+        if shutil.which(tool) is None:
+            raise SystemExit(f"error: llama.cpp is built from source, which needs {tool}; or leave it out with --peers")
+    work = places.data / "llama.cpp-source"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    _run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python",
+         "--dest", work, LLAMA_CPP)  # fmt: skip
+    with tarfile.open(next(work.glob("*.tar.gz"))) as archive:
+        archive.extractall(work, filter="data")
+    source = next(work.glob("*/vendor/llama.cpp"))
+    off = ("BUILD_SHARED_LIBS", "LLAMA_CURL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER")
+    _run("cmake", "-S", source, "-B", work / "build", "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON",
+         "-DLLAMA_BUILD_TOOLS=ON", *(f"-D{name}=OFF" for name in off))  # fmt: skip
+    _run("cmake", "--build", work / "build", "--target", "llama-bench", "--parallel", os.cpu_count() or 1)
+    shutil.copy(work / "build" / "bin" / "llama-bench", places.llama_bench)
+    shutil.rmtree(work)
+
+
+def _run(*command: object) -> None:
+    """A command that must succeed; its output is shown only when it does not."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE.parents[1])}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        sys.stderr.write(done.stdout[-4000:] + done.stderr[-4000:])
+        raise SystemExit(f"error: {Path(str(command[0])).name} failed: {' '.join(map(str, command))[:300]}")

@@ -1,0 +1,174 @@
+"""ouro-edge beside llama.cpp and OpenVINO on this machine: `python benchmarks/peers.py`. One command does it all.
+
+It installs the peers into environments of their own, makes one random model of Ouro-1.4B's shapes for each, and times
+them in turn (A B C A B C), every turn in a new process: medians, ranges, and how many times the peer's speed ours is,
+by the ratio of every round. `--only dense` sets us beside what one would take instead of a looped 1.4B: a dense 4B in
+llama.cpp. Results are kept: what was interrupted goes on where it was. Linux; a full run takes most of an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+from peer_models.contenders import CONTENDERS, Contender, Test, memory_read, run  # noqa: E402 (after the path is set)
+from peer_models.install import FULL, QUICK, Places, Sizes, prepare  # noqa: E402
+
+from ouro_edge.runtime.session import available_threads  # noqa: E402
+
+PEERS = ("ouro-edge", "openvino", "llama.cpp", "dense")
+SECTIONS = {
+    "prefill": (Test("prefill", 128), Test("prefill", 512)),
+    "long-prefill": (Test("prefill", 2048),),
+    "decode": (Test("decode", 128),),
+    "long-decode": (Test("decode", 2048), Test("decode", 4096)),
+    "dense": (Test("prefill", 128), Test("decode", 128), Test("decode", 2048)),
+}
+QUICK_SECTIONS = {
+    "prefill": (Test("prefill", 16),),
+    "long-prefill": (Test("prefill", 64),),
+    "decode": (Test("decode", 16),),
+    "long-decode": (Test("decode", 64),),
+    "dense": (Test("prefill", 16), Test("decode", 16)),
+}
+QUIET = 0.2  # CPUs that others may take before a run is taken again
+OURS = ("ouro-edge", "ouro-edge, int8 KV")
+
+
+def contenders_of(section: str, peers: tuple[str, ...]) -> list[Contender]:
+    """Who takes part: dense model and smaller depths in their own section only, other KV types where it is long."""
+    there = [c for c in CONTENDERS if c.peer in peers]
+    if section == "dense":
+        return [c for c in there if c.peer == "dense" or c.name == OURS[1]]
+    left_out = () if section.startswith("long") else ("int8", "q8_0")
+    return [c for c in there if c.peer != "dense" and c.kv not in left_out]
+
+
+def measure(
+    sections: dict[str, tuple[Test, ...]], options: argparse.Namespace, places: Places, sizes: Sizes, results: Path
+) -> list[dict[str, Any]]:
+    """Rounds over all tests and contenders; every outcome is written down before the next begins."""
+    done: list[dict[str, Any]] = json.loads(results.read_text()) if results.is_file() else []
+    have = {(o["section"], o["test"], o["contender"], o["round"]) for o in done}
+    for round_, (section, test) in product(range(options.rounds), ((s, t) for s in sections for t in sections[s])):
+        for contender in contenders_of(section, options.peers):
+            about = {"section": section, "test": str(test), "contender": contender.name, "round": round_}
+            if tuple(about.values()) in have:
+                continue
+            print(f"round {round_ + 1}, {section}, {test}: {contender.name}", file=sys.stderr)
+            about |= {"at": time.time(), "memory_read": memory_read(options.threads, options.wrap)}
+            tries = [run(contender, test, places, sizes, options.threads, options.wrap)]
+            while (tries[-1].others or 0) > QUIET and len(tries) <= options.retries:
+                tries.append(run(contender, test, places, sizes, options.threads, options.wrap))
+            done.append(about | asdict(min(tries, key=lambda tried: tried.others or 0)))
+            partial = results.with_suffix(".partial")
+            partial.write_text(json.dumps(done, indent=1) + "\n")
+            partial.replace(results)
+    return done
+
+
+def report(done: list[dict[str, Any]]) -> str:
+    """A Markdown table a section. Ratios are ours to theirs in the same round, ours the better of both KV types."""
+    lines = []
+    head = ("test", "runtime", "tokens/s", "range", "ours is", "load, s", "resident, GB", "peak, GB", "CPUs of others")
+    for section in dict.fromkeys(o["section"] for o in done):
+        lines += [f"\n### {section}\n", row(*head), row(*["---"] * len(head))]
+        here = [o for o in done if o["section"] == section]
+        for test, contender in dict.fromkeys((o["test"], o["contender"]) for o in here):
+            mine = [o for o in here if (o["test"], o["contender"]) == (test, contender)]
+            rates = [o["rate"] for o in mine]
+            load, resident, peak = (median(o[key] for o in mine) for key in ("load", "resident", "peak"))
+            others = "?" if mine[0]["others"] is None else f"{max(o['others'] for o in mine):.1f}"
+            lines.append(row(
+                test, contender, f"{median(rates):.3g}", f"{min(rates):.3g}-{max(rates):.3g}", ratio(here, mine),
+                f"{load:.2f}", f"{resident / 1e9:.2f}", f"{peak / 1e9:.2f}", others,
+            ))  # fmt: skip
+    read = [o["memory_read"] / 1e9 for o in done]
+    lines.append(f"\nMemory read meanwhile: {min(read):.1f}-{max(read):.1f} GB/s, median {median(read):.1f}.")
+    return "\n".join([*lines, *mixture(done)]).strip()
+
+
+def row(*cells: str) -> str:
+    """A line of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def ratio(here: list[dict[str, Any]], mine: list[dict[str, Any]]) -> str:
+    """Our speed by theirs, in the rounds that both were in: median and range."""
+    if mine[0]["contender"].startswith("ouro-edge"):
+        return ""
+    found = []
+    for o in mine:
+        ours = [
+            x["rate"] for x in here if x["contender"] in OURS and (x["test"], x["round"]) == (o["test"], o["round"])
+        ]
+        found += [max(ours) / o["rate"]] if ours else []
+    return f"{median(found):.2f} times ({min(found):.2f}-{max(found):.2f})" if found else "-"
+
+
+def mixture(done: list[dict[str, Any]]) -> Iterator[str]:
+    """Our speed at a mean depth of 2.5 beside the dense model's: half of the tokens at depth 2, half at 3."""
+    dense = [o for o in done if o["section"] == "dense"]
+    for test in dict.fromkeys(o["test"] for o in dense):
+        names = ("ouro-edge, depth 2, int8 KV", "ouro-edge, depth 3, int8 KV", "dense 4B in llama.cpp")
+        rates = [[o["rate"] for o in dense if (o["test"], o["contender"]) == (test, name)] for name in names]
+        if all(rates):
+            two, three, theirs = map(median, rates)
+            speed = 2 / (1 / two + 1 / three)
+            yield f"Mean depth 2.5, {test}: {speed:.3g} tokens/s, {speed / theirs:.2f} times the dense 4B."
+
+
+def words(choices: tuple[str, ...]) -> Any:
+    """A reader of names separated by commas, each one of `choices`."""
+
+    def read(text: str) -> tuple[str, ...]:
+        found = tuple(text.split(","))
+        if unknown := [name for name in found if name not in choices]:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: choose from {', '.join(choices)}")
+        return found
+
+    return read
+
+
+def main() -> None:
+    """Prepare, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peers", type=words(PEERS), default=PEERS, help=f"any of {','.join(PEERS)}")
+    parser.add_argument("--only", type=words(tuple(SECTIONS)), default=tuple(SECTIONS), help="sections to run")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--retries", type=int, default=0, help="runs more where others took over a fifth of a CPU")
+    parser.add_argument("--threads", type=int, default=available_threads())
+    parser.add_argument("--quick", action="store_true", help="tiny models: does everything work?")
+    parser.add_argument("--work", type=Path, default=Path(".cache/peers"), help="models and results")
+    parser.add_argument("--venvs", type=Path, help="environments of the peers (default: in --work)")
+    parser.add_argument(
+        "--wrap", default="", metavar="COMMAND", help="put before every timed program, such as 'nice -n -5'"
+    )
+    parser.add_argument("--fresh", action="store_true", help="forget earlier results")
+    options = parser.parse_args()
+    places = Places(options.work.resolve(), (options.venvs or options.work).resolve())
+    sizes = QUICK if options.quick else FULL
+    prepare(places, sizes, options.peers, lambda text: print(text, file=sys.stderr))
+    results = places.models(sizes) / "results.json"
+    if options.fresh:
+        results.unlink(missing_ok=True)
+    available = QUICK_SECTIONS if options.quick else SECTIONS
+    done = measure({name: available[name] for name in options.only}, options, places, sizes, results)
+    print(report(done))
+    print(f"\nEvery figure: {results}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""`ouro-edge bench`: how fast a model runs on this machine, and how fast its memory would let it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ouro_edge.version import __version__
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ouro_edge.measure.speed import Plan
+
+
+def _numbers(least: int) -> Callable[[click.Context, click.Parameter, str], tuple[int, ...]]:
+    """A callback that reads whole numbers separated by commas, none below `least`."""
+
+    def read(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+        try:
+            numbers = tuple(dict.fromkeys(int(part) for part in value.split(",") if part))
+        except ValueError:
+            raise click.BadParameter(f"{value!r} is no list of whole numbers such as 1,2,4") from None
+        if any(number < least for number in numbers):
+            raise click.BadParameter(f"{value!r} holds a number below {least}")
+        return numbers
+
+    return read
+
+
+@click.command(name="bench")
+@click.argument("model", required=False)
+@click.option(
+    "-p",
+    "--prompts",
+    callback=_numbers(1),
+    default="128",
+    show_default=True,
+    metavar="N,...",
+    help="Prompt lengths to prefill, '' for none.",
+)
+@click.option(
+    "-n",
+    "--tokens",
+    callback=_numbers(1),
+    default="32",
+    show_default=True,
+    metavar="N,...",
+    help="Numbers of tokens to decode, '' for none.",
+)
+@click.option(
+    "-d",
+    "--context",
+    "contexts",
+    callback=_numbers(0),
+    default="0",
+    show_default=True,
+    metavar="N,...",
+    help="Positions that are there before. Their keys and values are random numbers, put in place without "
+    "computing them: attention costs the same whatever they hold.",
+)
+@click.option(
+    "--depths",
+    callback=_numbers(1),
+    default="",
+    metavar="N,...",
+    help="Loops for every token. Default: 1 to the model's.",
+)
+@click.option(
+    "--kv",
+    "kinds",
+    default="auto",
+    show_default=True,
+    metavar="TYPE,...",
+    help="Types of the KV cache: auto, fp32, int8, int4.",
+)
+@click.option(
+    "--threads",
+    callback=_numbers(1),
+    default="",
+    metavar="N,...",
+    help="CPU threads. Default: the CPUs that this process may use.",
+)
+@click.option(
+    "--prefill", default="auto", show_default=True, metavar="auto|fast|lean", help="How long prompts are processed."
+)
+@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each test.")
+@click.option("--json", "as_json", is_flag=True, help="Print one object with every repeat.")
+def command(
+    model: str | None,
+    prompts: tuple[int, ...],
+    tokens: tuple[int, ...],
+    contexts: tuple[int, ...],
+    depths: tuple[int, ...],
+    kinds: str,
+    threads: tuple[int, ...],
+    prefill: str,
+    repeat: int,
+    as_json: bool,
+) -> None:
+    """Time prefill and decoding of MODEL: medians, with the range of the repeats.
+
+    Each pair of KV type and thread count is loaded in a process of its own, for its load time and its memory. GB/s is
+    what decoding reads: the weights once a call of the block, the head once a token, the keys and values. It stands
+    beside what this machine's memory gives to a plain read (the largest number of a 256 MB array, by as many threads):
+    that bounds decoding. Close other programs; nothing here corrects for them.
+    """
+    from ouro_edge.cli.options import BUILT_IN
+    from ouro_edge.cli.progress import conversion_progress
+    from ouro_edge.loading import open_runnable, runnable
+    from ouro_edge.measure.speed import Plan
+    from ouro_edge.prefill import many_rows_for
+    from ouro_edge.runtime.session import available_threads
+
+    if model is None:
+        click.echo(BUILT_IN, err=True)
+    with conversion_progress() as progress:
+        path = runnable(model, progress)
+        many_rows_for(open_runnable(path), prefill, progress)  # made here, so that no load time has it
+    plan = Plan(prompts, tokens, depths, contexts or (0,), repeat)
+    machine = _machine()
+    runs = [
+        _run(path, kv.strip(), count, prefill, plan)
+        for count in threads or (available_threads(),)
+        for kv in kinds.split(",")
+    ]
+    if as_json:
+        click.echo(json.dumps({"machine": machine, "model": str(path), "runs": runs}))
+        return
+    click.echo(f"{path.name} on {machine['cpu']}, onnxruntime {machine['onnxruntime']}\n")
+    click.echo(_loading_table(runs))
+    for table in filter(None, (_speed_table(runs, kind) for kind in ("prefill", "decode"))):
+        click.echo(f"\n{table}")
+
+
+def _run(path: Path, kv: str, threads: int, prefill: str, plan: Plan) -> dict[str, Any]:
+    """One load of the model, as plain values."""
+    from ouro_edge.loading import open_runnable
+    from ouro_edge.measure.bandwidth import memory_read
+    from ouro_edge.measure.own_process import in_own_process
+    from ouro_edge.measure.speed import End, Loading, Speed, check_plan, time_model
+    from ouro_edge.runtime.kv_choice import choose_kv
+    from ouro_edge.runtime.session import check_threads
+
+    bundle = open_runnable(path)  # refuse what cannot be done before anything is measured
+    check_plan(bundle, plan)
+    check_threads(threads)
+    choose_kv(bundle, kv)
+    run: dict[str, Any] = {"memory_read": [memory_read(threads)], "speeds": []}
+    for event in in_own_process(time_model, path, kv, threads, prefill, plan):
+        match event:
+            case str():
+                _progress(event)
+            case Loading():
+                run |= {"kv": event.kv, "threads": threads, "load_s": event.load, "first_token_s": event.first_token}
+                run["loaded"] = asdict(event.memory)
+            case Speed():
+                rate = {"rate": median(event.rates), "rates": event.rates, "bandwidth": event.bandwidth}
+                run["speeds"].append(asdict(event) | rate)
+            case End():
+                run |= {"end": asdict(event.memory), "idle_cpu": event.idle_cpu}
+    _progress("")
+    run["memory_read"].append(memory_read(threads))
+    return run
+
+
+def _progress(text: str) -> None:
+    """One line on stderr, written over the one before."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        click.echo(f"\r\x1b[K{text}", err=True, nl=False)
+
+
+def _machine() -> dict[str, Any]:
+    from importlib.metadata import version
+
+    cpu = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    names = ("numpy", "onnxruntime")
+    return {"cpu": cpu, "system": platform.platform(), "ouro-edge": __version__} | {n: version(n) for n in names}
+
+
+def _loading_table(runs: list[dict[str, Any]]) -> str:
+    from ouro_edge.cli.tables import table
+
+    head = ("kv", "threads", "memory read", "load", "first token", "resident", "at the end", "peak", "idle CPU")
+    return table(head, [(
+        run["kv"], str(run["threads"]), "-".join(f"{x / 1e9:.1f}" for x in sorted(run["memory_read"])) + " GB/s",
+        f"{run['load_s']:.2f} s",
+            f"{run['first_token_s']:.2f} s", *(f"{size / 1e9:.2f} GB" for size in (
+            run["loaded"]["resident"], run["end"]["resident"], run["end"]["peak"])), f"{run['idle_cpu']:.0%}",
+    ) for run in runs])  # fmt: skip
+
+
+def _speed_table(runs: list[dict[str, Any]], kind: str) -> str | None:
+    from ouro_edge.cli.tables import table
+
+    rows = []
+    for run in runs:
+        for speed in (speed for speed in run["speeds"] if speed["test"]["kind"] == kind):
+            test, seconds = speed["test"], median(speed["seconds"])
+            rows.append([run["kv"], *map(str, (run["threads"], test["context"], test["tokens"], test["depth"])),
+                         _short(speed["rate"]), f"{_short(min(speed['rates']))}-{_short(max(speed['rates']))}",
+                         f"{_short(seconds)} s", f"{_short(1e3 * seconds / speed['block_calls'])} ms"])  # fmt: skip
+            if kind == "decode":
+                share = speed["bandwidth"] / max(run["memory_read"])
+                rows[-1] += [f"{speed['bandwidth'] / 1e9:.2f}", f"{share:.0%}"]
+    head = ["kv", "threads", "context", kind, "depth", "tokens/s", "range", "time", "a call"]
+    return table(head + ["GB/s", "of memory read"] * (kind == "decode"), rows) if rows else None
+
+
+def _short(number: float) -> str:
+    """Three digits, and no exponent where there are more before the point."""
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"

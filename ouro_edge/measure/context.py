@@ -1,0 +1,42 @@
+"""A sequence at a long context, without the minutes that computing it would take. Knows the runtime's KV.
+
+Keys and values are random numbers of a usual size. That costs what real ones cost: attention reads and multiplies the
+same bytes whatever they hold.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro_edge.runtime.model import Model
+from ouro_edge.runtime.sequence import TokenSequence
+
+
+def filled_sequence(model: Model, length: int, loops: int, room: int, rng: np.random.Generator) -> TokenSequence:
+    """A sequence whose first `length` positions count as processed by the first `loops` loops.
+
+    There is room for `room` positions more, so that nothing grows while time is taken. ContextOverflowError when the
+    model or the machine's memory cannot hold them.
+    """
+    sequence = model.new_sequence()
+    sequence.feed(rng.integers(0, model.config.vocab_size, length + room).tolist())
+    reached = [len(sequence)] * (loops + 1) + [0] * (model.config.loops - loops)
+    width = model.config.hidden_size
+    waiting = [np.zeros((before - after, width), np.float32) for before, after in pairwise(reached[1:])]
+    sequence.restore(sequence.tokens, reached, waiting)
+    values: list[NDArray[Any]] = []
+    for loop, valid in sequence.caches():
+        values = values or [_plausible(array, rng) for array in loop.kv.valid(length)[:1]]
+        loop.kv.fill(min(valid, length), values * len(loop.kv.arrays))
+    sequence.rewind(length)
+    return sequence
+
+
+def _plausible(like: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    if like.dtype == np.float32:
+        return rng.standard_normal(like.shape, np.float32)
+    return rng.integers(0, 64, like.shape, like.dtype)  # for int8, and two small numbers of 4 bits

@@ -1,0 +1,169 @@
+"""Times one loaded model: prefill and decoding at given depths and contexts, loading, memory. Knows the runtime.
+
+Everything is timed through `Model.generate`, so that it is what a user gets. Repeats go round the tests of a context
+(A B A B, not A A B B): a slow minute of the machine then falls on all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+import numpy as np
+
+from ouro_edge.bundle import Bundle
+from ouro_edge.errors import ContextOverflowError, RequestError
+from ouro_edge.loading import open_runnable
+from ouro_edge.measure.context import filled_sequence
+from ouro_edge.measure.memory import ProcessMemory, process_memory
+from ouro_edge.prefill import many_rows_for
+from ouro_edge.runtime.events import Done
+from ouro_edge.runtime.exits import FixedDepth, FullDepth
+from ouro_edge.runtime.kv import kv_bytes_per_token
+from ouro_edge.runtime.model import Model
+from ouro_edge.runtime.sampler import Sampler
+from ouro_edge.runtime.sequence import TokenSequence
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to time on one loaded model."""
+
+    prompts: tuple[int, ...]  # tokens to prefill
+    tokens: tuple[int, ...]  # tokens to decode
+    depths: tuple[int, ...]  # loops a token; empty: 1 to the model's
+    contexts: tuple[int, ...]  # positions that are there before
+    repeats: int
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """One thing to time."""
+
+    kind: Literal["prefill", "decode"]
+    tokens: int
+    depth: int
+    context: int
+
+    def __str__(self) -> str:
+        after = f" after {self.context}" if self.context else ""
+        return f"{self.kind} {self.tokens}{after}, depth {self.depth}"
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What a test gave."""
+
+    test: Test
+    seconds: tuple[float, ...]  # one for each repeat
+    block_calls: int  # of one repeat; each reads the block's weights
+    loops_run: int  # of one repeat: positions times loops
+    bytes_read: int | None  # of one repeat: weights, keys and values; None for prefill, which computing bounds
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Tokens per second of each repeat."""
+        return tuple(self.test.tokens / s for s in self.seconds)
+
+    @property
+    def bandwidth(self) -> float | None:
+        """Bytes read a second, by the median time."""
+        return None if self.bytes_read is None else self.bytes_read / median(self.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """A model was loaded and has made one token, at full depth: some weights come in with the first use only."""
+
+    kv: str
+    threads: int
+    load: float  # seconds, with onnxruntime's import; files as warm as the system had them
+    first_token: float  # seconds after that
+    memory: ProcessMemory
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """All tests are through."""
+
+    memory: ProcessMemory
+    idle_cpu: float  # share of one CPU that the loaded model takes while nobody asks it anything
+
+
+def time_model(path: Path, kv: str, threads: int, prefill: str, plan: Plan) -> Iterator[str | Loading | Speed | End]:
+    """Load a bundle and time it; yields what it is about to do as text, and results as they come.
+
+    Meant for a process of its own. RequestError for a depth that the model lacks, ContextOverflowError for a context
+    beyond it.
+    """
+    yield f"loading, kv {kv}, {threads} threads"
+    began = time.perf_counter()
+    bundle = open_runnable(path)
+    depths, room = check_plan(bundle, plan)
+    with Model(bundle, threads=threads, kv=kv, many_rows=many_rows_for(bundle, prefill)) as model:
+        loaded = time.perf_counter()
+        *_, done = model.generate([0], max_tokens=1, exit=FullDepth(), sampler=Sampler())
+        assert isinstance(done, Done)
+        yield Loading(model.kv, threads, loaded - began, done.timings.total, process_memory())
+        rng = np.random.default_rng(0)
+        for context in plan.contexts:
+            yield f"making a context of {context}"
+            sequence = filled_sequence(model, context, max(depths), room, rng)
+            tests = [Test("prefill", n, depth, context) for n in plan.prompts for depth in depths]
+            tests += [Test("decode", n, depth, context) for n in plan.tokens for depth in depths]
+            yield "warming up"
+            _run(model, sequence, Test("decode", 2, max(depths), context), rng)
+            runs: dict[Test, list[Done]] = {test: [] for test in tests}
+            for repeat in range(plan.repeats):
+                for test in tests:
+                    yield f"{test} ({repeat + 1} of {plan.repeats})"
+                    runs[test].append(_run(model, sequence, test, rng))
+            yield from (_speed(bundle, model.kv, test, done) for test, done in runs.items())
+        before, began = time.process_time(), time.perf_counter()
+        time.sleep(0.5)
+        yield End(process_memory(), (time.process_time() - before) / (time.perf_counter() - began))
+
+
+def check_plan(bundle: Bundle, plan: Plan) -> tuple[tuple[int, ...], int]:
+    """The depths to time and the positions that a test needs beside its context; errors when the model has too few."""
+    config = bundle.config
+    depths = plan.depths or tuple(range(1, config.loops + 1))
+    if not 1 <= min(depths) <= max(depths) <= config.loops:
+        raise RequestError(f"depths are {', '.join(map(str, depths))}; this model has 1 to {config.loops} loops")
+    room = max((*plan.prompts, *plan.tokens, 2))
+    if (most := max(plan.contexts) + room) > config.max_positions:
+        raise ContextOverflowError(f"{most} positions do not fit this model's context of {config.max_positions}: "
+                                   "ask for shorter prompts, fewer tokens or a smaller context")  # fmt: skip
+    return depths, room
+
+
+def weight_bytes(bundle: Bundle) -> tuple[int, int]:
+    """Bytes of weights that a call of the block reads, and those that a call of the head reads."""
+    sizes = {name: sum(part.size for part in t.parts.values()) for name, t in bundle.manifest.tensors.items()}
+    head = sizes.get("head", sizes["embedding"])
+    return sum(size for name, size in sizes.items() if name not in ("embedding", "head")), head
+
+
+def _run(model: Model, sequence: TokenSequence, test: Test, rng: np.random.Generator) -> Done:
+    sequence.rewind(test.context)
+    new, wanted = (test.tokens, 1) if test.kind == "prefill" else (1, test.tokens)
+    ids = [*sequence.tokens, *rng.integers(0, model.config.vocab_size, new).tolist()]
+    *_, done = model.generate(
+        ids, max_tokens=wanted, exit=FixedDepth(test.depth), sampler=Sampler(), stop_ids=(), sequence=sequence
+    )
+    assert isinstance(done, Done)
+    return done
+
+
+def _speed(bundle: Bundle, kv: str, test: Test, runs: list[Done]) -> Speed:
+    usage, read = runs[0].usage, None
+    if test.kind == "decode":
+        block, head = weight_bytes(bundle)
+        seen = sum(range(test.context + 1, test.context + test.tokens + 1))  # positions that the tokens attend to
+        keys_and_values = seen * test.depth * kv_bytes_per_token(bundle.config, kv) // bundle.config.loops
+        read = usage.block_calls * block + test.tokens * head + keys_and_values
+    return Speed(test, tuple(done.timings.total for done in runs), usage.block_calls, usage.loops_run, read)

@@ -1,0 +1,70 @@
+"""`ouro-edge bench` on the built-in model: what it prints, not how fast it is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from ouro_edge.cli import main
+from ouro_edge.measure import bandwidth
+
+
+@pytest.fixture(autouse=True)
+def small_buffer(monkeypatch):
+    monkeypatch.setattr(bandwidth, "_BYTES", 1 << 20)
+
+
+def bench(*arguments: str):
+    return CliRunner().invoke(main, ["bench", *arguments])
+
+
+def test_json_holds_every_repeat_of_every_test():
+    result = bench(*"-p 5 -n 3 -d 0,9 --depths 1,4 --kv fp32,int8 --threads 1 --repeat 2 --json".split())
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["machine"]["onnxruntime"] and report["machine"]["cpu"]
+    assert [(run["kv"], run["threads"]) for run in report["runs"]] == [("fp32", 1), ("int8", 1)]
+    for run in report["runs"]:
+        tests = [(s["test"]["kind"], s["test"]["context"], s["test"]["depth"]) for s in run["speeds"]]
+        assert tests == [(k, c, d) for c in (0, 9) for k in ("prefill", "decode") for d in (1, 4)]
+        assert all(len(s["seconds"]) == 2 for s in run["speeds"])
+        assert run["end"]["peak"] >= run["loaded"]["resident"] > 0
+        assert min(run["memory_read"]) > 0
+
+
+def test_tables_show_each_kind_on_its_own():
+    result = bench(*"-p 5 -n 3 --depths 2 --repeat 1".split())
+    assert result.exit_code == 0, result.output
+    first, *tables = result.stdout.strip().split("\n\n")
+    assert "nano on" in first and "onnxruntime" in first
+    assert [table.split("\n")[0].split()[:4] for table in tables] == [
+        ["kv", "threads", "memory", "read"],
+        ["kv", "threads", "context", "prefill"],
+        ["kv", "threads", "context", "decode"],
+    ]
+    assert tables[2].split("\n")[1].split()[:5] == ["fp32", tables[0].split("\n")[1].split()[1], "0", "3", "2"]
+
+
+def test_an_empty_list_leaves_a_kind_out():
+    result = bench("-p", "", "-n", "2", "--depths", "1", "--repeat", "1")
+    assert result.exit_code == 0 and "decode" in result.stdout and "prefill" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-p", "5,x"], "no list of whole numbers"),
+        (["-n", "0"], "below 1"),
+        (["--depths", "5"], "1 to 4 loops"),
+        (["-d", "100000"], "do not fit this model's context"),
+        (["--kv", "fp16"], "wanted auto, fp32, int8, int4"),
+        (["--threads", "9999"], "from 1 to 1024"),
+        (["nowhere/at-all/x"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, said):
+    result = bench(*arguments)
+    assert result.exit_code != 0 and said in result.stderr
+    assert "Traceback" not in result.output and result.stdout == ""
