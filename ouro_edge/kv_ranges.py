@@ -23,7 +23,7 @@ from ouro_edge.weights import Array
 
 RECORD_FILE = "kv_ranges.json"
 RANGES_FILE = "kv_ranges.npy"
-_VERSION = 1
+_VERSION = 2
 
 
 def ranges_shape(config: ModelConfig) -> tuple[int, int, int, int, int]:
