@@ -1,22 +1,14 @@
-"""The page at `/`: what it may not contain, and a click-through in headless Chromium.
-
-The tests marked `browser` need `pip install playwright` (extra `browser`) and a Chromium: the system's (`apt-get install
-chromium`), playwright's own, or the one that OURO_EDGE_CHROMIUM names. Without them they are skipped.
-"""
+"""The page at `/`: what it may not contain, and a click-through in headless Chromium."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shutil
 from collections import Counter
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
+from page_driver import pretend, say
 
-from ouro_edge.server.limits import Access
 from ouro_edge.server.page import FILE, page_response, policy
 
 HTML = FILE.read_text(encoding="utf-8")
@@ -44,7 +36,9 @@ def test_it_is_small_and_names_no_other_host():
 
 
 def test_text_of_a_model_can_only_become_text():
-    assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\b|\bFunction\(", HTML)
+    assert not re.findall(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\b|\bFunction\(", HTML
+    )
 
 
 def test_its_html_is_well_formed():
@@ -75,78 +69,6 @@ def test_its_html_is_well_formed():
     assert [name for name, count in Counter(reader.ids).items() if count > 1] == []
     used = set(re.findall(r'\$\("([\w-]+)"\)', HTML)) | set(re.findall(r'copyOf\("([\w-]+)"\)', HTML))
     assert used <= set(reader.ids)
-
-
-# ---- In a browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not here: pip install 'ouro-edge[browser]'")
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    found = os.environ.get("OURO_EDGE_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    with api.sync_playwright() as playwright:
-        path = found or playwright.chromium.executable_path
-        if not Path(path).exists():
-            pytest.skip("no Chromium is here: OURO_EDGE_CHROMIUM may name one")
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(browser):
-    """visit(server, settings of the window) opens the page; errors in its console fail the test."""
-    contexts, problems = [], []
-
-    def visit(server, script=None, **window):
-        contexts.append(browser.new_context(viewport={"width": 900, "height": 800}, reduced_motion="reduce", **window))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(20_000)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda m: problems.append(m.text) if m.type == "error" and "status of" not in m.text else 0)
-        page.goto(server.url)
-        return page
-
-    yield visit
-    for context in contexts:
-        context.close()
-    assert problems == []
-
-
-@pytest.fixture
-def page(server, visit):
-    page = visit(server)
-    page.locator("#examples button").first.wait_for()
-    return page
-
-
-def say(page, text):
-    """Ask by keyboard and wait for the end of the answer, which is returned."""
-    before = page.locator(".answer").count()
-    page.fill("#say", text)
-    page.press("#say", "Enter")
-    answer = page.locator(".answer").nth(before)
-    answer.locator(".actions").wait_for()
-    return answer
-
-
-def pretend(page, texts, lens=None, name="**/v1/chat/completions"):
-    """The server answers with these tokens, of depth 1, 2, 3, ..."""
-    sent = []
-    events = []
-    for i, text in enumerate(texts):
-        depth = {"depth": i % 4 + 1, "exit_probs": [0.2] * (i % 4 + 1), "lens": lens or []}
-        events.append({"choices": [{"index": 0, "delta": {"content": text}, "ouro_edge": depth}]})
-    events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
-    body = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + ": alive\n\ndata: [DONE]\n\n"
-
-    def fulfil(route):
-        sent.append(route.request.post_data_json)
-        route.fulfill(content_type="text/event-stream", body=body)
-
-    page.route(name, fulfil)
-    return sent
 
 
 @pytest.mark.browser
