@@ -54,6 +54,19 @@ BARE = """e => {
   return e.innerHTML;
 }"""
 
+GROWING = """(pieces) => {
+  const answer = new Answer();
+  const view = viewOf(answer);
+  state.running = { answer };
+  for (const text of pieces) {
+    answer.add({ text, depth: 1 });
+    drawBody(answer, view);
+  }
+  const body = view.querySelector(".body");
+  if (body.querySelectorAll(".wait").length !== 1) throw new Error("one mark of waiting");
+  return bare(body);
+}"""
+
 
 def pieces(text, size=3):
     return [text[i : i + size] for i in range(0, len(text), size)]
@@ -65,6 +78,7 @@ def test_markdown_whatever_its_tokens(page):
         pretend(page, pieces(LONG, size))
         body = say(page, "go").locator(".body")
         shapes.add(body.evaluate(BARE))
+    shapes.add(page.evaluate(GROWING.replace("bare(", f"({BARE})("), pieces(LONG, 2)))
     [html] = shapes
     for part in (
         "<h4>Why</h4>",
