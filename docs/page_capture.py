@@ -30,7 +30,7 @@ def capture(page: Page) -> None:
     page.press("#say", "Enter")
     answered(page, 1)
     page.locator("#scroll").evaluate("scroll => { scroll.scrollTop = 0 }")
-    page.locator(".answer").nth(1).locator(".tok", has_text="I").first.hover()
+    page.locator(".answer").nth(1).locator(".tok", has_text="whom").first.hover()
     page.screenshot(path=OUT)
 
 

@@ -27,7 +27,7 @@ def chromium() -> Iterator[Any]:
     found = os.environ.get("OURO_EDGE_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
     with api.sync_playwright() as playwright:
         path = found or playwright.chromium.executable_path
-        if not Path(path).exists():
+        if not Path(path).is_file():
             pytest.skip("no Chromium is here: OURO_EDGE_CHROMIUM may name one")
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser

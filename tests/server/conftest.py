@@ -136,17 +136,21 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Callable[..., Any]]:
-    """visit(server, **settings of the window) opens the page; an error in its script or its policy fails the test."""
+    """visit(server, **settings of the window) opens the page; an error in its script or its policy fails the test.
+
+    Without a server it is a window that has visited nothing yet.
+    """
     contexts, problems = [], []
 
-    def visit(server: Running, **window: Any) -> Any:
+    def visit(server: Running | None, **window: Any) -> Any:
         settings = {"viewport": {"width": 900, "height": 800}, "reduced_motion": "reduce", **window}
         contexts.append(browser.new_context(**settings))
         page = contexts[-1].new_page()
         page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
-        page.goto(server.url)
+        if server is not None:
+            page.goto(server.url)
         return page
 
     yield visit

@@ -201,3 +201,24 @@ def test_light_and_dark(server, visit):
     assert light != dark
     page.reload()
     assert page.evaluate(ground) == light
+
+
+@pytest.mark.parametrize(("loops", "gate"), [(1, False), (4, False), (8, True)])
+def test_other_models(server, visit, loops, gate):
+    card = {"id": "<b>other</b>", "ouro_edge": {"loops": loops, "has_gate": gate, "exit_threshold": None}}
+    page = visit(None)
+    page.route("**/v1/models", lambda route: route.fulfill(json={"data": [card]}))
+    page.goto(server.url)
+    page.locator("#examples button", has_text="Why is the sky blue?").wait_for()
+    assert page.locator("#model").inner_text() == "<b>other</b>"
+    assert page.locator("#dial").is_visible() == (loops > 1) and page.locator("#threshold").is_enabled() == gate
+    assert page.locator("#legend i").count() == loops
+    assert ("mean depth" in say(page, "hello").locator(".stats").inner_text()) == (loops > 1)
+
+
+def test_it_waits_for_a_server_that_is_not_there_yet(server, visit):
+    page = visit(None)
+    page.route("**/v1/models", lambda route: route.abort(), times=1)
+    page.goto(server.url)
+    page.locator("#model", has_text="The server is gone").wait_for()
+    page.locator("#model", has_text="Ouro-nano").wait_for()
