@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from page_driver import chromium
 
 import ouro_edge
 from ouro_edge.runtime.cancel import Cancel
@@ -125,3 +126,42 @@ def _until() -> Callable[..., None]:
 def endless(nano: ouro_edge.Model) -> dict[str, Any]:
     """Fields that make a long answer."""
     return {"logit_bias": {str(i): -100 for i in nano.stop_ids}}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """visit(server, **settings of the window) opens the page; an error in its script or its policy fails the test.
+
+    Without a server it is a window that has visited nothing yet.
+    """
+    contexts, problems = [], []
+
+    def visit(server: Running | None, **window: Any) -> Any:
+        settings = {"viewport": {"width": 900, "height": 800}, "reduced_motion": "reduce", **window}
+        contexts.append(browser.new_context(**settings))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(20_000)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
+        if server is not None:
+            page.goto(server.url)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    unforeseen = [text for text in problems if not text.startswith("Failed to load resource")]
+    assert unforeseen == []
+
+
+@pytest.fixture
+def page(server: Running, visit: Callable[..., Any]) -> Any:
+    page = visit(server)
+    page.locator("#examples button").first.wait_for()
+    return page
