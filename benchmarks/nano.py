@@ -31,10 +31,14 @@ class Answer:
 
     family: str
     hops: int
+    text: str
     right: bool
     depth: float  # mean over the answer's tokens
+    tokens: int  # with the one that ends the answer
+    prompt_tokens: int
     loops_run: int
     loops_full: int
+    answer_loops: int  # of loops_run, those of the positions that the answer's tokens came from
 
 
 def questions(file: Path, most: int | None) -> list[dict[str, object]]:
@@ -54,15 +58,21 @@ def ask(model: ouro_edge.Model, asked: Iterable[dict[str, object]], policy: ouro
     answers = []
     for question in asked:
         messages = [{"role": "user", "content": question["prompt"]}]
-        *tokens, done = model.chat(messages, exit=policy, max_tokens=48, sampler=ouro_edge.Sampler())
+        sequence = model.new_sequence()
+        *tokens, done = model.chat(messages, exit=policy, max_tokens=48, sampler=ouro_edge.Sampler(), sequence=sequence)
+        before = done.usage.prompt_tokens - 1  # the prompt's last position gives the first token
         answers.append(
             Answer(
                 question["family"],
                 question["hops"],
+                done.text,
                 done.text == question["answer"],
                 fmean(token.depth for token in tokens),
+                len(tokens),
+                done.usage.prompt_tokens,
                 done.usage.loops_run,
                 done.usage.loops_full,
+                sum(max(0, at - before) for at in sequence.frontier[1:]),
             )
         )
     return answers
