@@ -53,13 +53,18 @@ def questions(file: Path, most: int | None) -> list[dict[str, object]]:
     return kept
 
 
-def ask(model: ouro_edge.Model, asked: Iterable[dict[str, object]], policy: ouro_edge.ExitPolicy) -> list[Answer]:
-    """Greedy answers to all questions under one exit policy."""
+def ask(
+    model: ouro_edge.Model,
+    asked: Iterable[dict[str, object]],
+    policy: ouro_edge.ExitPolicy,
+    sequence: ouro_edge.TokenSequence | None = None,
+) -> list[Answer]:
+    """Greedy answers to all questions under one exit policy, each in a new sequence unless one is given."""
     answers = []
     for question in asked:
         messages = [{"role": "user", "content": question["prompt"]}]
-        sequence = model.new_sequence()
-        *tokens, done = model.chat(messages, exit=policy, max_tokens=48, sampler=ouro_edge.Sampler(), sequence=sequence)
+        own = model.new_sequence() if sequence is None else sequence
+        *tokens, done = model.chat(messages, exit=policy, max_tokens=48, sampler=ouro_edge.Sampler(), sequence=own)
         before = done.usage.prompt_tokens - 1  # the prompt's last position gives the first token
         answers.append(
             Answer(
@@ -72,7 +77,7 @@ def ask(model: ouro_edge.Model, asked: Iterable[dict[str, object]], policy: ouro
                 done.usage.prompt_tokens,
                 done.usage.loops_run,
                 done.usage.loops_full,
-                sum(max(0, at - before) for at in sequence.frontier[1:]),
+                sum(max(0, at - before) for at in own.frontier[1:]),
             )
         )
     return answers
