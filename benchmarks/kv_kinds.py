@@ -1,4 +1,4 @@
-"""What a smaller KV cache costs on Ouro-nano: `python benchmarks/kv_kinds.py --most 6`.
+"""What a smaller KV cache costs on Ouro-nano: `python benchmarks/kv_kinds.py --most 15`.
 
 Float32 against int8, int4 and one cache shared by all loops: answers to held-out questions, the likelihood of right
 answers, and the divergence over long contexts. After a prompt text is fed token by token, as generation does it: only
