@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import ouro_edge
+from ouro_edge.cli.options import exit_policy
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -31,6 +33,22 @@ def asked():
 
 def row(model, asked, spelling: str, price: float = 0.5) -> policies.Row:
     return policies.measure(model, asked, spelling, policies.POLICIES[spelling], price)
+
+
+def test_policies_are_what_the_command_line_makes_of_their_spelling(model):
+    for spelling, policy in policies.POLICIES.items():
+        if not spelling.startswith("--"):
+            continue
+        words = dict(re.findall(r"(--\S+) (\S+)", spelling))
+        threshold, budget, loops = (words.get(name) for name in ("--exit-threshold", "--loop-budget", "--loops"))
+        made = exit_policy(
+            model,
+            exit_threshold=float(threshold) if threshold else None,
+            rule=words.get("--exit"),
+            loops=int(loops) if loops else None,
+            loop_budget=float(budget) if budget else None,
+        )
+        assert made == policy, spelling
 
 
 def test_a_fixed_depth_costs_its_loops_and_one_call_of_the_head(model, asked):

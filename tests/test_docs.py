@@ -66,8 +66,8 @@ def test_the_examples_of_the_api_print_what_is_shown_below_them(capsys):
 
 
 def test_documents_link_to_what_exists():
-    for name in ("README.md", "docs/api.md", "docs/embedding.md", "docs/ouro-nano.md", "examples/desktop/README.md",
-                 "training/README.md"):  # fmt: skip
+    for name in ("README.md", "docs/api.md", "docs/embedding.md", "docs/ouro-nano.md", "docs/depth.md",
+                 "examples/desktop/README.md", "training/README.md"):  # fmt: skip
         text = (ROOT / name).read_text()
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert ((ROOT / name).parent / link).exists(), (name, link)
