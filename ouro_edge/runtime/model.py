@@ -138,8 +138,7 @@ class Model(AsyncTwins):
 
         Tokens carry the `top_logprobs` likeliest ids at their depth, and for `lens` the likeliest that many after every
         loop that ran, at the cost of a call of the head for each. A `constraint`, fresh for this answer, says which
-        tokens may come. To `speculate` changes nothing but the time taken; on "auto" it is done where it pays.
-        Arguments are checked at once, before the first event is asked for: RequestError and its kinds.
+        tokens may come. `speculate` changes time alone. Arguments are checked before the first event: RequestError.
         """
         self._parts()
         ids = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else check_iterable("prompt", prompt))
