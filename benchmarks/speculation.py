@@ -116,8 +116,11 @@ def answer(
             plan = Plan(model.config.loops, clock=meter.now if priced else time.perf_counter)
         sequence.plan = plan
         tokens: list[tuple[int, int]] = []
-        for event in model.chat([{"role": "user", "content": prompt}], exit=policy, sampler=ouro_edge.Sampler(),
-                                sequence=sequence, speculate="auto" if speculate else False, max_tokens=100):  # fmt: skip
+        messages, greedy = [{"role": "user", "content": prompt}], ouro_edge.Sampler()
+        drafting = "auto" if speculate else False
+        for event in model.chat(
+            messages, exit=policy, sampler=greedy, sequence=sequence, speculate=drafting, max_tokens=100
+        ):
             if isinstance(event, ouro_edge.Token):
                 if not tokens:
                     began, before = time.perf_counter(), (meter.price, meter.calls, meter.rows, meter.heads)
@@ -180,10 +183,11 @@ def main() -> None:
                 depths = [depth for tokens in plain.answers for _, depth in tokens[1:]]
                 told = "full" if policy is policies[0] else f"{policy.threshold}"
                 pairs = [f"{a} -> {b}" for a, b in zip(plain.counts, drafts.counts, strict=True)]
+                speeds = " -> ".join(f"{run.later / run.seconds:.0f}" for run in rates)
                 print(f"| {name} | {told} | {np.mean(depths):.2f} | {plain.later} | {' | '.join(pairs)} "
                       f"| {drafts.accepted}/{drafts.drafted} | {plain.per_token:.2f} -> {drafts.per_token:.2f} "
                       f"| {plain.price / drafts.price:.2f} | {full.per_token / drafts.per_token:.2f} "
-                      f"| {rates[0].later / rates[0].seconds:.0f} -> {rates[1].later / rates[1].seconds:.0f} |")  # fmt: skip
+                      f"| {speeds} |")  # fmt: skip
 
 
 if __name__ == "__main__":

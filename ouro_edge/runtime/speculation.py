@@ -36,7 +36,7 @@ class _Position:
     stopped: bool = False
     token: int = -1
     logprob: float = 0.0
-    guess: tuple[int, int, float] | None = None  # loop, token, probability
+    guess: tuple[int, int, bool] | None = None  # the loop that made it, the token, whether to go on from it
 
 
 class Speculation:
@@ -116,23 +116,23 @@ class Speculation:
         """Whether to draft another position after the newest one; if that has not stopped, its token is guessed."""
         position = self._pending[-1]
         if not position.stopped:
-            token, probability = self._guess(position.evidence.logits[0], len(self._pending) - 1)
-            position.token, position.guess = token, (depth, token, probability)
-            if not self._plan.is_bold(probability):
-                return False
+            position.token, bold = self._guess(position.evidence.logits[0], len(self._pending) - 1)
+            position.guess = depth, position.token, bold
+            return bold
         return position.token not in self._request.stop_ids
 
     def _settle(self, places: list[int], output: Evidence) -> None:
         """Choose the tokens of pending positions that have stopped; a wrong guess drops what was built on it."""
+        logits = output.logits  # one call of the head for all, before the rows part
         for row, place in enumerate(places):
             position = self._pending[place]
             position.evidence, position.stopped = output.rows([row]), True
-            position.token, position.logprob = self._pick(output.logits[row], place)
+            position.token, position.logprob = self._pick(logits[row], place)
             if position.guess is None:
                 continue
-            depth, token, probability = position.guess
+            depth, token, bold = position.guess
             right = token == position.token
-            self._plan.saw_draft(depth, probability, right)
+            self._plan.saw_draft(depth, bold, right)
             gone_on = place + 1 < len(self._pending)
             self._sequence.work.accepted += right and gone_on
             if gone_on and not right:
@@ -168,13 +168,15 @@ class Speculation:
             at = at.before
         if shown:
             for loop, logits in zip(shown, self._head(np.concatenate([e.hidden for e in shown])), strict=True):
-                token, probability = self._guess(logits, 0)
-                self._plan.saw_draft(loop.loop, probability, token == position.token)
+                token, bold = self._guess(logits, 0)
+                self._plan.saw_draft(loop.loop, bold, token == position.token)
 
-    def _guess(self, logits: Array, place: int) -> tuple[int, float]:
-        """The choice from these logits after pending position `place`, and the probability of their first one."""
+    def _guess(self, logits: Array, place: int) -> tuple[int, bool]:
+        """The choice from these logits after pending position `place`, and whether to go on from it."""
         top, norm = check_logits(logits)
-        return self._pick(logits, place)[0], float(np.exp(logits[top] - norm))
+        token = self._pick(logits, place)[0]
+        sure = self._plan.is_bold(float(np.exp(logits[top] - norm)))
+        return token, sure and token not in self._request.stop_ids
 
     def _pick(self, logits: Array, place: int) -> tuple[int, float]:
         """The sampler's choice after pending position `place`, with the noise and the seen tokens of that place."""

@@ -15,8 +15,9 @@ _LEAST_GAIN = 1.05  # below this the bookkeeping and the waiting for the first t
 _MOST_ROWS = 8
 _BOLD = 0.5  # a draft that the shallow loop gives less probability is not gone on from
 _PROBE_EVERY = 8  # tokens between looks at what every loop would have drafted
-_EARLY_PROBES = 4  # tokens at the start that are all looked at, before anything is drafted
+_EARLY_PROBES = 2  # tokens at the start that are all looked at, before anything is drafted
 _REVISE_EVERY = 4  # rounds that a decision holds
+_RARE = 0.01  # a share of positions that does not count
 _HEAD_SHARE = 0.15  # a head call in block calls, before it is measured: the 1.4B's
 _SLOPE = 0.2  # what a further row costs, in calls of one row, before it is measured: x1.17, 1.56, 2.4 at 2, 4, 8 rows
 
@@ -70,7 +71,7 @@ class Draft:
 class DraftQuality:
     """What drafts of one loop are worth, of positions that have not stopped by then."""
 
-    bold: Share = field(default_factory=lambda: Share(0.7))  # probable enough to go on from
+    bold: Share = field(default_factory=lambda: Share(0.7))  # to be gone on from
     right: Share = field(default_factory=lambda: Share(0.8))  # of the bold ones
 
 
@@ -95,17 +96,16 @@ class Plan:
         return self._choice
 
     def is_bold(self, probability: float) -> bool:
-        """Whether to go on from a draft that its loop gives this probability."""
+        """Whether to go on from a draft of a loop that gives its first choice this probability."""
         return probability >= _BOLD
 
     def wants_probe(self) -> bool:
         """Whether the next token should show what every loop would have drafted."""
         return self._tokens < _EARLY_PROBES or self._tokens % _PROBE_EVERY == 0
 
-    def saw_draft(self, depth: int, probability: float, right: bool) -> None:
+    def saw_draft(self, depth: int, bold: bool, right: bool) -> None:
         """Take in what loop `depth` drafted, or would have, for a position that went deeper."""
         quality = self._drafts[depth - 1]
-        bold = self.is_bold(probability)
         quality.bold.add(bold)
         if bold:
             quality.right.add(right)
@@ -117,33 +117,34 @@ class Plan:
             share.add(depth >= loop)
 
     def gain(self, draft: Draft, limit: int) -> float:
-        """Expected tokens per second with these drafts over those without any."""
+        """Expected tokens per second with these drafts over those without any, from where a draft can be made."""
         alive = [share.value for share in self._alive[:limit]]
         quality = self._drafts[draft.depth - 1]
-        head = _HEAD_SHARE * self.block.of(1) if self.head.one is None else self.head.of(1)
-        open_share = alive[draft.depth]
-        if open_share <= 0:
+        undecided = alive[draft.depth]  # the share of positions that have not stopped where drafts are made
+        if undecided < _RARE:
             return 1.0
-        plain = sum(alive) * self.block.of(1) + head
-        shallow = sum(alive[: draft.depth]) * self.block.of(1) + head
-        # Of an unresolved position, the share that goes to loop r; of any, whether it is gone on from, and rightly.
-        deep = [share / open_share for share in alive[draft.depth :]]
-        goes_on = 1 - open_share * (1 - quality.bold.value)
-        is_right = 1 - open_share * (1 - quality.right.value)
-        # A round starts at a position that has not stopped by loop `depth`.
-        first = draft.depth * self.block.of(1) + head
-        first_plain = (draft.depth + sum(deep)) * self.block.of(1) + head
+        head = _HEAD_SHARE * self.block.of(1) if self.head.one is None else self.head.of(1)
+        # Of a call over n rows, what it takes anyway and what each row takes. Rows are the same with drafts or without:
+        # a position that stopped early goes through the deeper loops with the next one that wants them.
+        row = min(self.block.of(1), self.block.of(2) - self.block.of(1))
+        call = self.block.of(1) - row
+        position = row * sum(share > _RARE for share in alive)
+        deep = [share / undecided for share in alive[draft.depth :]]  # calls of an undecided position
+        shallow = call * sum(alive[: draft.depth]) + head
+        goes_on, is_right = (1 - undecided * (1 - share.value) for share in (quality.bold, quality.right))
         reached = [1.0] + [quality.bold.value * goes_on**i for i in range(draft.rows - 1)]
         rights = [1.0] + [quality.right.value * is_right**i for i in range(draft.rows - 1)]
-        cost = first
+        cost = (call * draft.depth + head) + (shallow + position) * sum(reached[1:]) + position
         for n in range(1, draft.rows + 1):
             chance = reached[n - 1] - (reached[n] if n < draft.rows else 0.0)  # that the round has n positions
-            open_rows = 1 + (n - 1) * open_share
-            calls = sum(1 - (1 - min(1.0, share)) ** open_rows for share in deep)
-            saved_head = head if n == draft.rows else 0.0  # nothing is drafted from the last row of a full round
-            cost += chance * ((n - 1) * shallow + calls * self.block.of(n) + head * (1 + _SLOPE * n) - saved_head)
-        tokens = sum(a * b for a, b in zip(reached, rights, strict=True))
-        return (first_plain + (tokens - 1) * plain) / cost
+            checked = 1 + (n - 1) * undecided
+            calls = sum(1 - (1 - min(1.0, share)) ** checked for share in deep)
+            # From the last position of a full round nothing is drafted.
+            heads = head * (self.head.of(max(1, round(checked))) / self.head.of(1)) - (head if n == draft.rows else 0.0)
+            cost += chance * (call * calls + heads)
+        further = sum(a * b for a, b in zip(reached[1:], rights[1:], strict=True))  # tokens after the first
+        plain = (call * (draft.depth + sum(deep)) + head + position) + (call * sum(alive) + head + position) * further
+        return plain / cost
 
     def _best(self, limit: int) -> Draft:
         choices: Sequence[Draft] = [Draft(d, n) for d in range(1, limit) for n in range(2, _MOST_ROWS + 1)]

@@ -23,7 +23,7 @@ def teach(plan, *, right, sure=1.0, depth=4, tokens=200):
         plan.saw_token(depth)
         for loop in range(1, depth):
             good = (i * right) % 1 + right >= 1  # evenly spread
-            plan.saw_draft(loop, 0.9 if (i * sure) % 1 + sure >= 1 else 0.1, good)
+            plan.saw_draft(loop, (i * sure) % 1 + sure >= 1, good)
 
 
 def decide(plan, limit=4):
