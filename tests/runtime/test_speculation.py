@@ -84,7 +84,7 @@ def models(tmp_path_factory, bundle_of):
 
 def run(model, plan=None, sequence=None, prompt=PROMPT, **options):
     """Tokens, Done and the sequence of a generation that drafts as the plan says, or not at all."""
-    sequence = sequence or model.new_sequence()
+    sequence = model.new_sequence() if sequence is None else sequence
     sequence.plan = plan
     options = {"stop_ids": (), **options}
     *tokens, done = model.generate(prompt, sequence=sequence, speculate=plan is not None, **options)
@@ -183,7 +183,7 @@ def tiny(tmp_path_factory, bundle_of):
         yield model
 
 
-def excess(model, samples=900):
+def excess(model, samples=400):
     """How far 3 sampled tokens are from their exact joint distribution: chi-square over its 99.9% point."""
     blueprint = {"temperature": 1.0, "top_k": 3}
     exact = {}
@@ -259,12 +259,17 @@ def test_closed_midway_nothing_uncertain_is_left(models, kept):
     assert sequence.tokens == [*PROMPT, *(t.id for t in found[:-1])]
 
 
-def test_stop_ids_end_an_answer_and_nothing_is_drafted_behind_them(models):
+def test_stop_ids_end_an_answer_and_nothing_is_drafted_behind_them(models, monkeypatch):
     free, _, _ = run(models[0.01], max_tokens=20)
     for at in range(2, 12):
         stop = free[at].id
         wanted, _, plain = run(models[0.01], max_tokens=20, stop_ids=[stop])
-        found, done, sequence = run(models[0.01], Scripted(Draft(1, 6)), max_tokens=20, stop_ids=[stop])
+        fed, sequence = [], models[0.01].new_sequence()
+        feed = sequence.feed
+        monkeypatch.setattr(sequence, "feed", lambda ids, fed=fed, feed=feed: (fed.extend(ids), feed(ids)))
+        plan = Scripted(Draft(1, 6))
+        found, done, _ = run(models[0.01], plan, sequence, max_tokens=20, stop_ids=[stop])
+        assert stop not in fed[len(PROMPT) :]
         check_same(found, wanted)
         assert done.reason == "stop" and sequence.tokens == plain.tokens
 
