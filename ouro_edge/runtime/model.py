@@ -134,10 +134,9 @@ class Model(AsyncTwins):
         """Continue a text or a list of token ids; yields a Token for each id and then one Done.
 
         `exit`, `sampler` and `stop_ids` default to the model's own; `max_tokens` to what the context holds. What a
-        `sequence` from `new_sequence` shares with the prompt is not computed again. Tokens carry the `top_logprobs`
-        likeliest ids at their depth, and for `lens` the likeliest that many after every loop that ran, at the cost of a
-        call of the head for each. A `constraint`, fresh for this answer, says which tokens may come. `speculate`
-        changes time alone. Arguments are checked before the first event: RequestError and its kinds.
+        `sequence` from `new_sequence` shares with the prompt is kept. Tokens carry the `top_logprobs` likeliest ids at
+        their depth and, for `lens`, as many of every loop, each a call of the head. A `constraint`, fresh for this
+        answer, says which tokens may come. `speculate` changes time alone. RequestError before anything runs.
         """
         self._parts()
         ids = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else check_iterable("prompt", prompt))
