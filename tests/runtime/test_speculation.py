@@ -274,6 +274,11 @@ def test_stop_ids_end_an_answer_and_nothing_is_drafted_behind_them(models, monke
         assert done.reason == "stop" and sequence.tokens == plain.tokens
 
 
+def test_the_context_can_be_filled_to_the_brim(models):
+    found, done, _ = run(models[0.01], Scripted(Draft(1, 8)), prompt=[1] * 508)
+    assert len(found) == 5 and done.reason == "length"
+
+
 def test_a_sequence_that_was_taken_over_is_left_alone(models):
     sequence = models[0.01].new_sequence()
     sequence.plan = Scripted(Draft(1, 4))
