@@ -41,6 +41,8 @@ _SAMPLING = (
     click.option("--seed", type=int, help="Make sampling repeatable."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated."),
     click.option("-n", "--max-tokens", type=int, help="At most this many tokens. Default: what the context holds."),
+    click.option("--speculate/--no-speculate", default=None,
+                 help="Draft tokens with the first loops, check them together: same answer. Default: where it pays."),
 )  # fmt: skip
 _MODEL = (
     click.option("--kv", default="auto", show_default=True, metavar="auto|fp32|int8|int4",
@@ -107,13 +109,20 @@ def generation_arguments(
     max_tokens: int | None,
     stop: tuple[str, ...],
     logit_bias: tuple[tuple[int, float], ...],
+    speculate: bool | None = None,
     **sampling: float | int | None,
 ) -> dict[str, Any]:
     """Keyword arguments for `Model.generate`: what the options say, over the model's own settings."""
     policy = exit_policy(model, exit_threshold=exit_threshold, rule=rule, loops=loops, loop_budget=loop_budget)
     changes: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
     sampler = model.default_sampler(logit_bias=dict(logit_bias), **changes)
-    return {"exit": policy, "sampler": sampler, "stop": stop, "max_tokens": max_tokens}
+    return {
+        "exit": policy,
+        "sampler": sampler,
+        "stop": stop,
+        "max_tokens": max_tokens,
+        "speculate": "auto" if speculate is None else speculate,
+    }
 
 
 def open_model(model: str | None, settings: dict[str, Any]) -> Model:

@@ -38,6 +38,8 @@ class Usage:
     loops_full: int  # what it would have taken to leave every position of the sequence at full depth
     block_calls: int  # each reads the block's weights once: the unit of time while decoding
     mean_depth: float  # of the generated tokens
+    drafted_tokens: int = 0  # guessed from a shallow loop and gone on from
+    accepted_tokens: int = 0  # those of them that the deeper loops confirmed
 
     @property
     def loops_saved(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -59,3 +59,31 @@ class Evidence:
         if self.has_logits:
             part.__dict__["logits"] = self.logits[:count]
         return part
+
+    def rows(self, places: Sequence[int]) -> Evidence:
+        """The same evidence of the positions at these places."""
+        before = None if self.before is None else self.before.rows(places)
+        part = Evidence(self.gate_logits[places], self.hidden[places], self._head, before)
+        if self.has_logits:
+            part.__dict__["logits"] = self.logits[places]
+        return part
+
+    def deeper(self, gate_logits: NDArray[np.float64], hidden: Array) -> Evidence:
+        """What is known after one more loop, which gave these gate logits [T] and states [T, C]."""
+        return Evidence(np.column_stack([self.gate_logits, gate_logits]), hidden, self._head, self)
+
+    @classmethod
+    def join(cls, parts: Sequence[Evidence]) -> Evidence:
+        """One evidence of several that are of the same loop."""
+        if len(parts) == 1:
+            return parts[0]
+        befores = [part.before for part in parts if part.before is not None]
+        whole = cls(
+            np.concatenate([part.gate_logits for part in parts]),
+            np.concatenate([part.hidden for part in parts]),
+            parts[0]._head,
+            cls.join(befores) if befores else None,
+        )
+        if all(part.has_logits for part in parts):
+            whole.__dict__["logits"] = np.concatenate([part.logits for part in parts])
+        return whole

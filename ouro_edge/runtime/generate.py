@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Set
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Set
+from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 
 from ouro_edge.errors import Cancelled, RequestError
-from ouro_edge.reference import exit_probabilities
-from ouro_edge.runtime.candidates import lens, likeliest
 from ouro_edge.runtime.constraint import Constraint
-from ouro_edge.runtime.events import Candidate, Done, Event, StopReason, Timings, Token, Usage
+from ouro_edge.runtime.events import Done, Event, StopReason, Timings, Token, Usage
 from ouro_edge.runtime.request import Request
 from ouro_edge.runtime.sampler import Sampling, check_logits
 from ouro_edge.runtime.sequence import TokenSequence
+from ouro_edge.runtime.speculation import Speculation
+from ouro_edge.runtime.speculation_plan import Plan
+from ouro_edge.runtime.step import Step, make_step
 from ouro_edge.runtime.tokenizer import TextStream, Tokenizer
 from ouro_edge.weights import Array
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One generated id and how it came about."""
-
-    id: int
-    logprob: float
-    depth: int
-    exit_probs: tuple[float, ...]
-    top_logprobs: tuple[Candidate, ...]
-    lens: tuple[tuple[Candidate, ...], ...]
-
-
-def generate_steps(sequence: TokenSequence, request: Request) -> Iterator[Step]:
+def generate_steps(sequence: TokenSequence, request: Request) -> Generator[Step, None, None]:
     """Generate ids after what the sequence holds; its last token must be fresh. Stops are the caller's affair."""
+    if request.speculate:
+        if sequence.plan is None or sequence.plan.forced != (request.speculate is True):
+            sequence.plan = Plan(sequence.config.loops, forced=request.speculate is True)
+        return Speculation(sequence, request, sequence.plan).steps()
+    return _plain_steps(sequence, request)
+
+
+def _plain_steps(sequence: TokenSequence, request: Request) -> Generator[Step, None, None]:
+    """One token after the other."""
     sampling, policy, turn = request.sampler.start(), request.exit.start(), sequence.turn
     seen = set(sequence.tokens) if request.sampler.repetition_penalty != 1 else set()
     while True:
@@ -45,15 +44,7 @@ def generate_steps(sequence: TokenSequence, request: Request) -> Iterator[Step]:
             token, logprob = sampling.pick(thought.logits, seen)
         else:
             token, logprob = _pick_allowed(sampling, thought.logits, seen, request.constraint)
-        probabilities = exit_probabilities(thought.evidence.gate_logits, sequence.config.loops)[0, : thought.depth]
-        yield Step(
-            token,
-            logprob,
-            thought.depth,
-            tuple(probabilities.tolist()),
-            likeliest(thought.logits, request.top_logprobs),
-            lens(thought.evidence, request.lens),
-        )
+        yield make_step(thought.evidence, sequence.config.loops, token, logprob, request)
         if seen:
             seen.add(token)
         sequence.feed([token])
@@ -79,42 +70,47 @@ def generate_events(
     """
     began = time.perf_counter()
     first = began
-    before = sequence.work.rows, sequence.work.calls
+    before = replace(sequence.work)
+    steps = generate_steps(sequence, request)
     stream = TextStream(tokenizer) if tokenizer else None
     matcher = request.stop_strings.start()
     texts: list[str] = []
     depths: list[int] = []
     reason: StopReason = "length"
     try:
-        for step in generate_steps(sequence, request):
-            depths.append(step.depth)
-            if len(depths) == 1:
-                first = time.perf_counter()
-            text, stopped = "", step.id in request.stop_ids
-            if stream and not stopped:
-                text, stopped = matcher.push(stream.push(step.id))
-            stopped = stopped or (request.constraint is not None and request.constraint.done)
-            ended = stopped or len(depths) == request.max_tokens
-            if ended and stream and not matcher.stopped:
-                rest, stopped_late = matcher.push(stream.flush())
-                text += rest + matcher.flush()
-                stopped = stopped or stopped_late
-            texts.append(text)
-            yield Token(step.id, text, step.logprob, step.depth, step.exit_probs, step.top_logprobs, step.lens)
-            if ended:
-                reason = "stop" if stopped else "length"
-                break
+        with closing(steps):
+            for step in steps:
+                depths.append(step.depth)
+                if len(depths) == 1:
+                    first = time.perf_counter()
+                text, stopped = "", step.id in request.stop_ids
+                if stream and not stopped:
+                    text, stopped = matcher.push(stream.push(step.id))
+                stopped = stopped or (request.constraint is not None and request.constraint.done)
+                ended = stopped or len(depths) == request.max_tokens
+                if ended and stream and not matcher.stopped:
+                    rest, stopped_late = matcher.push(stream.flush())
+                    text += rest + matcher.flush()
+                    stopped = stopped or stopped_late
+                texts.append(text)
+                yield Token(step.id, text, step.logprob, step.depth, step.exit_probs, step.top_logprobs, step.lens)
+                if ended:
+                    reason = "stop" if stopped else "length"
+                    break
     except Cancelled:
         reason = "cancelled"
-    rows, calls = sequence.work.rows - before[0], sequence.work.calls - before[1]
+    work = sequence.work
+    rows = work.rows - before.rows
     usage = Usage(
         prompt_tokens=len(request.ids),
         cached_tokens=cached,
         completion_tokens=len(depths),
         loops_run=rows,
         loops_full=rows + sequence.unasked_loops,
-        block_calls=calls,
+        block_calls=work.calls - before.calls,
         mean_depth=sum(depths) / len(depths) if depths else 0.0,
+        drafted_tokens=work.drafted - before.drafted,
+        accepted_tokens=work.accepted - before.accepted,
     )
     now = time.perf_counter()
     yield Done(reason, "".join(texts), usage, Timings((first if depths else now) - began, now - began))

@@ -29,6 +29,7 @@ from ouro_edge.runtime.generation_config import sampler_settings
 from ouro_edge.runtime.kv_choice import check_share, choose_kv
 from ouro_edge.runtime.request import (
     GenerateOptions,
+    Speculate,
     check_count,
     check_iterable,
     check_kind,
@@ -128,15 +129,14 @@ class Model(AsyncTwins):
         constraint: Constraint | None = None,
         cancel: Cancel | None = None,
         sequence: TokenSequence | None = None,
+        speculate: Speculate = "auto",
     ) -> Iterator[Event]:
         """Continue a text or a list of token ids; yields a Token for each id and then one Done.
 
-        `exit`, `sampler` and `stop_ids` default to the model's own; `max_tokens` to what the context holds. With a
-        `sequence` from `new_sequence`, what it shares with the prompt is not computed again.
-
-        Tokens carry the `top_logprobs` likeliest ids at their depth, and for `lens` the likeliest that many after every
-        loop that ran, at the cost of a call of the head for each. A `constraint`, fresh for this answer, says which
-        tokens may come. Arguments are checked at once, before the first event is asked for: RequestError and its kinds.
+        `exit`, `sampler` and `stop_ids` default to the model's own; `max_tokens` to what the context holds. What a
+        `sequence` from `new_sequence` shares with the prompt is kept. Tokens carry the `top_logprobs` likeliest ids at
+        their depth and, for `lens`, as many of every loop, each a call of the head. A `constraint`, fresh for this
+        answer, says which tokens may come. `speculate` changes time alone. RequestError before anything runs.
         """
         self._parts()
         ids = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else check_iterable("prompt", prompt))
@@ -154,6 +154,8 @@ class Model(AsyncTwins):
             lens=lens,
             constraint=constraint,
             cancel=cancel,
+            speculate=speculate,
+            shares_kv=self.kv_share == "last",
         )
         state = self._own(sequence)
 

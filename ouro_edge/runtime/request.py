@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from ouro_edge.runtime.exits import ExitPolicy
 from ouro_edge.runtime.sampler import Sampler
 from ouro_edge.runtime.sequence import TokenSequence, check_ids
 from ouro_edge.runtime.stopping import StopStrings
+
+Speculate = bool | Literal["auto"]
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -31,6 +33,7 @@ class GenerateOptions(TypedDict, total=False):
     constraint: Constraint | None
     cancel: Cancel | None
     sequence: TokenSequence | None
+    speculate: Speculate
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class Request:
     top_logprobs: int
     lens: int
     constraint: Constraint | None
+    speculate: Speculate
 
 
 def make_request(
@@ -62,6 +66,8 @@ def make_request(
     lens: int,
     constraint: Constraint | None,
     cancel: Cancel | None,
+    speculate: Speculate = False,
+    shares_kv: bool = False,
 ) -> Request:
     """Check every argument of a generation after the prompt `ids`. RequestError and its kinds."""
     size = config.vocab_size
@@ -87,7 +93,29 @@ def make_request(
         top_logprobs=check_count("top_logprobs", top_logprobs, size),
         lens=check_count("lens", lens, size),
         constraint=constraint,
+        speculate=check_speculate(speculate, config, exit, constraint, shares_kv),
     )
+
+
+def check_speculate(
+    speculate: Speculate, config: ModelConfig, exit: ExitPolicy, constraint: Constraint | None, shares_kv: bool
+) -> Speculate:
+    """Whether to speculate: auto becomes False where nothing can be drafted. RequestError when True is impossible."""
+    if not isinstance(speculate, bool) and speculate != "auto":
+        raise RequestError(f"speculate is {speculate!r}; wanted True, False or 'auto'")
+    if not speculate:
+        return False
+    reasons = (
+        (config.loops == 1, "the model has one loop"),
+        (shares_kv, "its loops share one KV cache"),
+        (constraint is not None, "a constraint is given"),
+        (exit.start() is not exit, "the exit rule remembers earlier tokens"),
+    )
+    for holds, reason in reasons:
+        if holds and speculate is True:
+            raise RequestError(f"speculation is not possible because {reason}: leave it on auto")
+    possible = not any(holds for holds, _ in reasons) and exit.limit(config) > 1
+    return speculate if possible else False
 
 
 def token_budget(prompt: int, max_tokens: int | None, context: int) -> int:

@@ -22,6 +22,7 @@ from ouro_edge.errors import RequestError
 Logits = NDArray[np.float32]
 Ids = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
+Noise = NDArray[np.float64]
 
 _FIRST_GUESS = 256  # most nuclei are smaller than this; a larger one costs another partition
 
@@ -72,10 +73,20 @@ class Sampling:
         self.sampler = sampler
         self.generator = np.random.default_rng(sampler.seed)
 
-    def pick(self, logits: Logits, seen: Sequence[int] | Set[int] = ()) -> tuple[int, float]:
+    def draw(self, size: int) -> Noise | None:
+        """The noise [V] that decides one token; None for a greedy sampler, which has no use for any."""
+        return self.generator.standard_exponential(size) if self.sampler.temperature > 0 else None
+
+    def pick(
+        self, logits: Logits, seen: Sequence[int] | Set[int] = (), noise: Noise | None = None
+    ) -> tuple[int, float]:
         """The next token id, and its log-probability under the model.
 
         logits: [V]. `seen` holds the ids that the repetition penalty is for; a set is cheapest, unused when it is 1.
+        `noise` comes from `draw`, which is called when it is not given. The token is the one that is first in a race of
+        exponential clocks with the probabilities as rates (the Gumbel-max rule), so the same noise on two similar
+        distributions p and q mostly gives the same token: with probability (1 - t) / (1 + t) at least, t their total
+        variation distance (arXiv 2408.07978).
         The log-probability is that of the plain softmax of `logits`: no bias, penalty, temperature or filter counts.
         RequestError when a logit is NaN or +inf, when all are -inf, or when an id lies outside the vocabulary.
         """
@@ -84,12 +95,12 @@ class Sampling:
         if sampler.temperature == 0 and sampler.repetition_penalty == 1 and not sampler.logit_bias:
             return top, float(logits[top]) - norm
         ids, probabilities = self._survivors(logits, seen)
+        if noise is None:
+            noise = self.draw(len(logits))
         token = int(ids[0])
-        if len(ids) > 1:
-            mass = np.cumsum(probabilities)  # [S]
-            place = int(np.searchsorted(mass, self.generator.random() * mass[-1], side="right"))
-            # The product may round up to mass[-1] itself: then the last token of positive probability is meant.
-            token = int(ids[min(place, int(np.searchsorted(mass, mass[-1])))])
+        if noise is not None and len(ids) > 1:
+            # Rates over times, so that a probability of 0 never wins, whatever its noise.
+            token = int(ids[np.argmax(probabilities / np.maximum(noise[ids], np.finfo(np.float64).tiny))])
         return token, float(logits[token]) - norm
 
     def distribution(self, logits: Logits, seen: Sequence[int] | Set[int] = ()) -> Probabilities:

@@ -26,6 +26,7 @@ from ouro_edge.runtime.evidence import Evidence
 from ouro_edge.runtime.exits import ExitPolicy
 from ouro_edge.runtime.kv import LoopKV
 from ouro_edge.runtime.rows import Rows
+from ouro_edge.runtime.speculation_plan import Plan
 from ouro_edge.weights import Array
 
 # Called with loop, first position, hidden rows [T, C] and gate logits [T] of each call.
@@ -60,6 +61,8 @@ class Work:
 
     calls: int = 0  # block calls: each reads all weights of the block once
     rows: int = 0  # positions processed, summed over loops
+    drafted: int = 0  # tokens that were guessed from a shallow loop and gone on from
+    accepted: int = 0  # those of them that the deeper loops confirmed
 
 
 class TokenSequence:
@@ -74,6 +77,7 @@ class TokenSequence:
         self.frontier = [0] * (config.loops + 1)
         self.work = Work()
         self.block = block
+        self.plan: Plan | None = None  # what earlier generations learnt of speculation here
         self.turn = 0  # counts `resume`: a generation notices when another one has taken over
         self._embedding, self._head = embedding, head
         self._loops = self._bind_loops()
@@ -84,6 +88,11 @@ class TokenSequence:
 
     def _bind_loops(self) -> list[BoundLoop]:
         return [BoundLoop(self.block, loop) for loop in range(1, self.config.loops + 1)]
+
+    @property
+    def head(self) -> Head:
+        """The model's head."""
+        return self._head
 
     @property
     def unasked_loops(self) -> int:

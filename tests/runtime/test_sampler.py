@@ -194,16 +194,29 @@ def test_distribution_draws_nothing() -> None:
     assert one.pick(logits) == other.pick(logits)
 
 
-@pytest.mark.parametrize("edge", [0.0, 1.0, np.nextafter(1.0, 0.0)])
-def test_impossible_tokens_are_never_drawn(edge: float) -> None:
-    class Edge:
-        def random(self) -> float:
-            return edge
-
+@pytest.mark.parametrize("noise", [[0, 0, 0, 0], [0, 40, 40, 0], [1e-300, 0, 40, 0]])
+def test_impossible_tokens_are_never_drawn(noise: list[float]) -> None:
     logits = row(-math.inf, 0, 0, -math.inf)
-    sampling = Sampler(temperature=1).start()
-    sampling.generator = Edge()  # type: ignore[assignment]
-    assert sampling.pick(logits)[0] in (1, 2)
+    assert Sampler(temperature=1).start().pick(logits, noise=np.array(noise, float))[0] in (1, 2)
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 1}, {"top_k": 3}])
+def test_every_token_takes_one_draw_so_that_it_may_be_drawn_ahead(settings: dict[str, int]) -> None:
+    logits = np.random.default_rng(0).normal(size=(6, 20)).astype(np.float32)
+    one, other = (Sampler(temperature=1, seed=5, **settings).start() for _ in range(2))
+    ahead = [other.draw(20) for _ in logits]
+    assert [one.pick(x) for x in logits] == [other.pick(x, noise=n) for x, n in zip(logits, ahead, strict=True)]
+
+
+def test_the_same_noise_chooses_alike_from_similar_distributions() -> None:
+    rng = np.random.default_rng(2)
+    logits = rng.normal(size=50).astype(np.float32)
+    near = (logits + rng.normal(scale=0.2, size=50)).astype(np.float32)
+    sampling = Sampler(temperature=1, seed=0).start()
+    distance = np.abs(sampling.distribution(logits) - sampling.distribution(near)).sum() / 2
+    noises = [sampling.draw(50) for _ in range(2000)]
+    alike = np.mean([sampling.pick(logits, noise=n)[0] == sampling.pick(near, noise=n)[0] for n in noises])
+    assert alike > (1 - distance) / (1 + distance) - 0.03
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-6, 1e300])
