@@ -138,6 +138,8 @@ class _MockHead(Head):
 class _ScriptedSequence(TokenSequence):
     """A sequence that thinks what the script says, and counts loops like any other."""
 
+    can_draft = False
+
     _answer: list[int] = []  # noqa: RUF012  (never changed in place)
     _start = 0  # where the answer begins
     _answering = -1  # the turn that the answer belongs to

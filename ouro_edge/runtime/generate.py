@@ -24,7 +24,7 @@ from ouro_edge.weights import Array
 
 def generate_steps(sequence: TokenSequence, request: Request) -> Generator[Step, None, None]:
     """Generate ids after what the sequence holds; its last token must be fresh. Stops are the caller's affair."""
-    if request.speculate:
+    if request.speculate and sequence.can_draft:
         if sequence.plan is None or sequence.plan.forced != (request.speculate is True):
             sequence.plan = Plan(sequence.config.loops, forced=request.speculate is True)
         return Speculation(sequence, request, sequence.plan).steps()

@@ -68,6 +68,7 @@ class Work:
 class TokenSequence:
     """Tokens, frontiers, KV and waiting rows. Not for several threads at once."""
 
+    can_draft = True  # whether `think` is nothing but `advance`, so that speculation may stand in for it
     shares_kv = False  # whether all loops have one cache: see SharedKVSequence
 
     def __init__(self, block: Block, head: Head, embedding: Embedding) -> None:

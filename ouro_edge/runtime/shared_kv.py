@@ -23,6 +23,7 @@ from ouro_edge.runtime.sequence import Thought, TokenSequence
 class SharedKVSequence(TokenSequence):
     """Tokens and one cache, valid up to frontier[1]; the deeper frontiers are apart only inside `think`."""
 
+    can_draft = False
     shares_kv = True
 
     def __init__(self, *parts: Any) -> None:
