@@ -80,6 +80,21 @@ class GgufBundle(Bundle):
                 arrays[f"{tensor}.{part}"] = array
         return GraphInMemory(self.path, model.SerializeToString(), arrays)
 
+    def values(self, name: str) -> Array:
+        """A whole tensor as float32."""
+        return self.rows(name, 0, self.manifest.tensors[name].shape[0])
+
+    def rows(self, name: str, first: int, last: int) -> Array:
+        """Rows [last - first, ...] of a tensor as float32, as the file has them."""
+        weights, pieces, start = self._checkpoint.weights, [], 0
+        for part in _homes(weights)[name]:
+            count = weights.shapes[part][0]
+            low, high = max(first - start, 0), min(last - start, count)
+            if low < high:
+                pieces.append(weights.rows(part, low, high))
+            start += count
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
     def measured(self, name: str) -> bytes | None:
         """KV ranges and a fitted gate, out of the file's metadata."""
         return self._measured.get(name)

@@ -12,6 +12,8 @@ from ouro_edge import prefill
 from ouro_edge.bundle import DATA_FILE, open_bundle
 from ouro_edge.errors import ExportError, RequestError
 from ouro_edge.export.many_rows import write_many_rows
+from ouro_edge.hub import resolve
+from ouro_edge.loading import export_gguf
 from ouro_edge.many_rows_files import RECORD_FILE, is_complete
 from ouro_edge.runtime import many_rows
 from ouro_edge.runtime.exits import ExitThreshold, FixedDepth, FullDepth
@@ -108,6 +110,16 @@ def test_made_once_and_again_when_damaged(bundle, cache, monkeypatch):
         file.write(b"x")
     ouro_edge.load(bundle, prefill="fast").close()
     assert is_complete(made)
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q4_1", "q8_0"])
+def test_a_gguf_file_has_one_too(kind, checkpoint_of, tmp_path):
+    checkpoint = checkpoint_of(hidden_size=64, head_dim=16, intermediate_size=96)
+    file, _ = export_gguf(resolve(checkpoint), tmp_path / f"model-{kind}.gguf", kind)
+    with ouro_edge.load(file, prefill="lean") as lean, ouro_edge.load(file, prefill="fast") as fast:
+        wanted, found = (m.forward(IDS, exit=FixedDepth(2)).logits for m in (lean, fast))
+    assert not np.array_equal(wanted, found)
+    assert np.linalg.norm(wanted - found) < 0.06 * np.linalg.norm(wanted)
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(bundle, cache):
