@@ -23,6 +23,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 
 import ouro_edge
+from ouro_edge.runtime import request
 from ouro_edge.runtime.speculation_plan import Plan
 
 DATA = Path(__file__).parent / "nano"
@@ -117,6 +118,7 @@ def answer(
         sequence.plan = plan
         tokens: list[tuple[int, int]] = []
         messages, greedy = [{"role": "user", "content": prompt}], ouro_edge.Sampler()
+        request._WORTH_DRAFTING = 0  # the plan decides, as it does for large models
         drafting = "auto" if speculate else False
         for event in model.chat(
             messages, exit=policy, sampler=greedy, sequence=sequence, speculate=drafting, max_tokens=100

@@ -18,6 +18,8 @@ from ouro_edge.runtime.sequence import TokenSequence, check_ids
 from ouro_edge.runtime.stopping import StopStrings
 
 Speculate = bool | Literal["auto"]
+# Feed-forward weights of the block. Below, a loop takes less time than the Python around it, which drafting adds to.
+_WORTH_DRAFTING = 1 << 24
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -114,8 +116,10 @@ def check_speculate(
     for holds, reason in reasons:
         if holds and speculate is True:
             raise RequestError(f"speculation is not possible because {reason}: leave it on auto")
-    possible = not any(holds for holds, _ in reasons) and exit.limit(config) > 1
-    return speculate if possible else False
+    if any(holds for holds, _ in reasons) or exit.limit(config) == 1:
+        return False
+    small = 3 * config.num_layers * config.hidden_size * config.intermediate_size < _WORTH_DRAFTING
+    return speculate is True or (False if small else "auto")
 
 
 def token_budget(prompt: int, max_tokens: int | None, context: int) -> int:

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 import ouro_edge
 from ouro_edge.cli import main
+from ouro_edge.runtime import request as request_module
 from ouro_edge.runtime.speculation import Speculation
 from ouro_edge.runtime.speculation_plan import Draft, Plan
 
@@ -42,6 +43,12 @@ SAMPLERS = st.builds(
     logit_bias=st.sampled_from([{}, {7: 2.0, 8: -float("inf")}]),
     seed=st.integers(0, 99),
 )
+
+
+@pytest.fixture(autouse=True)
+def no_model_is_too_small(monkeypatch):
+    """Drafts are left to the plan, as they are for large models."""
+    monkeypatch.setattr(request_module, "_WORTH_DRAFTING", 0)
 
 
 class Scripted(Plan):
@@ -322,3 +329,12 @@ def test_the_command_line_counts_drafts():
     assert on["usage"]["drafted_tokens"] >= on["usage"]["accepted_tokens"] > 0
     assert off["usage"]["drafted_tokens"] == off["usage"]["accepted_tokens"] == 0
     assert on["usage"]["block_calls"] < off["usage"]["block_calls"]
+
+
+def test_small_models_are_not_drafted_for_unasked(checkpoint_of, bundle_of, monkeypatch):
+    """Their loops cost less than the bookkeeping, and what they cost must not hang on the clock."""
+    monkeypatch.undo()
+    with ouro_edge.load(bundle_of(checkpoint_of())) as model:
+        for speculate, drafts in (("auto", False), (True, True)):
+            *_, done = model.generate(PROMPT, max_tokens=20, speculate=speculate, stop_ids=())
+            assert (done.usage.drafted_tokens > 0) == drafts
