@@ -44,7 +44,7 @@ QUICK_SECTIONS = {
     "dense": (Test("prefill", 16), Test("decode", 16)),
 }
 QUIET = 0.2  # CPUs that others may take before a run is taken again
-OURS = ("ouro-edge", "ouro-edge, int8 KV")
+OURS = ("ouro-edge", "ouro-edge, int8 KV")  # as installed; the lean way stands beside them
 
 
 def contenders_of(section: str, peers: tuple[str, ...]) -> list[Contender]:
@@ -53,6 +53,7 @@ def contenders_of(section: str, peers: tuple[str, ...]) -> list[Contender]:
     if section == "dense":
         return [c for c in there if c.peer == "dense" or c.name == OURS[1]]
     left_out = () if section.startswith("long") else ("int8", "q8_0")
+    there = [c for c in there if c.prefill == "auto" or section.endswith("prefill")]
     return [c for c in there if c.peer != "dense" and c.kv not in left_out]
 
 

@@ -44,11 +44,13 @@ class Contender:
     peer: str  # what --peers calls it
     kv: str = ""
     depth: int = 4
+    prefill: str = "auto"
 
 
 CONTENDERS = (
     Contender("ouro-edge", "ouro-edge", "fp32"),
     Contender("ouro-edge, int8 KV", "ouro-edge", "int8"),
+    Contender("ouro-edge, lean", "ouro-edge", "fp32", prefill="lean"),
     Contender("OpenVINO, int8 KV", "openvino"),
     Contender("llama.cpp, f16 KV", "llama.cpp", "f16"),
     Contender("llama.cpp, q8_0 KV", "llama.cpp", "q8_0"),
@@ -91,7 +93,7 @@ def _ouro_edge(contender: Contender, test: Test, model: Path, threads: int, wrap
     done = _process(
         wrap, sys.executable, "-m", "ouro_edge", "bench", model, "-p", "" if decode else test.size,
         "-n", TOKENS if decode else "", "-d", test.size if decode else 0, "--depths", contender.depth,
-        "--kv", contender.kv, "--threads", threads, "--repeat", 2, "--json",
+        "--kv", contender.kv, "--prefill", contender.prefill, "--threads", threads, "--repeat", 2, "--json",
     )  # fmt: skip
     [run] = json.loads(done["output"])["runs"]
     load = run["load_s"] + run["first_token_s"]
