@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ouro_edge.bundle import BLOCK_FILES, DATA_FILE, Bundle
+from ouro_edge.bundle import BLOCK_FILES, DATA_FILE, Bundle, sha256
 from ouro_edge.config import read_json_object
 from ouro_edge.errors import BundleError
 
 RECORD_FILE = "many_rows.json"
 PROBE_FILE = "probe.onnx"  # tells whether this CPU multiplies uint8 and int8 without saturation
 VERSION = 1
+GRAPHS = (*BLOCK_FILES.values(), PROBE_FILE)
 
 
 def block_tensors(bundle: Bundle) -> list[str]:
@@ -25,10 +26,11 @@ def many_rows_bytes(bundle: Bundle) -> int:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a directory holds everything, in the size that its record says."""
+    """Whether a directory holds everything: graphs as their checksums say, weights in their size, as with bundles."""
     try:
         record = read_json_object(path / RECORD_FILE, BundleError)
-        complete = all((path / name).is_file() for name in (*BLOCK_FILES.values(), PROBE_FILE))
-        return complete and record.get("version") == VERSION and (path / DATA_FILE).stat().st_size == record.get("size")
+        graphs = {name: sha256(path / name) for name in GRAPHS}
+        same = record.get("version") == VERSION and record.get("sha256") == graphs
+        return same and (path / DATA_FILE).stat().st_size == record.get("size")
     except (BundleError, OSError):
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,6 +15,7 @@ from ouro_edge.errors import RequestError
 
 _NEEDED = ("starlette", "uvicorn", "llguidance")
 _KEY = "OURO_EDGE_API_KEY"
+_LONGEST = 86_400  # seconds
 
 
 @click.command(name="serve")
@@ -90,6 +92,12 @@ def command(
     key = os.environ.get(_KEY) if api_key is None else api_key
     if key is not None and not key.strip():
         raise RequestError(f"the API key is empty: give --api-key or {_KEY} a value, or leave both out")
+    for name, seconds in (("--timeout", timeout), ("--grace", grace)):
+        if not seconds <= _LONGEST:
+            raise RequestError(f"{name} is {seconds}; wanted seconds, at most {_LONGEST}")
+    for origin in cors:
+        if not re.fullmatch(r"https?://[^/\s]+|\*", origin):
+            raise RequestError(f"--cors is {origin!r}; wanted an origin such as https://example.org")
     listener = open_socket(host, port)  # before a model is loaded, which may take a minute
     with listener, open_model(model, settings) as loaded:
         policy = exit_policy(loaded, **settings)

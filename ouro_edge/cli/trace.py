@@ -33,6 +33,8 @@ def command(
     from ouro_edge.evaluation.trace_page import page as draw
     from ouro_edge.runtime.events import Token
 
+    if settings["loop_budget"] is not None:
+        raise RequestError("a trace looks at each token by itself, and --loop-budget at those before: leave it out")
     if settings["temperature"] is None:
         settings["temperature"] = 0.0
     with open_model(model, settings) as loaded:

@@ -9,20 +9,20 @@ apart from it: they can always be made again, and a bundle to ship stays small.
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ouro_edge.bundle import BLOCK_FILES, DATA_FILE, Bundle
+from ouro_edge.bundle import BLOCK_FILES, DATA_FILE, Bundle, sha256
 from ouro_edge.errors import ExportError
 from ouro_edge.export.data_file import DataFile
 from ouro_edge.export.graph import block_graph, probe_graph
 from ouro_edge.manifest import StoredTensor
-from ouro_edge.many_rows_files import PROBE_FILE, RECORD_FILE, VERSION, block_tensors
+from ouro_edge.many_rows_files import GRAPHS, PROBE_FILE, RECORD_FILE, VERSION, block_tensors, is_complete
 from ouro_edge.weights import Array
 
 Progress = Callable[[int, int, str], None]
@@ -32,17 +32,21 @@ _PIECE = 1 << 22  # weights that are float32 at a time
 
 def write_many_rows(bundle: Bundle, out: Path, progress: Progress | None = None) -> None:
     """Write the graphs and weights to the directory `out`, all or nothing. ExportError when it cannot be written."""
-    work = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    work = out
     try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f"{out.name}.partial-", dir=out.parent))
         _write(bundle, work, progress)
-        shutil.rmtree(out, ignore_errors=True)
-        work.rename(out)
+        if not is_complete(out):
+            shutil.rmtree(out, ignore_errors=True)
+            work.rename(out)
     except OSError as problem:
+        if is_complete(out):
+            return  # somebody else was faster
         raise ExportError(f"{out} cannot be written: {problem.strerror or problem}; use --prefill lean") from None
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if work != out:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _write(bundle: Bundle, out: Path, progress: Progress | None) -> None:
@@ -69,7 +73,8 @@ def _write(bundle: Bundle, out: Path, progress: Progress | None) -> None:
     for kv, file in BLOCK_FILES.items():
         (out / file).write_bytes(block_graph(bundle.config, tensors, kv).SerializeToString())
     (out / PROBE_FILE).write_bytes(probe_graph().SerializeToString())
-    record = {"version": VERSION, "size": size, "snr_db": snr}
+    graphs = {name: sha256(out / name) for name in GRAPHS}
+    record = {"version": VERSION, "size": size, "sha256": graphs, "snr_db": snr}
     (out / RECORD_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 

@@ -27,6 +27,10 @@ class ExitPolicy(ABC):
         """The deepest loop that this policy can ask for; RequestError when the model cannot do what it says."""
         return config.loops
 
+    def prompt_limit(self, config: ModelConfig) -> int:
+        """How deep the positions of a prompt go where loops share their KV and nothing can be caught up later."""
+        return self.limit(config)
+
     @abstractmethod
     def stops(self, evidence: Evidence) -> NDArray[np.bool_]:
         """Which positions [T] stop after the loop of the evidence. Not asked at the limit."""

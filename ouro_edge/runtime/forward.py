@@ -93,6 +93,7 @@ def run_forward(
     for loop in range(1, limit + 1):
         at = depth == loop
         probs[at] = exit_probabilities(gates[at, :loop], config.loops)
+    sequence.settle()
     return States(hidden, depth, probs)
 
 

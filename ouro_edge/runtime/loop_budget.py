@@ -12,6 +12,8 @@ from ouro_edge.errors import RequestError
 from ouro_edge.runtime.evidence import Evidence
 from ouro_edge.runtime.exits import ExitPolicy, FullDepth
 
+_MOST = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class LoopBudget(ExitPolicy):
@@ -25,8 +27,9 @@ class LoopBudget(ExitPolicy):
     rule: ExitPolicy = field(default_factory=FullDepth)
 
     def __post_init__(self) -> None:
-        if isinstance(self.mean, bool) or not isinstance(self.mean, (int, float)) or not 1.0 <= self.mean < np.inf:
-            raise RequestError(f"loop budget is {self.mean!r}; wanted a mean number of loops a token, of at least 1")
+        if isinstance(self.mean, bool) or not isinstance(self.mean, (int, float)) or not 1.0 <= self.mean <= _MOST:
+            raise RequestError(f"loop budget is {self.mean!r}; wanted a mean number of loops a token, from 1 to "
+                               f"{_MOST}")  # fmt: skip
         if not isinstance(self.rule, ExitPolicy) or isinstance(self.rule, LoopBudget):
             raise RequestError(f"the rule of a loop budget is {self.rule!r}; wanted another exit policy")
 
@@ -51,6 +54,9 @@ class _Account(ExitPolicy):
     def limit(self, config: ModelConfig) -> int:
         # Never below 1: the mean is at least 1, and no token spends more than is left.
         return min(self._rule.limit(config), int(self._left + 1e-9))
+
+    def prompt_limit(self, config: ModelConfig) -> int:
+        return self._rule.prompt_limit(config)
 
     def stops(self, evidence: Evidence) -> NDArray[np.bool_]:
         return self._rule.stops(evidence)

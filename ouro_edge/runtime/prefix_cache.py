@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from ouro_edge.runtime.model import Model
     from ouro_edge.runtime.sequence import TokenSequence
 
+_MOST = 256  # sequences: looking for a prefix goes through all of them
+
 
 class PrefixCache:
     """Holds idle sequences of one model within `max_bytes` of keys and values. For several threads."""
@@ -22,6 +24,7 @@ class PrefixCache:
             raise RequestError(f"a prefix cache of {max_bytes!r} bytes was asked for; wanted a whole number from 0")
         self._model, self._max_bytes = model, max_bytes
         self._entries: OrderedDict[int, TokenSequence] = OrderedDict()  # by id; the oldest first
+        self._held = 0  # bytes of the entries
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -30,8 +33,7 @@ class PrefixCache:
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values that are held."""
-        with self._lock:
-            return self._held()
+        return self._held
 
     def take(self, ids: Sequence[int]) -> TokenSequence:
         """The best sequence to generate from `ids` with; it is the caller's until `give`.
@@ -47,32 +49,39 @@ class PrefixCache:
             if best is None:
                 return self._model.new_sequence()
             if 2 * common > len(best):
-                return self._entries.pop(id(best))
+                return self._remove(id(best))
             self._entries.move_to_end(id(best))
             self._evict(self._max_bytes - best.kv_bytes * common // len(best), keep=best)
             return best.fork(common)
 
     def give(self, sequence: TokenSequence) -> None:
-        """Keep a sequence for later, and drop the oldest ones beyond the bound."""
+        """Keep a sequence for later if it holds anything, and drop the oldest ones beyond the bound."""
         with self._lock:
+            if id(sequence) in self._entries:
+                self._remove(id(sequence))
+            if not sequence.kv_bytes:
+                return
             self._entries[id(sequence)] = sequence
-            self._entries.move_to_end(id(sequence))
+            self._held += sequence.kv_bytes
             self._evict(self._max_bytes)
 
     def clear(self) -> None:
         """Drop everything."""
         with self._lock:
             self._entries.clear()
+            self._held = 0
 
-    def _held(self) -> int:
-        return sum(sequence.kv_bytes for sequence in self._entries.values())
+    def _remove(self, key: int) -> TokenSequence:
+        sequence = self._entries.pop(key)
+        self._held -= sequence.kv_bytes
+        return sequence
 
     def _evict(self, most: int, keep: TokenSequence | None = None) -> None:
         for key in list(self._entries):
-            if self._held() <= most:
+            if self._held <= most and len(self._entries) <= _MOST:
                 return
             if self._entries[key] is not keep:
-                del self._entries[key]
+                self._remove(key)
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

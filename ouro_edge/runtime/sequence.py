@@ -130,6 +130,9 @@ class TokenSequence:
             mine.clip(0)
             mine.append(rows)
 
+    def settle(self) -> None:
+        """Told when loops were advanced one by one: what is computed may stay as it is."""
+
     def fork(self, length: int | None = None) -> TokenSequence:
         """A sequence of its own with the first `length` positions of this one: their state is copied, not computed."""
         length = len(self.tokens) if length is None else min(length, len(self.tokens))

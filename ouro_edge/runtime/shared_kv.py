@@ -45,6 +45,16 @@ class SharedKVSequence(TokenSequence):
         self._skipped = 0
         return super().resume(ids)
 
+    def settle(self) -> None:
+        """Loops that went to different positions have left a mixture in the cache: nothing of it can be used."""
+        if self.frontier[1] != self.frontier[-1]:
+            self._hold(0)
+
+    def _hold(self, length: int) -> None:
+        self.frontier[1:] = [length] * self.config.loops
+        for rows in self._waiting:
+            rows.clip(0)
+
     def think(self, policy: ExitPolicy, cancel: Cancel | None = None) -> Thought:
         """Loop over the last position until the policy stops it, and over the positions before it to the limit."""
         done, fresh = self.frontier[1], self.frontier[0] - self.frontier[1]
@@ -54,9 +64,11 @@ class SharedKVSequence(TokenSequence):
         gates = np.empty((1, limit))
         evidence = stopped = None
         try:
-            for loop in range(1, limit + 1):
+            for loop in range(1, (limit if fresh == 1 else policy.prompt_limit(self.config)) + 1):
                 last = self.advance(loop, cancel=cancel)
                 assert last is not None
+                if loop > limit:
+                    continue
                 hidden, gates[0, loop - 1] = last
                 evidence = Evidence(gates[:, :loop], hidden[None], self._head, evidence)
                 if stopped is None and (loop == limit or policy.stops(evidence)[0]):
@@ -66,8 +78,6 @@ class SharedKVSequence(TokenSequence):
             self._skipped += fresh * (self.config.loops - loop)
             done = self.frontier[0]
         finally:  # cut short, the positions are as before: begun by no loop
-            self.frontier[1:] = [done] * self.config.loops
-            for rows in self._waiting:
-                rows.clip(0)
+            self._hold(done)
         assert stopped is not None
         return Thought(policy.output(stopped))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
@@ -34,16 +35,18 @@ _CHECKSUM = 32  # bytes
 
 
 def save_sequence(sequence: TokenSequence, path: str | os.PathLike[str]) -> None:
-    """Write a sequence's state, all or nothing. RequestError when the file cannot be written."""
+    """Write a sequence's state, all or nothing, for its owner's eyes only. RequestError when it cannot be written."""
     header = {
         "format": _FORMAT, "version": _VERSION, "model": sequence.block.state_id, "kv": sequence.block.kv,
         "shared": sequence.shares_kv, "frontier": sequence.frontier,
     }  # fmt: skip
-    path = Path(path)
-    work = path.with_name(path.name + ".partial")
-    digest = hashlib.sha256()
+    path = _checked(path)
+    if path.exists() and not path.is_file():
+        raise RequestError(f"{path} is there and is no file: choose another name")
+    digest, work = hashlib.sha256(), None
     try:
-        with work.open("wb") as file:
+        handle, work = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
             for piece in (json.dumps(header).encode() + b"\n", *_content(sequence)):
                 data = (
                     piece if isinstance(piece, bytes) else np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
@@ -55,8 +58,9 @@ def save_sequence(sequence: TokenSequence, path: str | os.PathLike[str]) -> None
     except OSError as problem:
         raise RequestError(f"{path} cannot be written: {problem.strerror or problem}") from None
     finally:
-        with suppress(OSError):
-            work.unlink(missing_ok=True)
+        if work is not None:
+            with suppress(OSError):
+                os.unlink(work)
 
 
 def load_sequence(model: Model, path: str | os.PathLike[str]) -> TokenSequence:
@@ -64,12 +68,18 @@ def load_sequence(model: Model, path: str | os.PathLike[str]) -> TokenSequence:
 
     RequestError when the file is damaged, of another version, or belongs to another model.
     """
-    path = Path(path)
+    path = _checked(path)
     try:
         with path.open("rb") as file:
             return _read(model, path, file)
     except OSError as problem:
         raise RequestError(f"{path} cannot be read: {problem.strerror or problem}") from None
+
+
+def _checked(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, str | os.PathLike) or not (text := os.fspath(path)) or "\0" in str(text):
+        raise RequestError(f"{path!r} is no name of a file")
+    return Path(path)
 
 
 def _read(model: Model, path: Path, file: IO[bytes]) -> TokenSequence:

@@ -67,3 +67,8 @@ def test_the_page_stands_alone_and_escapes(talker, tmp_path):
         main, ["trace", str(talker), "-p", "x", "-n", "1", "--html", str(tmp_path / "no" / "t")]
     )
     assert missing.exit_code == 1 and missing.stderr.count("\n") == 1
+
+
+def test_a_budget_is_no_matter_of_single_tokens(talker):
+    result = CliRunner().invoke(main, ["trace", str(talker), "-p", "hello", "--loop-budget", "2"])
+    assert result.exit_code == 1 and "leave it out" in result.stderr

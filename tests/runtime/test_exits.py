@@ -164,7 +164,7 @@ def test_a_weighted_exit_needs_a_gate(checkpoint_of, bundle_of):
 
 
 @pytest.mark.parametrize(
-    "settings", [(0.9,), (True,), (float("nan"),), ("2",), (2.0, LoopBudget(3.0)), (2.0, FixedDepth)]
+    "settings", [(0.9,), (True,), (1e308,), (float("nan"),), ("2",), (2.0, LoopBudget(3.0)), (2.0, FixedDepth)]
 )
 def test_bad_budgets_are_refused(settings):
     with pytest.raises(RequestError, match="loop budget"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -120,6 +121,23 @@ def test_a_gguf_file_has_one_too(kind, checkpoint_of, tmp_path):
         wanted, found = (m.forward(IDS, exit=FixedDepth(2)).logits for m in (lean, fast))
     assert not np.array_equal(wanted, found)
     assert np.linalg.norm(wanted - found) < 0.06 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("name", ["probe.onnx", "model.onnx"])
+def test_a_bent_graph_is_made_again(bundle, cache, name):
+    ouro_edge.load(bundle, prefill="fast").close()
+    (made,) = cache.iterdir()
+    (made / name).write_bytes((made / name).read_bytes()[:-20])
+    assert not is_complete(made)
+    ouro_edge.load(bundle, prefill="fast").close()
+    assert is_complete(made)
+
+
+def test_several_may_make_it_at_once(bundle, cache):
+    with ThreadPoolExecutor(4) as pool:
+        for model in pool.map(lambda _: ouro_edge.load(bundle, prefill="fast"), range(4)):
+            model.close()
+    assert [is_complete(made) for made in cache.iterdir()] == [True]
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(bundle, cache):

@@ -105,6 +105,20 @@ def test_a_gate_stops_a_token_and_nothing_waits(pair):
     assert not any(len(rows) for rows in sequence.waiting())
 
 
+def test_a_budget_does_not_hold_back_the_prompt(pair):
+    """What is left out of a shared cache can never be caught up."""
+    checkpoint, model = pair
+    wanted, sequence = SharedOracle(checkpoint), model.new_sequence()
+    policy = ouro_edge.LoopBudget(1.5).start()
+    sequence.feed(PROMPT)
+    first = sequence.think(policy)
+    assert first.depth == 1
+    np.testing.assert_allclose(first.hidden, wanted.feed(PROMPT, 4)[0], atol=1e-3)
+    policy.spent(1)
+    sequence.feed([9])
+    np.testing.assert_allclose(sequence.think(policy).hidden, wanted.feed([9], 2)[-1], atol=1e-3)
+
+
 def test_memory_is_one_loops(pair, bundle_of, checkpoint_of):
     _, model = pair
     with ouro_edge.load(bundle_of(checkpoint_of()), kv="fp32") as exact:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -140,6 +141,54 @@ def test_files_that_cannot_be_read_or_written(bundle, tmp_path):
             load_sequence(model, tmp_path / "nowhere")
         with pytest.raises(RequestError, match="cannot be written"):
             save_sequence(model.new_sequence(), tmp_path / "no" / "folder")
+
+
+@pytest.mark.parametrize("path", ["", ".", "pipe", "a\0b", None, 5])
+def test_what_is_no_file_is_left_alone(bundle, path, tmp_path, monkeypatch):
+    """A device or a pipe at that name would be replaced by the file."""
+    monkeypatch.chdir(tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo("pipe")
+    else:
+        (tmp_path / "pipe").mkdir()
+    with ouro_edge.load(bundle) as model, pytest.raises(RequestError):
+        save_sequence(model.new_sequence(), path)
+    assert [left.name for left in tmp_path.iterdir()] == ["pipe"]
+    assert not (tmp_path / "pipe").is_file()
+
+
+def test_a_neighbours_file_is_left_alone(bundle, tmp_path):
+    (tmp_path / "state.partial").write_text("mine")
+    with ouro_edge.load(bundle) as model:
+        save_sequence(model.new_sequence(), tmp_path / "state")
+    assert (tmp_path / "state.partial").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_scored_sequence_can_be_saved_and_goes_on(model, tmp_path):
+    """Scoring runs loops to different positions, of which a shared cache can use nothing."""
+    sequence = model.new_sequence()
+    model.score(PROMPT, sequence=sequence, exit=ExitThreshold(0.3))
+    save_sequence(sequence, tmp_path / "state")
+    loaded = load_sequence(model, tmp_path / "state")
+    fresh = model.new_sequence()
+    results = []
+    for each in (sequence, loaded, fresh):
+        each.resume([*PROMPT, 4])
+        results.append(each.think(FullDepth()).hidden)
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_allclose(results[0], results[2], atol=0.1 if model.kv == "int4" else 0.02)
+
+
+def test_sequences_with_nothing_in_them_are_not_kept(model):
+    cache = PrefixCache(model, 1 << 30)
+    for _ in range(5):
+        cache.give(cache.take([1, 2, 3]))
+    assert len(cache) == 0
+    once = uneven(model)
+    cache.give(once)
+    cache.give(once)
+    assert (len(cache), cache.nbytes) == (1, once.kv_bytes)
 
 
 def test_the_cache_gives_back_the_longest_prefix(model):

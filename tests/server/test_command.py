@@ -139,3 +139,16 @@ def test_help_is_complete():
     for option in ("--host", "--port", "--api-key", "--cors", "--allow-host", "--parallel", "--queue", "--timeout",
                    "--grace", "--cache", "--exit-threshold", "--loops", "--kv", "--ctx", "--threads"):  # fmt: skip
         assert re.search(rf"^  {option} .+ \S", text, re.M), option
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--grace", "inf"], "--grace is inf; wanted seconds"),
+        (["--timeout", "nan"], "--timeout is nan; wanted seconds"),
+        (["--cors", "nonsense"], "--cors is 'nonsense'; wanted an origin"),
+    ],
+)
+def test_numbers_and_origins_that_make_no_sense(arguments, says):
+    result = CliRunner().invoke(main, ["serve", *arguments])
+    assert result.exit_code == 1 and says in result.stderr
