@@ -21,7 +21,7 @@ from ouro_edge.runtime.memory import available_memory
 
 Progress = Callable[[int, int, str], None]
 
-_SMALLEST = 64 << 20  # bytes: smaller models are fast enough as they are
+_SMALLEST = 512 << 20  # bytes: smaller models are fast enough as they are
 _PLENTY = 3  # times the copy's size must be free before it is made and used unasked
 
 
