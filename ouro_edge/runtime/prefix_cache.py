@@ -59,7 +59,7 @@ class PrefixCache:
         with self._lock:
             if id(sequence) in self._entries:
                 self._remove(id(sequence))
-            if not sequence.kv_bytes:
+            if not sequence.frontier[1]:
                 return
             self._entries[id(sequence)] = sequence
             self._held += sequence.kv_bytes
