@@ -144,7 +144,7 @@ def check_plan(bundle: Bundle, plan: Plan) -> tuple[tuple[int, ...], int]:
 def weight_bytes(bundle: Bundle) -> tuple[int, int]:
     """Bytes of weights that a call of the block reads, and those that a call of the head reads."""
     sizes = {name: sum(part.size for part in t.parts.values()) for name, t in bundle.manifest.tensors.items()}
-    head = sizes.get("head", sizes["embedding"])
+    head = sizes["head" if "head" in sizes else "embedding"]
     return sum(size for name, size in sizes.items() if name not in ("embedding", "head")), head
 
 

@@ -10,6 +10,8 @@ import pytest
 import ouro_edge
 from ouro_edge.bundle import open_bundle
 from ouro_edge.errors import ContextOverflowError, RequestError
+from ouro_edge.hub import resolve
+from ouro_edge.loading import export_gguf
 from ouro_edge.measure.context import filled_sequence
 from ouro_edge.measure.speed import End, Loading, Plan, Speed, check_plan, time_model, weight_bytes
 from ouro_edge.runtime.exits import FixedDepth
@@ -81,3 +83,8 @@ def test_what_the_model_cannot_do_is_refused(checkpoint_of, bundle_of):
         check_plan(bundle, Plan((4,), (2,), (5,), (0,), 1))
     with pytest.raises(ContextOverflowError, match="do not fit"):
         check_plan(bundle, Plan((4,), (2,), (), (most - 3,), 1))
+
+
+def test_a_gguf_file_is_timed_too(checkpoint_of, tmp_path):
+    file, _ = export_gguf(resolve(checkpoint_of(hidden_size=64, intermediate_size=96)), tmp_path / "model.gguf", "q4_0")
+    assert set(speeds_of(file, Plan((4,), (2,), (1,), (0,), 1)))
