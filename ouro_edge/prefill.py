@@ -41,6 +41,8 @@ def many_rows_for(bundle: Bundle, prefill: str, progress: Progress | None = None
     if not is_complete(path):
         from ouro_edge.export.many_rows import write_many_rows
 
+        if prefill == "auto" and _free_disk() < 2 * many_rows_bytes(bundle):
+            return None
         try:
             write_many_rows(bundle, path, progress)
         except ExportError:
@@ -65,7 +67,6 @@ def _pays(bundle: Bundle) -> bool:
         and size >= _SMALLEST
         and free is not None
         and free >= _PLENTY * size
-        and _free_disk() >= 2 * size
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ouro_edge.bundle import BLOCK_FILES
 from ouro_edge.many_rows_files import PROBE_FILE
-from ouro_edge.runtime.session import import_onnxruntime, open_session
+from ouro_edge.runtime.session import open_session
 
 MANY_ROWS = 256  # rows a call: the product is at its best, and attention computes little above its diagonal
 _WORTH_OPENING = 64  # opening takes a second or two: a short prompt is done by then
@@ -37,11 +37,6 @@ class ManyRows:
 
 def multiplies_exactly(path: Path) -> bool:
     """Whether this CPU's kernel keeps sums of uint8 times int8: without VNNI some saturate at 16 bits."""
-    ort = import_onnxruntime()
     x, w = np.full((1, 64), 255, np.uint8), np.full((64, 16), 127, np.int8)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = ort.InferenceSession(str(path / PROBE_FILE), options, providers=["CPUExecutionProvider"])
-    found = session.run(None, {"x": x, "w": w})[0]
+    found = open_session(path / PROBE_FILE, threads=1).run(None, {"x": x, "w": w})[0]
     return bool((found == 255.0 * 127.0 * 64).all())

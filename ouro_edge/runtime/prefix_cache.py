@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ouro_edge.errors import RequestError
+from ouro_edge.runtime.sequence import common_prefix
 
 if TYPE_CHECKING:
     from ouro_edge.runtime.model import Model
@@ -82,11 +83,3 @@ class PrefixCache:
                 return
             if self._entries[key] is not keep:
                 self._remove(key)
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Number of leading items that are equal."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))

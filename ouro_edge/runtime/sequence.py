@@ -168,12 +168,7 @@ class TokenSequence:
         The last token is always left to compute, because its state is what a caller wants next. Returns the number of
         positions kept.
         """
-        kept = 0
-        for old, new in zip(self.tokens, ids[:-1], strict=False):
-            if old != new:
-                break
-            kept += 1
-        kept = min(kept, self.frontier[1])
+        kept = min(common_prefix(self.tokens, ids[:-1]), self.frontier[1])
         check_ids(ids, self.config.vocab_size)
         self.turn += 1
         self.rewind(kept)
@@ -224,6 +219,14 @@ class TokenSequence:
                 break
         assert evidence is not None
         return Thought(policy.output(evidence))
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of leading items that are equal."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))
 
 
 def check_ids(ids: Sequence[int], vocab_size: int) -> None:
