@@ -10,7 +10,7 @@ from ouro_edge.errors import BundleError
 
 RECORD_FILE = "many_rows.json"
 PROBE_FILE = "probe.onnx"  # tells whether this CPU multiplies uint8 and int8 without saturation
-VERSION = 1
+VERSION = 2
 GRAPHS = (*BLOCK_FILES.values(), PROBE_FILE)
 
 

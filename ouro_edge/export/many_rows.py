@@ -2,8 +2,9 @@
 
 MatMulNBits is made for a few rows. For many, an integer product of whole matrices (MatMulIntegerToFloat) is two to
 three times as fast: inputs are rounded to uint8 with a scale for each row, so that rows stay independent of each other,
-and weights to int8 with a scale for each column. The weights are those of the bundle, rounded once more, and are kept
-apart from it: they can always be made again, and a bundle to ship stays small.
+and weights to int8 with a scale for each column, both rotated so that no channel stands out. The weights are those of
+the bundle, rounded once more, and are kept apart from it: they can always be made again, and a bundle to ship stays
+small.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from numpy.typing import NDArray
 from ouro_edge.bundle import BLOCK_FILES, DATA_FILE, Bundle, sha256
 from ouro_edge.errors import ExportError
 from ouro_edge.export.data_file import DataFile
-from ouro_edge.export.graph import block_graph, probe_graph
+from ouro_edge.export.graph import block_graph
+from ouro_edge.export.many_rows_graph import ManyRowsBuilder, probe_graph
 from ouro_edge.manifest import StoredTensor
 from ouro_edge.many_rows_files import GRAPHS, PROBE_FILE, RECORD_FILE, VERSION, block_tensors, is_complete
+from ouro_edge.quant.rotation import rotate
 from ouro_edge.weights import Array
 
 Progress = Callable[[int, int, str], None]
@@ -71,7 +74,7 @@ def _write(bundle: Bundle, out: Path, progress: Progress | None) -> None:
             tensors[name] = StoredTensor(stored.shape, stored.scheme, parts)
         size = data.finish()["size"]
     for kv, file in BLOCK_FILES.items():
-        (out / file).write_bytes(block_graph(bundle.config, tensors, kv).SerializeToString())
+        (out / file).write_bytes(block_graph(bundle.config, tensors, kv, ManyRowsBuilder).SerializeToString())
     (out / PROBE_FILE).write_bytes(probe_graph().SerializeToString())
     graphs = {name: sha256(out / name) for name in GRAPHS}
     record = {"version": VERSION, "size": size, "sha256": graphs, "snr_db": snr}
@@ -79,14 +82,14 @@ def _write(bundle: Bundle, out: Path, progress: Progress | None) -> None:
 
 
 def _by_column(bundle: Bundle, name: str) -> tuple[NDArray[np.int8], Array, float]:
-    """int8 [K, N] and scales [N] of a matrix [N, K], and what the rounding costs in dB."""
+    """int8 [K, N] and scales [N] of a matrix [N, K] in rotated space, and what the rounding costs in dB."""
     rows, width = bundle.manifest.tensors[name].shape
     columns, scales = np.empty((width, rows), np.int8), np.empty(rows, np.float32)
     signal = noise = 0.0
     step = max(1, _PIECE // width)
     for first in range(0, rows, step):
         part = slice(first, min(rows, first + step))
-        values = bundle.rows(name, part.start, part.stop)
+        values = rotate(bundle.rows(name, part.start, part.stop))
         scale = np.maximum(np.abs(values).max(axis=1), np.float32(1e-30)) / np.float32(127)
         rounded = np.rint(values / scale[:, None])
         columns[:, part], scales[part] = rounded.astype(np.int8).T, scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,14 +11,18 @@ import pytest
 
 import ouro_edge
 from ouro_edge import prefill
-from ouro_edge.bundle import DATA_FILE, open_bundle
+from ouro_edge.bundle import BLOCK_FILES, DATA_FILE, open_bundle
 from ouro_edge.errors import ExportError, RequestError
+from ouro_edge.evaluation.calibrate import calibrate
+from ouro_edge.export.graph import block_graph
 from ouro_edge.export.many_rows import write_many_rows
+from ouro_edge.export.many_rows_graph import ManyRowsBuilder
 from ouro_edge.hub import resolve
 from ouro_edge.loading import export_gguf
 from ouro_edge.many_rows_files import RECORD_FILE, is_complete
 from ouro_edge.runtime import many_rows
 from ouro_edge.runtime.exits import ExitThreshold, FixedDepth, FullDepth
+from ouro_edge.runtime.model import Model
 
 IDS = np.random.default_rng(4).integers(3, 96, 150).tolist()
 
@@ -59,6 +64,39 @@ def test_close_to_the_lean_way_at_every_depth(bundle, monkeypatch):
             assert error < 0.05 * depth
             assert (wanted.argmax(1) == found.argmax(1)).mean() > 0.9
         assert seen == [150] * 5
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{}, {"num_key_value_heads": 2}, {"num_key_value_heads": 1, "head_dim": 12}],
+    ids=["own", "shared", "padded"],
+)
+@pytest.mark.parametrize("kv", ["fp32", "int8", "int4"])
+def test_attention_is_the_same(kv, sizes, checkpoint_of, bundle_of, tmp_path):
+    """The other graph over the same float weights: what differs is attention alone, which grows the same cache."""
+    path = shutil.copytree(bundle_of(checkpoint_of(**sizes)), tmp_path / "model")
+    calibrate(open_bundle(path))
+    bundle = open_bundle(path)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    shutil.copy(path / DATA_FILE, copy)
+    graph = block_graph(bundle.config, bundle.manifest.tensors, kv, ManyRowsBuilder)
+    (copy / BLOCK_FILES[kv]).write_bytes(graph.SerializeToString())
+    with Model(bundle, kv=kv) as lean, Model(bundle, kv=kv, many_rows=copy) as fast:
+        states, caches = [], []
+        for model in (lean, fast):
+            sequence = model.new_sequence()
+            for ids in (IDS[:90], [5], IDS[:140]):
+                sequence.feed(ids)
+                state = sequence.think(FullDepth()).hidden
+            states.append(state)
+            caches.append([array.copy() for loop in (1, 4) for array in sequence.kv_of(loop).valid(231)])
+    steps = {"fp32": 1e-4, "int8": 1, "int4": 0x11}[kv]
+    for wanted, found in zip(*caches, strict=True):
+        apart = np.abs(wanted.astype(np.float32) - found.astype(np.float32))
+        assert apart.max() <= steps
+        assert kv == "fp32" or (apart > 0).mean() < 0.01  # rounding of a last bit, now and then
+    np.testing.assert_allclose(*states, atol={"fp32": 1e-4, "int8": 0.02, "int4": 0.2}[kv])
 
 
 def test_rows_do_not_feel_their_neighbours(bundle):
