@@ -30,16 +30,19 @@ _TYPES = {
     "int32": TensorProto.INT32,
 }
 _CACHE_TYPES = {"fp32": "float32", "int8": "int8", "int4": "uint8"}
-_INT8_COMPUTE = 4  # MatMulNBits accuracy_level: activations rounded to int8 per block; every other level is far slower
+# MatMulNBits accuracy_level: activations rounded to int8 per block, in float32 (level 0) where the CPU has no kernel.
+INT8_COMPUTE = 4
 
 
-def block_graph(config: ModelConfig, tensors: Mapping[str, StoredTensor], kv: str = "fp32") -> onnx.ModelProto:
+def block_graph(
+    config: ModelConfig, tensors: Mapping[str, StoredTensor], kv: str = "fp32", accuracy_level: int = INT8_COMPUTE
+) -> onnx.ModelProto:
     """The graph of one loop over the shared block, with a KV cache of type `kv`: fp32, int8 or int4.
 
     A quantised cache holds round(x / scale) with a scale per channel, in int8, or in nibbles offset by 8. The scales
     are inputs [KV * D], because they differ from loop to loop.
     """
-    g = _Graph(config, tensors, kv)
+    g = _Graph(config, tensors, kv, accuracy_level=accuracy_level)
     g.inputs("hidden", "float32", ["batch", "length", config.hidden_size])
     g.inputs("seqlens_k", "int32", ["batch"])  # keys after this call, minus one
     g.inputs("total_length", "int32", [])
@@ -105,9 +108,11 @@ class _Graph:
     """Collects nodes, values and the initializers that nodes name."""
 
     def __init__(
-        self, config: ModelConfig, tensors: Mapping[str, StoredTensor], kv: str = "fp32", rank: int = 3
-    ) -> None:
+        self, config: ModelConfig, tensors: Mapping[str, StoredTensor], kv: str = "fp32", rank: int = 3,
+        accuracy_level: int = INT8_COMPUTE,
+    ) -> None:  # fmt: skip
         self.config, self.tensors, self.kv, self.rank = config, tensors, kv, rank
+        self.accuracy_level = accuracy_level
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._in: list[onnx.ValueInfoProto] = []
@@ -206,7 +211,7 @@ class _Graph:
             inputs.append(self.initializer(weight, "zero_points"))
         return self.node(
             "MatMulNBits", inputs, *outputs, domain=True, K=k, N=n,
-            bits=tensor.scheme.bits, block_size=tensor.scheme.block_size, accuracy_level=_INT8_COMPUTE,
+            bits=tensor.scheme.bits, block_size=tensor.scheme.block_size, accuracy_level=self.accuracy_level,
         )  # fmt: skip
 
     def attention(self, qkv: str, layer: int) -> str:
