@@ -39,9 +39,9 @@ def load(
 ) -> Model:
     """Load a model: an exported directory, a checkpoint directory, a .gguf file or a hub id; None: the built-in one.
 
-    `threads` defaults to the CPUs that this process may use. A checkpoint is exported to int4 into the cache first,
-    which takes a minute for 1.4B parameters; `progress` hears of it. `kv` is the type of the cache:
-    fp32, int8, int4, or auto, which takes int8 where float32 would fill the memory. `kv_share="last"` keeps
+    `threads` defaults to what `bench --tune` found, else the CPUs that this process may use. A checkpoint is exported
+    to int4 into the cache first, which takes a minute for 1.4B parameters; `progress` hears of it. `kv` is the type of
+    the cache: fp32, int8, int4, or auto, which takes int8 where float32 would fill the memory. `kv_share="last"` keeps
     one cache for all loops: a quarter of the memory, and no longer exact. `context` caps the positions below
     the model's own. `gate="original"` ignores a gate that was fitted to the bundle later. `prefill` is how long prompts
     are processed: see `ouro_edge.prefill`. Raises OuroEdgeError's kinds.

@@ -16,7 +16,7 @@ PACKAGE = Path(ouro_edge.__file__).parent
 ROWS = [
     {"errors", "version"},
     {"config", "cache"},
-    {"weights"},
+    {"weights", "tuned"},
     {"reference", "quant", "hub"},
     {"manifest"},
     {"bundle"},

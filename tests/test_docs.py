@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 
 from ouro_edge.cli import main
 from ouro_edge.loading import default_model
+from ouro_edge.measure import tune
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -44,6 +46,21 @@ def test_console_examples_and_python(desk):
     exec(compile(code, "README.md", "exec"), {})
 
 
+def test_commands_and_options_for_boards(desk, monkeypatch):
+    """Tuning with a small block: what it times takes half a minute."""
+    shapes = replace(tune.SHAPES, hidden_size=256, intermediate_size=256, num_heads=2, num_kv_heads=2, num_layers=1)
+    monkeypatch.setattr(tune, "SHAPES", shapes)
+    monkeypatch.setenv("OURO_EDGE_CACHE", str(desk / "cache"))
+    boards = (ROOT / "docs" / "boards.md").read_text()
+    commands = re.findall(r"^\$ ouro-edge (.+)$", boards, re.M)
+    assert len(commands) == 4
+    for line in commands:
+        ouro(line)
+    known = "".join(ouro(f"{name} --help") for name in ("run", "export", "bench"))
+    for option in re.findall(r"`(--[a-z-]+)", boards):
+        assert option in known, option
+
+
 def test_the_first_command_answers_as_shown():
     [(question, answer)] = re.findall(r"\n    (Ada likes .+\?)\n    (\w+)\n", README)
     assert question in (ROOT / "Makefile").read_text()
@@ -67,7 +84,7 @@ def test_the_examples_of_the_api_print_what_is_shown_below_them(capsys):
 
 def test_documents_link_to_what_exists():
     for name in ("README.md", "docs/api.md", "docs/embedding.md", "docs/ouro-nano.md", "docs/depth.md",
-                 "examples/desktop/README.md", "training/README.md"):  # fmt: skip
+                 "docs/boards.md", "examples/desktop/README.md", "training/README.md"):  # fmt: skip
         text = (ROOT / name).read_text()
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert ((ROOT / name).parent / link).exists(), (name, link)

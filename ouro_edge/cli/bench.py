@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 from collections.abc import Callable
@@ -12,7 +11,10 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from ouro_edge.cli.tune import show_tuning
+from ouro_edge.errors import RequestError
 from ouro_edge.version import __version__
 
 if TYPE_CHECKING:
@@ -87,14 +89,17 @@ def _numbers(least: int) -> Callable[[click.Context, click.Parameter, str], tupl
     callback=_numbers(1),
     default="",
     metavar="N,...",
-    help="CPU threads. Default: the CPUs that this process may use.",
+    help="CPU threads. Default: what --tune found, else the CPUs that this process may use.",
 )
 @click.option(
     "--prefill", default="auto", show_default=True, metavar="auto|fast|lean", help="How long prompts are processed."
 )
 @click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each test.")
+@click.option("--tune", is_flag=True, help="Find the best settings of this machine instead; takes half a minute.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object with every repeat.")
+@click.pass_context
 def command(
+    ctx: click.Context,
     model: str | None,
     prompts: tuple[int, ...],
     tokens: tuple[int, ...],
@@ -104,9 +109,13 @@ def command(
     threads: tuple[int, ...],
     prefill: str,
     repeat: int,
+    tune: bool,
     as_json: bool,
 ) -> None:
     """Time prefill and decoding of MODEL: medians, with the range of the repeats.
+
+    --tune needs no MODEL: it times number formats and thread counts on a random block of a large model's shapes, says
+    which options to give, and keeps the thread count for all commands.
 
     Each pair of KV type and thread count is loaded in a process of its own, for its load time and its memory. GB/s is
     what decoding reads: the weights once a call of the block, the head once a token, the keys and values. It stands
@@ -118,8 +127,14 @@ def command(
     from ouro_edge.loading import open_runnable, runnable
     from ouro_edge.measure.speed import Plan
     from ouro_edge.prefill import many_rows_for
-    from ouro_edge.runtime.session import available_threads
+    from ouro_edge.runtime.session import default_threads
 
+    if tune:
+        given = [name for name in ctx.params if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE]
+        if extra := [name for name in given if name not in ("tune", "as_json")]:
+            raise RequestError(f"--tune times this machine and not a model: leave out {', '.join(extra)}")
+        show_tuning(_machine(), _progress, as_json)
+        return
     if model is None:
         click.echo(BUILT_IN, err=True)
     with conversion_progress() as progress:
@@ -129,7 +144,7 @@ def command(
     machine = _machine()
     runs = [
         _run(path, kv.strip(), count, prefill, plan)
-        for count in threads or (available_threads(),)
+        for count in threads or (default_threads(),)
         for kv in kinds.split(",")
     ]
     if as_json:
@@ -181,12 +196,10 @@ def _progress(text: str) -> None:
 def _machine() -> dict[str, Any]:
     from importlib.metadata import version
 
-    cpu = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    from ouro_edge.tuned import cpu_name
+
     names = ("numpy", "onnxruntime")
-    return {"cpu": cpu, "system": platform.platform(), "ouro-edge": __version__} | {n: version(n) for n in names}
+    return {"cpu": cpu_name(), "system": platform.platform(), "ouro-edge": __version__} | {n: version(n) for n in names}
 
 
 def _loading_table(runs: list[dict[str, Any]]) -> str:

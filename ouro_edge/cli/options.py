@@ -52,7 +52,8 @@ _MODEL = (
     click.option("--ctx", "context", type=int, help="At most this many positions. Default: the model's own."),
     click.option("--prefill", default="auto", show_default=True, metavar="auto|fast|lean",
                  help="How long prompts are processed. fast: with a second copy of the weights at a byte each."),
-    click.option("--threads", type=int, help="CPU threads. Default: the CPUs that this process may use."),
+    click.option("--threads", type=int,
+                 help="CPU threads. Default: what bench --tune found, else the CPUs that this process may use."),
 )  # fmt: skip
 
 Command = Callable[..., Any]

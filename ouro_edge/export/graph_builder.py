@@ -28,11 +28,14 @@ _TYPES = {
     "int32": TensorProto.INT32,
 }
 CACHE_TYPES = {"fp32": "float32", "int8": "int8", "int4": "uint8"}
-_INT8_COMPUTE = 4  # MatMulNBits accuracy_level: activations rounded to int8 per block; every other level is far slower
+# MatMulNBits accuracy_level: activations rounded to int8 per block, in float32 (level 0) where the CPU has no kernel.
+INT8_COMPUTE = 4
 
 
 class GraphBuilder:
     """Collects nodes, values and the initializers that nodes name."""
+
+    accuracy_level = INT8_COMPUTE
 
     def __init__(
         self, config: ModelConfig, tensors: Mapping[str, StoredTensor], kv: str = "fp32", rank: int = 3
@@ -117,7 +120,7 @@ class GraphBuilder:
             inputs.append(self.initializer(weight, "zero_points"))
         return self.node(
             "MatMulNBits", inputs, *outputs, domain=True, K=k, N=n,
-            bits=tensor.scheme.bits, block_size=tensor.scheme.block_size, accuracy_level=_INT8_COMPUTE,
+            bits=tensor.scheme.bits, block_size=tensor.scheme.block_size, accuracy_level=self.accuracy_level,
         )  # fmt: skip
 
     def attention(self, qkv: str, layer: int) -> str:

@@ -1,8 +1,8 @@
 """Opens onnxruntime sessions the way this runtime wants them. The only place that imports onnxruntime.
 
 Telemetry is switched off before the import (wheels since 1.29 send it on Linux and macOS); the thread count follows the
-process's CPU affinity, because onnxruntime would take the machine's; threads stop spinning when a call returns, so that
-an idle model costs no CPU.
+process's CPU affinity, because onnxruntime would take the machine's, or what was measured on this machine; threads stop
+spinning when a call returns, so that an idle model costs no CPU.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from ouro_edge.bundle import GraphInMemory
 from ouro_edge.errors import BundleError, RequestError, one_line
+from ouro_edge.tuned import tuned_threads
 
 
 def import_onnxruntime() -> Any:
@@ -30,6 +31,12 @@ def available_threads() -> int:
     return os.cpu_count() or 1
 
 
+def default_threads() -> int:
+    """What `bench --tune` found best here, else the CPUs that this process may run on."""
+    available = available_threads()
+    return tuned_threads(available, import_onnxruntime().__version__) or available
+
+
 def check_threads(threads: int | None) -> None:
     """RequestError unless `threads` is None or a sensible number."""
     if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
@@ -44,7 +51,7 @@ def open_session(graph: Path | GraphInMemory, threads: int | None = None) -> Any
     check_threads(threads)
     ort = import_onnxruntime()
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or available_threads()
+    options.intra_op_num_threads = threads or default_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only; they are raised as well
     options.add_session_config_entry("session.force_spinning_stop", "1")
