@@ -53,7 +53,7 @@ def contenders_of(section: str, peers: tuple[str, ...]) -> list[Contender]:
     if section == "dense":
         return [c for c in there if c.peer == "dense" or c.name == OURS[1]]
     left_out = () if section.startswith("long") else ("int8", "q8_0")
-    there = [c for c in there if c.prefill == "auto" or section.endswith("prefill")]
+    there = [c for c in there if c.prefill == "auto" or section == "prefill"]
     return [c for c in there if c.peer != "dense" and c.kv not in left_out]
 
 
