@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ouro_edge.bundle import MANIFEST_FILE, Bundle, is_bundle, open_bundle
 from ouro_edge.cache import cache_directory
-from ouro_edge.errors import BundleError, RequestError
+from ouro_edge.errors import BundleError, RequestError, one_line
 from ouro_edge.hub import Resolved, resolve
 from ouro_edge.manifest import VERSION
 from ouro_edge.prefill import many_rows_for
@@ -50,6 +50,8 @@ def load(
     from ouro_edge.runtime.session import check_threads
 
     check_threads(threads)  # before a conversion that takes a minute
+    if progress is not None and not callable(progress):
+        raise RequestError(f"progress is {one_line(progress)}; wanted a function or None")
     bundle = open_runnable(runnable(model, progress), progress)
     bundle = bundle if context is None else bundle.with_context(context)
     many_rows = many_rows_for(bundle, prefill, progress)

@@ -20,6 +20,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ouro_edge.errors import RequestError, TemplateError
+from ouro_edge.runtime.checks import check_kind
 
 if TYPE_CHECKING:
     import jinja2
@@ -89,6 +90,15 @@ class ChatTemplate:
         finally:
             _steps_left.reset(before)
         return "".join(parts)
+
+
+def check_variables(variables: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Variables for a chat template, from a caller. RequestError unless each has a name that is free."""
+    check_kind("template", variables, Mapping, optional=True)
+    for name in variables or {}:
+        if not isinstance(name, str) or name in ("self", "messages"):
+            raise RequestError(f"template has a variable {name!r}; wanted another name, such as 'enable_thinking'")
+    return variables or {}
 
 
 def _checked(messages: Any) -> list[dict[str, Any]]:
