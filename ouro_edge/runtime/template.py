@@ -62,8 +62,8 @@ class ChatTemplate:
     ) -> str:
         """The text of a chat; `variables` (enable_thinking, tools, ...) are handed to the template.
 
-        A message is a mapping with a role and a content: text, None (for tool calls) or a list of text parts, which are
-        joined by newlines. RequestError for other messages, TemplateError when the template fails or refuses them.
+        A message is a mapping with a role and a content: text, None (beside tool_calls) or a list of text parts, which
+        are joined by newlines. RequestError for other messages, TemplateError when the template fails or refuses them.
         """
         values: dict[str, Any] = {
             "tools": None,  # templates ask `is not none`, which is true of what is undefined
@@ -120,6 +120,8 @@ def _checked_message(message: Any, name: str) -> dict[str, Any]:
             if kind != "text" or not isinstance(part.get("text"), str):
                 raise RequestError(f"{name}.content[{i}] is {kind!r}; wanted a part of type 'text' with a text")
         content = "\n".join(part["text"] for part in content)
+    elif content is None and not message.get("tool_calls"):
+        raise RequestError(f"{name} has no content; wanted text, or a list of text parts")
     elif content is not None and not isinstance(content, str):
         raise RequestError(f"{name}.content is {type(content).__name__}; wanted text, None or a list of text parts")
     return {**message, "content": content}
