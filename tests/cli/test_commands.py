@@ -14,7 +14,7 @@ from toy_text import add_tokenizer
 
 from ouro_edge.cli import main
 
-COMMANDS = ("calibrate", "chat", "export", "fit-gate", "inspect", "run", "trace", "verify")
+COMMANDS = ("cache", "calibrate", "chat", "export", "fit-gate", "inspect", "run", "trace", "verify")
 
 
 def ouro(*arguments, stdin=None):
