@@ -1,5 +1,19 @@
-"""`python -m ouro_edge` is `ouro-edge`."""
+"""`ouro-edge` and `python -m ouro_edge`: the command line, imported where Ctrl-C is already waited for."""
 
-from ouro_edge.cli import main
+from __future__ import annotations
 
-main()
+import sys
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C ends it with status 130."""
+    try:
+        from ouro_edge.cli import main as command_line
+
+        command_line()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,6 +15,7 @@ import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from ouro_edge.config import ModelConfig, check_same, from_hf, read_json_object
 from ouro_edge.errors import BundleError, ConfigError, RequestError
-from ouro_edge.manifest import DTYPES, VERSION, Manifest, StoredArray, read_manifest
+from ouro_edge.manifest import DTYPES, PAGE, VERSION, Manifest, StoredArray, read_manifest
 from ouro_edge.quant import QuantizedTensor, dequantize, dequantize_rows
 from ouro_edge.weights import Array, fused_names, tensor_shapes
 
@@ -204,6 +205,13 @@ def _check_tensors(path: Path, manifest: Manifest) -> None:
             raise BundleError(f"{path / MANIFEST_FILE} stores {name} as {found}, not {wanted}: export again")
         if any(part.offset < 0 or part.offset + part.size > size for part in tensor.parts.values()):
             raise BundleError(f"{path / MANIFEST_FILE} puts {name} beyond the end of {DATA_FILE}")
+        if any(part.offset % PAGE for part in tensor.parts.values()):
+            raise BundleError(f"{path / MANIFEST_FILE} has {name} begin inside a page of {DATA_FILE}: export again")
+    arrays = [(part, name) for name, tensor in manifest.tensors.items() for part in tensor.parts.values()]
+    spans = sorted((part.offset, part.offset + part.size, name) for part, name in arrays)
+    for (_, end, first), (start, _, second) in pairwise(spans):
+        if start < end:  # the graphs have offsets of their own, but the embedding is gathered by this one
+            raise BundleError(f"{path / MANIFEST_FILE} lets {first} and {second} overlap: export again")
 
 
 def sha256(file: Path) -> str:

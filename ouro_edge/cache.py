@@ -1,10 +1,30 @@
-"""Where this program keeps what it can make again. Knows the platform's habits only."""
+"""Where this program keeps what it can make again, and what lies there. Knows the platform's habits only."""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+
+from ouro_edge.errors import RequestError
+
+# Conversions, copies for long prompts, and what was left of either when it was killed. The directory may be one that
+# holds other things too, so nothing else counts as ours.
+_OURS = re.compile(
+    r"prefill-[0-9a-f]{16}(\.partial-\w+)?|.+-int4-[0-9a-f]{12}|\..+-int4-[0-9a-f]{12}\.[0-9a-f]{8}\.(partial|old)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """One directory in the cache."""
+
+    path: Path
+    size: int  # bytes
+    used: float  # seconds since 1970: the last access to its files that the file system has recorded
 
 
 def cache_directory() -> Path:
@@ -18,3 +38,29 @@ def cache_directory() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "ouro-edge"
+
+
+def cache_entries() -> list[CacheEntry]:
+    """What is ours in the cache, last used first; links are not followed and not ours. RequestError if unreadable."""
+    directory = cache_directory()
+    try:
+        found = [e for e in os.scandir(directory) if e.is_dir(follow_symlinks=False) and _OURS.fullmatch(e.name)]
+        return sorted((_entry(Path(e.path)) for e in found), key=lambda entry: -entry.used)
+    except FileNotFoundError:
+        return []
+    except OSError as problem:
+        raise RequestError(f"{directory} cannot be read: {problem.strerror}") from None
+
+
+def remove_entry(entry: CacheEntry) -> None:
+    """Delete an entry of `cache_entries`. RequestError when it cannot be deleted."""
+    try:
+        shutil.rmtree(entry.path)
+    except OSError as problem:
+        raise RequestError(f"{entry.path} cannot be deleted: {problem.strerror or problem}") from None
+
+
+def _entry(path: Path) -> CacheEntry:
+    files = [os.lstat(os.path.join(root, name)) for root, _, names in os.walk(path) for name in names]
+    used = max((max(file.st_atime, file.st_mtime) for file in files), default=path.stat().st_mtime)
+    return CacheEntry(path, sum(file.st_size for file in files), used)

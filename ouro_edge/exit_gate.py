@@ -17,7 +17,7 @@ import numpy as np
 
 from ouro_edge.bundle import DATA_FILE, Bundle
 from ouro_edge.config import parse_json_object
-from ouro_edge.errors import BundleError
+from ouro_edge.errors import BundleError, RequestError
 from ouro_edge.weights import Array
 
 GATE_FILE = "exit_gate.json"
@@ -59,6 +59,13 @@ def gate_record(gate: FittedGate, weights: str) -> dict[str, Any]:
         "bias": float(gate.bias),
         "weight": [float(value) for value in gate.weight],
     }
+
+
+def choose_gate(bundle: Bundle, gate: str) -> FittedGate | None:
+    """The fitted gate that "auto" takes where there is one; None, the one in the graph, for "original"."""
+    if gate not in ("auto", "original"):
+        raise RequestError(f"gate is {gate!r}; wanted 'auto' (the fitted one where there is one) or 'original'")
+    return read_gate(bundle) if gate == "auto" else None
 
 
 def read_gate(bundle: Bundle) -> FittedGate | None:

@@ -20,7 +20,7 @@ from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
-from ouro_edge.errors import HubError, RequestError
+from ouro_edge.errors import HubError, RequestError, one_line
 
 CHECKPOINT_FILES = (
     "config.json",
@@ -63,6 +63,8 @@ def resolve(
     `revision` is a branch, tag or commit of a hub id; `patterns` are the names in the repository's top folder to fetch.
     HubError in one line when there is no such model or it cannot be had; RequestError for a revision of a local path.
     """
+    if not isinstance(model, (str, os.PathLike)):
+        raise RequestError(f"model is {one_line(repr(model))}; wanted a path or a hub id")
     text = os.fspath(model)
     path = Path(os.path.expanduser(text))
     if text and os.path.exists(path):

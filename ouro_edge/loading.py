@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ouro_edge.bundle import MANIFEST_FILE, Bundle, is_bundle, open_bundle
 from ouro_edge.cache import cache_directory
-from ouro_edge.errors import BundleError, RequestError
+from ouro_edge.errors import BundleError, CheckpointError, RequestError, one_line
 from ouro_edge.hub import Resolved, resolve
 from ouro_edge.manifest import VERSION
 from ouro_edge.prefill import many_rows_for
@@ -50,6 +50,8 @@ def load(
     from ouro_edge.runtime.session import check_threads
 
     check_threads(threads)  # before a conversion that takes a minute
+    if progress is not None and not callable(progress):
+        raise RequestError(f"progress is {one_line(progress)}; wanted a function or None")
     bundle = open_runnable(runnable(model, progress), progress)
     bundle = bundle if context is None else bundle.with_context(context)
     many_rows = many_rows_for(bundle, prefill, progress)
@@ -152,12 +154,27 @@ def _open_source(found: Resolved, gate_from: Resolved | None) -> tuple[Checkpoin
     from ouro_edge.export.checkpoint import open_checkpoint, with_gate
 
     checkpoint = open_checkpoint(found.path)
+    _check_tokenizer(checkpoint)
     if gate_from is not None:
         checkpoint = with_gate(checkpoint, open_checkpoint(gate_from.path))
     if not found.repo_id:
         return checkpoint, {}
     checkpoint = replace(checkpoint, name=found.repo_id.rsplit("/", 1)[-1])
     return checkpoint, {"repo_id": found.repo_id, "revision": found.revision}
+
+
+def _check_tokenizer(checkpoint: Checkpoint) -> None:
+    """CheckpointError, before the work begins, when the exported model could not use the tokenizer."""
+    from ouro_edge.runtime.bundle_text import fitting_tokenizer
+
+    path = checkpoint.path / "tokenizer.json"
+    try:
+        if (content := checkpoint.files.get(path.name)) is not None:
+            fitting_tokenizer(content.decode(), checkpoint.config.vocab_size, path)
+    except BundleError as problem:
+        raise CheckpointError(str(problem)) from None
+    except UnicodeDecodeError as problem:
+        raise CheckpointError(f"{path} is no Unicode text: {problem}; fetch it again") from None
 
 
 def default_model() -> Path | None:

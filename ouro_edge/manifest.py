@@ -18,6 +18,7 @@ from ouro_edge.config import ModelConfig
 from ouro_edge.quant import Scheme
 
 VERSION = 1
+PAGE = 4096  # bytes: every array of the data file starts on a page, so that onnxruntime can map it
 DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "uint8": np.dtype("u1"), "int8": np.dtype("i1")}
 _ERRORS = ([float, float, float], [float, float, type(None)])  # types of a tensor's error: the ratio may be infinite
 

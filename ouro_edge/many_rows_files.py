@@ -26,7 +26,11 @@ def many_rows_bytes(bundle: Bundle) -> int:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a directory holds everything: graphs as their checksums say, weights in their size, as with bundles."""
+    """Whether a directory holds everything: graphs as their checksums say, weights in their size.
+
+    Hashing the weights would read a gigabyte at every start. As with large bundles their size has to do: the copy gets
+    its name only when it is whole, and nothing writes to it afterwards.
+    """
     try:
         record = read_json_object(path / RECORD_FILE, BundleError)
         graphs = {name: sha256(path / name) for name in GRAPHS}

@@ -23,6 +23,7 @@ from ouro_edge.runtime.block import Block, Head
 from ouro_edge.runtime.bound_loop import BoundLoop
 from ouro_edge.runtime.bundle_text import read_stop_ids, read_tokenizer
 from ouro_edge.runtime.cancel import Cancel
+from ouro_edge.runtime.checks import check_items, check_whole
 from ouro_edge.runtime.evidence import Evidence
 from ouro_edge.runtime.exits import ExitPolicy
 from ouro_edge.runtime.kv import LoopKV
@@ -60,9 +61,10 @@ class MockModel(Model):
         self._generation = {}
         self._template = ChatTemplate(_TEMPLATE)
         self.stop_ids = read_stop_ids(self.bundle, {})
-        texts = [answers] if isinstance(answers, str) else list(answers)
-        if not texts or not depths or not all(1 <= depth <= self.config.loops for depth in depths):
-            raise RequestError(f"wanted at least one answer, and depths from 1 to {self.config.loops}")
+        texts = [answers] if isinstance(answers, str) else list(check_items("answers", answers, "texts"))
+        depths = [check_whole("a depth", d, 1, self.config.loops) for d in check_items("depths", depths, "loops")]
+        if not texts or not depths:
+            raise RequestError("wanted at least one answer and one depth")
         ids = [[*self.tokenizer.encode(text, special=False), self.stop_ids[-1]] for text in texts]
         self._script = _Script(ids, depths)
         self._block, self._head = _MockBlock(self.config, self._script), _MockHead(self.config)

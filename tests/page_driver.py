@@ -44,12 +44,15 @@ def say(page: Any, text: str) -> Any:
     return answer
 
 
-def pretend(page: Any, texts: list[str], lens: list[Any] | None = None, end: str = "data: [DONE]\n\n") -> list[Any]:
-    """Let the server answer with these tokens, of depth 1, 2, 3, 4, 1, ...; the requests that came are returned."""
+def pretend(page: Any, texts: list[Any], lens: list[Any] | None = None, end: str = "data: [DONE]\n\n") -> list[Any]:
+    """Let the server answer with these tokens (text, or a whole delta), of depth 1, 2, 3, 4, 1, ...; the requests that
+    came are returned.
+    """
     events: list[Any] = []
     for i, text in enumerate(texts):
+        delta = {"content": text} if isinstance(text, str) else text
         depth = {"depth": i % 4 + 1, "exit_probs": [0.2] * (i % 4 + 1), "lens": lens or []}
-        events.append({"choices": [{"index": 0, "delta": {"content": text}, "ouro_edge": depth}]})
+        events.append({"choices": [{"index": 0, "delta": delta, "ouro_edge": depth}]})
     events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     body = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + ": alive\n\n" + end
     sent: list[Any] = []

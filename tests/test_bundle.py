@@ -53,6 +53,8 @@ def edit(bundle, change):
         (lambda d: d["tensors"]["norm"]["parts"]["values"].update(shape=[1]), "stores norm as"),
         (lambda d: d["tensors"]["norm"]["parts"]["values"].update(shape=[1] * 100), "stores norm as"),
         (lambda d: d["tensors"]["norm"].update(scheme={"bits": 8, "block_size": 32, "symmetric": True}), "no matrix"),
+        (lambda d: d["tensors"]["embedding"]["parts"]["packed"].update(offset=4), "page"),
+        (lambda d: d["tensors"]["norm"]["parts"]["values"].update(offset=0), "overlap"),
         (lambda d: d["tensors"]["norm"]["parts"]["values"].update(offset=float("inf")), "damaged"),
         (lambda d: d["tensors"]["norm"]["parts"]["values"].update(offset="0"), "damaged"),
         (lambda d: d["tensors"]["norm"]["parts"]["values"].update(offset=0.5), "damaged"),

@@ -17,7 +17,7 @@ import click
 from ouro_edge.errors import OuroEdgeError, one_line
 from ouro_edge.version import __version__
 
-_COMMANDS = ("bench", "calibrate", "chat", "export", "fit-gate", "inspect", "run", "serve", "trace", "verify")
+_COMMANDS = ("bench", "cache", "calibrate", "chat", "export", "fit-gate", "inspect", "run", "serve", "trace", "verify")
 
 
 class _Commands(click.Group):
@@ -32,11 +32,15 @@ class _Commands(click.Group):
         command: click.Command = import_module(f"ouro_edge.cli.{cmd_name.replace('-', '_')}").command
         return command
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with _interrupt_is_quiet():  # the help of all commands imports them
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
         for stream in (sys.stdout, sys.stderr):  # a pipe in an old code page must not end an answer in the middle
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
-        with _termination_unwinds():
+        with _termination_unwinds(), _interrupt_is_quiet():
             try:
                 return super().invoke(ctx)
             except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
@@ -55,6 +59,15 @@ def _fail(text: str) -> NoReturn:
     """One line on stderr, and exit 1."""
     click.echo(f"Error: {one_line(text)}", err=True)
     sys.exit(1)
+
+
+@contextmanager
+def _interrupt_is_quiet() -> Iterator[None]:
+    """Ctrl-C ends the program with the status that shells have for it, and without click's "Aborted!"."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 @contextmanager

@@ -135,6 +135,8 @@ def command(
             raise RequestError(f"--tune times this machine and not a model: leave out {', '.join(extra)}")
         show_tuning(_machine(), _progress, as_json)
         return
+    if not prompts and not tokens:
+        raise RequestError("there is nothing to time: give prompt lengths (-p) or numbers of tokens (-n)")
     if model is None:
         click.echo(BUILT_IN, err=True)
     with conversion_progress() as progress:

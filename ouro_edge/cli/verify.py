@@ -12,10 +12,10 @@ from ouro_edge.errors import VerificationError
 @click.command(name="verify")
 @click.argument("model")
 @click.option("--against", metavar="CHECKPOINT", help="Also compare every weight with the checkpoint it came from.")
-@click.option("--tokens", type=click.IntRange(1), default=24, show_default=True, help="Length of the random input.")
+@click.option("--tokens", type=click.IntRange(1), help="Length of the random input. Default: 24.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random input.")
 @click.option("--threads", type=int, help="CPU threads.")
-def command(model: str, against: str | None, tokens: int, seed: int, threads: int | None) -> None:
+def command(model: str, against: str | None, tokens: int | None, seed: int, threads: int | None) -> None:
     """Check MODEL's files and compare it with a plain NumPy reference; fail when it is out of tolerance.
 
     The reference reads one layer at a time: for a model of 1.4B parameters this takes some minutes and 2 GB.

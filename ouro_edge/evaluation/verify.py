@@ -14,8 +14,11 @@ import numpy as np
 
 from ouro_edge import reference
 from ouro_edge.bundle import Bundle, check_files, open_bundle
+from ouro_edge.config import ModelConfig
+from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.evaluation.stored_weights import StoredWeights
 from ouro_edge.quant import ErrorMeter
+from ouro_edge.runtime.memory import available_memory
 from ouro_edge.runtime.model import Model
 from ouro_edge.weights import Array, Weights
 
@@ -26,6 +29,7 @@ _ARITHMETIC = {32: (1e-4, 1e-4), 8: (0.15, 0.5), 4: (0.15, 0.5)}
 _SILENCE = 1e-12  # smaller references count as this: zeros are compared as they are
 # The worst tensor may keep this signal-to-noise ratio in dB; honest rounding of bell-shaped weights gives 18 and 42.
 _FIDELITY = {32: 120.0, 8: 30.0, 4: 10.0}
+_USUAL = 24  # tokens
 _ROWS = 16 << 20  # values compared at a time
 
 
@@ -41,15 +45,17 @@ class Check:
 
 
 def verify(
-    path: Path, against: Weights | None = None, *, tokens: int = 24, seed: int = 0, threads: int | None = None,
+    path: Path, against: Weights | None = None, *, tokens: int | None = None, seed: int = 0, threads: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Iterator[Check]:  # fmt: skip
     """Check a bundle, yielding a Check as each is done. BundleError when a file is missing or damaged.
 
-    Arithmetic is compared on `tokens` seeded random ids, at every depth: the RMS of the difference of the logits (and
-    of the exit gate's) over the RMS of the reference's. Weights pass through one tensor at a time.
+    Arithmetic is compared on `tokens` seeded random ids (None: 24, or what the context holds), at every depth: the RMS
+    of the difference of the logits (and of the exit gate's) over the RMS of the reference's. Weights pass through one
+    tensor at a time. RequestError when the context or the memory has no room for so many tokens.
     """
     bundle = open_bundle(path)
+    tokens = _affordable(bundle.config, tokens)
     check_files(path, bundle.manifest)
     yield Check("checksums of all files", 0, 0, "wrong", True)
     if against is not None:
@@ -57,12 +63,26 @@ def verify(
     yield from _arithmetic(bundle, tokens, seed, threads, progress)
 
 
+def _affordable(config: ModelConfig, tokens: int | None) -> int:
+    """The number of ids to compare, refused when there is no room for them."""
+    if tokens is None:
+        return min(_USUAL, config.max_positions)
+    if tokens > config.max_positions:
+        raise ContextOverflowError(f"{tokens} tokens do not fit this model's context of {config.max_positions}")
+    # The reference holds the attention scores of a whole layer three times; logits come and go in float32 and float64.
+    need, free = 12 * config.num_heads * tokens**2 + 24 * config.vocab_size * tokens, available_memory()
+    if free is not None and need > free:
+        raise RequestError(f"the reference needs about {need / 1e9:.2g} GB for {tokens} tokens, {free / 1e9:.2g} GB "
+                           "are free: ask for fewer")  # fmt: skip
+    return tokens
+
+
 @np.errstate(all="ignore")  # what is not finite fails its check
 def _arithmetic(
     bundle: Bundle, tokens: int, seed: int, threads: int | None, progress: Callable[[str], None] | None
 ) -> list[Check]:
     config, checks = bundle.config, []
-    ids = np.random.default_rng(seed).integers(0, config.vocab_size, min(tokens, config.max_positions))
+    ids = np.random.default_rng(seed).integers(0, config.vocab_size, tokens)
     weights = StoredWeights(bundle)
     if progress:
         progress(f"reference: {config.loops} loops over {config.num_layers} layers in NumPy")

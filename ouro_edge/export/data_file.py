@@ -16,13 +16,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ouro_edge.manifest import StoredArray, StoredTensor
+from ouro_edge.manifest import PAGE, StoredArray, StoredTensor
 from ouro_edge.quant import ErrorMeter, QuantizedTensor, Scheme, concatenate, dequantize, quantize
 from ouro_edge.weights import Array, Weights
 
 _PIECE = 16 << 20  # float32 values quantised at a time: 64 MB
 _SMALLEST_HALF = np.float32(2.0**-14)  # the smallest that is not subnormal
-_PAGE = 4096  # large arrays start on a page, so that onnxruntime can map them
 
 
 class DataFile:
@@ -41,7 +40,7 @@ class DataFile:
 
     def write(self, pieces: Iterator[NDArray[Any]], dtype: str, shape: tuple[int, ...]) -> StoredArray:
         """Append one array, given in pieces along its first axis."""
-        self._append(bytes(-self.size % _PAGE))
+        self._append(bytes(-self.size % PAGE))
         stored = StoredArray(self.size, dtype, shape)
         for piece in pieces:
             self._append(np.ascontiguousarray(piece).data.cast("B"))

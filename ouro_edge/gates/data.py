@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ouro_edge.errors import ContextOverflowError, RequestError
+from ouro_edge.runtime.checks import check_ids
 from ouro_edge.runtime.model import Model
-from ouro_edge.runtime.sequence import check_ids
 
 _WANTED = 'wanted an object with "text", "messages", "prompt" and "answer", or "ids"'
 _HELD_OUT = 5  # every fifth line, by its hash

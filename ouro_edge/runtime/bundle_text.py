@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ouro_edge.bundle import Bundle
@@ -15,12 +16,15 @@ from ouro_edge.runtime.tokenizer import Tokenizer
 def read_tokenizer(bundle: Bundle) -> Tokenizer | None:
     """The tokenizer, None when the bundle has none. BundleError when it does not fit the model."""
     text = bundle.text("tokenizer.json")
-    if text is None:
-        return None
-    tokenizer = Tokenizer.from_json(text, name=str(bundle.path / "tokenizer.json"))
-    if tokenizer.vocab_size > bundle.config.vocab_size:
-        raise BundleError(f"{bundle.path / 'tokenizer.json'} has ids up to {tokenizer.vocab_size - 1}, the model's "
-                          f"vocabulary ends at {bundle.config.vocab_size - 1}")  # fmt: skip
+    return None if text is None else fitting_tokenizer(text, bundle.config.vocab_size, bundle.path / "tokenizer.json")
+
+
+def fitting_tokenizer(text: str, vocab_size: int, path: Path) -> Tokenizer:
+    """The tokenizer of a model with so many ids. BundleError, with `path` in it, when it is damaged or has more."""
+    tokenizer = Tokenizer.from_json(text, name=str(path))
+    if tokenizer.vocab_size > vocab_size:
+        raise BundleError(f"{path} has ids up to {tokenizer.vocab_size - 1}, the model's vocabulary ends at "
+                          f"{vocab_size - 1}")  # fmt: skip
     return tokenizer
 
 

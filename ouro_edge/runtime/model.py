@@ -15,11 +15,12 @@ import numpy as np
 
 from ouro_edge.bundle import Bundle
 from ouro_edge.errors import BundleError, NoTokenizerError, RequestError, TemplateError
-from ouro_edge.exit_gate import read_gate
+from ouro_edge.exit_gate import choose_gate
 from ouro_edge.runtime.asynchronous import AsyncTwins
 from ouro_edge.runtime.block import Block, Head
 from ouro_edge.runtime.bundle_text import read_json, read_stop_ids, read_template, read_tokenizer
 from ouro_edge.runtime.cancel import Cancel
+from ouro_edge.runtime.checks import check_ids, check_items, check_kind
 from ouro_edge.runtime.constraint import Constraint
 from ouro_edge.runtime.events import Event
 from ouro_edge.runtime.exits import ExitPolicy, ExitThreshold, FullDepth
@@ -27,18 +28,11 @@ from ouro_edge.runtime.forward import HEAD_ROWS, Forward, Score, States, pool, r
 from ouro_edge.runtime.generate import generate_events
 from ouro_edge.runtime.generation_config import sampler_settings
 from ouro_edge.runtime.kv_choice import check_share, choose_kv
-from ouro_edge.runtime.request import (
-    GenerateOptions,
-    Speculate,
-    check_count,
-    check_iterable,
-    check_kind,
-    make_request,
-    token_budget,
-)
+from ouro_edge.runtime.request import GenerateOptions, Speculate, check_count, make_request, token_budget
 from ouro_edge.runtime.sampler import Sampler
-from ouro_edge.runtime.sequence import TokenSequence, check_ids
+from ouro_edge.runtime.sequence import TokenSequence
 from ouro_edge.runtime.shared_kv import SharedKVSequence
+from ouro_edge.runtime.template import check_variables
 from ouro_edge.runtime.tokenizer import Tokenizer
 from ouro_edge.weights import Array
 
@@ -58,7 +52,7 @@ class Model(AsyncTwins):
     ) -> None:
         self.bundle = bundle
         self.config = bundle.config
-        self.gate = read_gate(bundle) if _wants_fitted(gate) else None
+        self.gate = choose_gate(bundle, gate)
         self.kv, self.kv_reason = choose_kv(bundle, kv)
         self.kv_share = check_share(kv_share)
         self._block: Block | None = Block(bundle, threads, self.gate, self.kv, many_rows)
@@ -139,8 +133,8 @@ class Model(AsyncTwins):
         answer, says which tokens may come. `speculate` changes time alone. RequestError before anything runs.
         """
         self._parts()
-        ids = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else check_iterable("prompt", prompt))
-        if stop and self._tokenizer is None:
+        ids = tuple(self._ids("prompt", prompt))
+        if self._tokenizer is None and stop:
             raise NoTokenizerError("stop strings need a tokenizer, which this model lacks: use stop_ids")
         request = make_request(
             self.config,
@@ -176,7 +170,7 @@ class Model(AsyncTwins):
 
         `template` holds variables for the chat template, such as enable_thinking.
         """
-        return self.generate(self.render(messages, **(template or {})), **options)
+        return self.generate(self.render(messages, **check_variables(template)), **options)
 
     def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
         """The prompt text that the model's chat template makes of messages. TemplateError when it has none."""
@@ -207,8 +201,8 @@ class Model(AsyncTwins):
         `generate` with the same ids and sequence goes on without computing them again. RequestError and its kinds.
         """
         top = check_count("top", top, self.config.vocab_size)
+        ids = check_ids(ids, self.config.vocab_size)
         token_budget(len(ids), None, self.config.max_positions)
-        check_ids(ids, self.config.vocab_size)
         if len(ids) == 1:
             return Score(np.empty(0), (), np.empty(0, np.int64))
         states = self._settle(ids[:-1], exit, cancel, sequence)
@@ -225,18 +219,25 @@ class Model(AsyncTwins):
 
         A vector is the mean of the normed states, each at its exit. RequestError when a text has no token.
         """
-        texts = [texts] if isinstance(texts, str) else texts
+        texts = [texts] if isinstance(texts, str) else list(check_items("texts", texts, "texts or lists of token ids"))
         vectors = np.empty((len(texts), self.config.hidden_size), np.float32)
         for vector, text in zip(vectors, texts, strict=True):
-            ids = self.tokenizer.encode(text) if isinstance(text, str) else text
-            vector[:] = pool(self._settle(ids, exit, cancel))
+            vector[:] = pool(self._settle(self._ids("a text", text), exit, cancel))
         return vectors
 
     def logits(self, hidden: Array) -> Array:
         """Logits [T, V] of normed hidden rows [T, C], as `forward` and `TokenSequence.advance` give them."""
         _, head = self._parts()
+        if getattr(hidden, "shape", ())[1:] != (self.config.hidden_size,) or not len(hidden):
+            raise RequestError(f"hidden is no array of rows [T, {self.config.hidden_size}], T at least 1")
         pieces = [head(hidden[i : i + HEAD_ROWS]) for i in range(0, len(hidden), HEAD_ROWS)]
         return np.concatenate(pieces)
+
+    def _ids(self, name: str, text: str | Iterable[int]) -> list[int]:
+        """Token ids of a text, or those that were given instead of one."""
+        if isinstance(text, str):
+            return self.tokenizer.encode(text)
+        return check_ids(text, self.config.vocab_size, name)
 
     def _settle(
         self,
@@ -246,14 +247,15 @@ class Model(AsyncTwins):
         sequence: TokenSequence | None = None,
     ) -> States:
         """The states of all positions, each at its exit."""
-        check_kind("exit", exit, ExitPolicy)
-        check_kind("cancel", cancel, Cancel)
-        ids = list(check_iterable("ids", ids))
+        check_kind("exit", exit, ExitPolicy, optional=True)
+        check_kind("cancel", cancel, Cancel, optional=True)
+        ids = check_ids(ids, self.config.vocab_size)
         token_budget(len(ids), None, self.config.max_positions)
         return run_forward(self._own(sequence), ids, exit or self.default_exit(), self.logits, cancel)
 
     def _own(self, sequence: TokenSequence | None) -> TokenSequence:
         """The sequence, or a new one. RequestError when it belongs to another model."""
+        check_kind("sequence", sequence, TokenSequence, optional=True)
         if sequence is not None and sequence.block is not self._parts()[0]:
             raise RequestError("this sequence belongs to another model: make one with new_sequence")
         return self.new_sequence() if sequence is None else sequence
@@ -262,9 +264,3 @@ class Model(AsyncTwins):
         if self._block is None or self._head is None:
             raise RequestError("this model is closed: load it again")
         return self._block, self._head
-
-
-def _wants_fitted(gate: str) -> bool:
-    if gate not in ("auto", "original"):
-        raise RequestError(f"gate is {gate!r}; wanted 'auto' (the fitted one where there is one) or 'original'")
-    return gate == "auto"

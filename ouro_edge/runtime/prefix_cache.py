@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ouro_edge.errors import RequestError
-from ouro_edge.runtime.sequence import common_prefix
+from ouro_edge.runtime.checks import check_ids, check_kind
+from ouro_edge.runtime.sequence import TokenSequence, common_prefix
 
 if TYPE_CHECKING:
     from ouro_edge.runtime.model import Model
-    from ouro_edge.runtime.sequence import TokenSequence
 
 _MOST = 256  # sequences: looking for a prefix goes through all of them
 
@@ -42,6 +42,7 @@ class PrefixCache:
         That is the one with the longest common prefix. When more than half of it would be lost it stays, and a copy of
         the common prefix is returned: many conversations may share a system prompt.
         """
+        ids = check_ids(ids, self._model.config.vocab_size)
         with self._lock:
             best, common = None, 0
             for sequence in self._entries.values():
@@ -57,6 +58,7 @@ class PrefixCache:
 
     def give(self, sequence: TokenSequence) -> None:
         """Keep a sequence for later if it holds anything, and drop the oldest ones beyond the bound."""
+        check_kind("sequence", sequence, TokenSequence)
         with self._lock:
             if id(sequence) in self._entries:
                 self._remove(id(sequence))

@@ -11,10 +11,11 @@ import numpy as np
 from ouro_edge.config import ModelConfig
 from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.runtime.cancel import Cancel
+from ouro_edge.runtime.checks import check_ids, check_kind, check_whole
 from ouro_edge.runtime.constraint import Constraint
 from ouro_edge.runtime.exits import ExitPolicy
 from ouro_edge.runtime.sampler import Sampler
-from ouro_edge.runtime.sequence import TokenSequence, check_ids
+from ouro_edge.runtime.sequence import TokenSequence
 from ouro_edge.runtime.stopping import StopStrings
 
 Speculate = bool | Literal["auto"]
@@ -71,25 +72,22 @@ def make_request(
     speculate: Speculate = False,
     shares_kv: bool = False,
 ) -> Request:
-    """Check every argument of a generation after the prompt `ids`. RequestError and its kinds."""
+    """Check every argument of a generation but the prompt `ids`, checked before. RequestError and its kinds."""
     size = config.vocab_size
-    check_ids(ids, size)
     for name, value, kind in (
         ("exit", exit, ExitPolicy),
         ("sampler", sampler, Sampler),
         ("constraint", constraint, Constraint),
         ("cancel", cancel, Cancel),
     ):
-        check_kind(name, value, kind)
+        check_kind(name, value, kind, optional=True)
     exit.limit(config)
-    ends = tuple(check_iterable("stop_ids", stop_ids))
-    check_ids(ends, size)
     return Request(
         ids=ids,
         max_tokens=token_budget(len(ids), max_tokens, config.max_positions),
         exit=exit,
         sampler=sampler,
-        stop_ids=frozenset(ends),
+        stop_ids=frozenset(check_ids(stop_ids, size, "stop_ids")),
         stop_strings=StopStrings(stop),
         cancel=cancel,
         top_logprobs=check_count("top_logprobs", top_logprobs, size),
@@ -103,7 +101,7 @@ def check_speculate(
     speculate: Speculate, config: ModelConfig, exit: ExitPolicy, constraint: Constraint | None, shares_kv: bool
 ) -> Speculate:
     """Whether to speculate: auto becomes False where nothing can be drafted. RequestError when True is impossible."""
-    if not isinstance(speculate, bool) and speculate != "auto":
+    if not isinstance(speculate, bool) and not (isinstance(speculate, str) and speculate == "auto"):
         raise RequestError(f"speculate is {speculate!r}; wanted True, False or 'auto'")
     if not speculate:
         return False
@@ -142,21 +140,6 @@ def token_budget(prompt: int, max_tokens: int | None, context: int) -> int:
     return int(max_tokens)
 
 
-def check_count(name: str, value: Any, most: int) -> int:
-    """A number of candidates. RequestError unless it is a whole number from 0 to `most`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value <= most:
-        raise RequestError(f"{name} is {value!r}; wanted a whole number from 0 to {most}, the size of the vocabulary")
-    return int(value)
-
-
-def check_iterable(name: str, value: Any) -> Iterable[int]:
-    """Token ids, still to be looked at one by one. RequestError when it is nothing to look through."""
-    if not isinstance(value, Iterable):
-        raise RequestError(f"{name} is {value!r}; wanted a list of token ids")
-    return value
-
-
-def check_kind(name: str, value: object, kind: type) -> None:
-    """RequestError unless it is None or of this kind."""
-    if value is not None and not isinstance(value, kind):
-        raise RequestError(f"{name} is {value!r}; wanted {kind.__name__} or None")
+def check_count(name: str, value: Any, vocab_size: int) -> int:
+    """A number of candidates. RequestError unless it is a whole number that the vocabulary has."""
+    return check_whole(name, value, 0, vocab_size, ", the size of the vocabulary")

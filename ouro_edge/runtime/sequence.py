@@ -22,6 +22,7 @@ from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.runtime.block import Block, Head
 from ouro_edge.runtime.bound_loop import BoundLoop
 from ouro_edge.runtime.cancel import Cancel
+from ouro_edge.runtime.checks import check_ids, check_kind, check_whole
 from ouro_edge.runtime.evidence import Evidence
 from ouro_edge.runtime.exits import ExitPolicy
 from ouro_edge.runtime.kv import LoopKV
@@ -135,7 +136,8 @@ class TokenSequence:
 
     def fork(self, length: int | None = None) -> TokenSequence:
         """A sequence of its own with the first `length` positions of this one: their state is copied, not computed."""
-        length = len(self.tokens) if length is None else min(length, len(self.tokens))
+        most = len(self.tokens)
+        length = most if length is None else check_whole("length", length, 0, most, ", the tokens of the sequence")
         frontier = [min(at, length) for at in self.frontier]
         waiting = [rows[: a - b] for rows, (a, b) in zip(self.waiting(), pairwise(frontier[1:]), strict=True)]
         child = type(self)(self.block, self._head, self._embedding)
@@ -146,17 +148,16 @@ class TokenSequence:
 
     def feed(self, ids: Sequence[int]) -> None:
         """Append token ids; nothing is computed yet. RequestError for an id outside the vocabulary."""
-        check_ids(ids, self.config.vocab_size)
+        ids = check_ids(ids, self.config.vocab_size)
         if len(self.tokens) + len(ids) > self.config.max_positions:
             raise ContextOverflowError(f"{len(self.tokens) + len(ids)} tokens do not fit this model's context of "
                                        f"{self.config.max_positions}: shorten the prompt")  # fmt: skip
-        self.tokens.extend(int(i) for i in ids)
+        self.tokens.extend(ids)
         self.frontier[0] = len(self.tokens)
 
     def rewind(self, length: int) -> None:
         """Forget every position from `length` on, as if it had never been fed."""
-        if not 0 <= length <= len(self.tokens):
-            raise RequestError(f"cannot rewind to {length}: the sequence has {len(self.tokens)} tokens")
+        length = check_whole("length", length, 0, len(self.tokens), ", the tokens of the sequence")
         del self.tokens[length:]
         self.frontier = [min(at, length) for at in self.frontier]
         for r, rows in enumerate(self._waiting, start=1):
@@ -168,8 +169,8 @@ class TokenSequence:
         The last token is always left to compute, because its state is what a caller wants next. Returns the number of
         positions kept.
         """
+        ids = check_ids(ids, self.config.vocab_size)
         kept = min(common_prefix(self.tokens, ids[:-1]), self.frontier[1])
-        check_ids(ids, self.config.vocab_size)
         self.turn += 1
         self.rewind(kept)
         self.feed(ids[kept:])
@@ -183,6 +184,7 @@ class TokenSequence:
         Returns the hidden row [C] and the gate logit of the last position processed, or None when none waited. When
         `cancel` fires, the positions whose call was finished stay computed.
         """
+        loop = check_whole("loop", loop, 1, self.config.loops, ", the loops of the model")
         target = self.frontier[loop - 1] if upto is None else min(upto, self.frontier[loop - 1])
         last = None
         while (start := self.frontier[loop]) < target:
@@ -206,6 +208,7 @@ class TokenSequence:
 
     def think(self, policy: ExitPolicy, cancel: Cancel | None = None) -> Thought:
         """Loop over the last position until the policy stops it. The position must be fresh from `feed`."""
+        check_kind("policy", policy, ExitPolicy)
         limit = policy.limit(self.config)
         gates = np.empty((1, limit))
         evidence: Evidence | None = None
@@ -227,10 +230,3 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
         if x != y:
             return i
     return min(len(a), len(b))
-
-
-def check_ids(ids: Sequence[int], vocab_size: int) -> None:
-    """RequestError unless every id is a whole number inside the vocabulary."""
-    for i in ids:
-        if isinstance(i, bool) or not isinstance(i, (int, np.integer)) or not 0 <= i < vocab_size:
-            raise RequestError(f"token id {i!r} is not in the vocabulary of {vocab_size}")

@@ -15,6 +15,7 @@ import numpy as np
 from ouro_edge.errors import RequestError
 from ouro_edge.runtime.bound_loop import BoundLoop
 from ouro_edge.runtime.cancel import Cancel
+from ouro_edge.runtime.checks import check_kind
 from ouro_edge.runtime.evidence import Evidence
 from ouro_edge.runtime.exits import ExitPolicy
 from ouro_edge.runtime.sequence import Thought, TokenSequence
@@ -57,6 +58,7 @@ class SharedKVSequence(TokenSequence):
 
     def think(self, policy: ExitPolicy, cancel: Cancel | None = None) -> Thought:
         """Loop over the last position until the policy stops it, and over the positions before it to the limit."""
+        check_kind("policy", policy, ExitPolicy)
         done, fresh = self.frontier[1], self.frontier[0] - self.frontier[1]
         if not fresh:
             raise RequestError("the last position was processed before: feed a token first")

@@ -17,17 +17,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ouro_edge.errors import RequestError
+from ouro_edge.runtime.checks import check_kind
 from ouro_edge.runtime.kv import kv_bytes_per_token
-
-if TYPE_CHECKING:
-    from ouro_edge.runtime.model import Model
-    from ouro_edge.runtime.sequence import TokenSequence
+from ouro_edge.runtime.model import Model
+from ouro_edge.runtime.sequence import TokenSequence
 
 _FORMAT, _VERSION = "ouro-edge sequence", 1
 _LONGEST_HEADER = 1 << 16
@@ -36,6 +35,7 @@ _CHECKSUM = 32  # bytes
 
 def save_sequence(sequence: TokenSequence, path: str | os.PathLike[str]) -> None:
     """Write a sequence's state, all or nothing, for its owner's eyes only. RequestError when it cannot be written."""
+    check_kind("sequence", sequence, TokenSequence)
     header = {
         "format": _FORMAT, "version": _VERSION, "model": sequence.block.state_id, "kv": sequence.block.kv,
         "shared": sequence.shares_kv, "frontier": sequence.frontier,
@@ -68,6 +68,7 @@ def load_sequence(model: Model, path: str | os.PathLike[str]) -> TokenSequence:
 
     RequestError when the file is damaged, of another version, or belongs to another model.
     """
+    check_kind("model", model, Model)
     path = _checked(path)
     try:
         with path.open("rb") as file:
@@ -77,9 +78,12 @@ def load_sequence(model: Model, path: str | os.PathLike[str]) -> TokenSequence:
 
 
 def _checked(path: str | os.PathLike[str]) -> Path:
-    if not isinstance(path, str | os.PathLike) or not (text := os.fspath(path)) or "\0" in str(text):
-        raise RequestError(f"{path!r} is no name of a file")
-    return Path(path)
+    try:
+        if not os.fspath(path) or b"\0" in os.fsencode(path):
+            raise ValueError
+        return Path(path)
+    except (TypeError, ValueError):  # a lone surrogate is one, too
+        raise RequestError(f"{path!r} is no name of a file") from None
 
 
 def _read(model: Model, path: Path, file: IO[bytes]) -> TokenSequence:

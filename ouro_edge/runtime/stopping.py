@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ouro_edge.errors import RequestError
+from ouro_edge.runtime.checks import check_items
 
 
 class StopStrings:
@@ -20,7 +21,7 @@ class StopStrings:
     __slots__ = ("borders", "texts")
 
     def __init__(self, texts: Sequence[str] | str = ()) -> None:
-        texts = (texts,) if isinstance(texts, str) else tuple(texts)
+        texts = (texts,) if isinstance(texts, str) else tuple(check_items("stop", texts, "texts"))
         for text in texts:
             if not isinstance(text, str):
                 raise RequestError(f"a stop string is {text!r}; wanted text")

@@ -20,6 +20,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ouro_edge.errors import RequestError, TemplateError
+from ouro_edge.runtime.checks import check_kind
 
 if TYPE_CHECKING:
     import jinja2
@@ -61,8 +62,8 @@ class ChatTemplate:
     ) -> str:
         """The text of a chat; `variables` (enable_thinking, tools, ...) are handed to the template.
 
-        A message is a mapping with a role and a content: text, None (for tool calls) or a list of text parts, which are
-        joined by newlines. RequestError for other messages, TemplateError when the template fails or refuses them.
+        A message is a mapping with a role and a content: text, None (beside tool_calls) or a list of text parts, which
+        are joined by newlines. RequestError for other messages, TemplateError when the template fails or refuses them.
         """
         values: dict[str, Any] = {
             "tools": None,  # templates ask `is not none`, which is true of what is undefined
@@ -91,6 +92,15 @@ class ChatTemplate:
         return "".join(parts)
 
 
+def check_variables(variables: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Variables for a chat template, from a caller. RequestError unless each has a name that is free."""
+    check_kind("template", variables, Mapping, optional=True)
+    for name in variables or {}:
+        if not isinstance(name, str) or name in ("self", "messages"):
+            raise RequestError(f"template has a variable {name!r}; wanted another name, such as 'enable_thinking'")
+    return variables or {}
+
+
 def _checked(messages: Any) -> list[dict[str, Any]]:
     """Copies of the messages, with lists of text parts joined."""
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
@@ -110,6 +120,8 @@ def _checked_message(message: Any, name: str) -> dict[str, Any]:
             if kind != "text" or not isinstance(part.get("text"), str):
                 raise RequestError(f"{name}.content[{i}] is {kind!r}; wanted a part of type 'text' with a text")
         content = "\n".join(part["text"] for part in content)
+    elif content is None and not message.get("tool_calls"):
+        raise RequestError(f"{name} has no content; wanted text, or a list of text parts")
     elif content is not None and not isinstance(content, str):
         raise RequestError(f"{name}.content is {type(content).__name__}; wanted text, None or a list of text parts")
     return {**message, "content": content}

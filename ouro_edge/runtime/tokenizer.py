@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ouro_edge.errors import BundleError, RequestError
+from ouro_edge.runtime.checks import check_items
 
 if TYPE_CHECKING:
     import tokenizers
@@ -46,7 +47,7 @@ class Tokenizer:
             text = Path(path).read_text(encoding="utf-8")
         except FileNotFoundError:
             raise BundleError(f"{path} is missing; export the model again, or use it with token ids") from None
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, TypeError) as problem:
             raise BundleError(f"{path} cannot be read as text: {_line(problem)}") from None
         return cls.from_json(text, name=str(path))
 
@@ -90,6 +91,7 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of token ids. Bytes that are no UTF-8 become U+FFFD; ids without a token give nothing."""
         stream = TextStream(self, skip_special=skip_special)
+        ids = check_items("ids", ids, "token ids")
         return "".join([*map(stream.push, ids), stream.flush()])
 
     def token_id(self, text: str) -> int | None:
@@ -98,6 +100,8 @@ class Tokenizer:
             return self._library.token_to_id(text)
         except UnicodeEncodeError:
             return None
+        except TypeError:
+            raise RequestError(f"cannot look up {type(text).__name__}; wanted text") from None
 
     def is_special(self, token: int) -> bool:
         """Whether an id is one of the special tokens, which text for readers leaves out."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
 from ouro_edge.runtime.events import Done, Token
+from ouro_edge.runtime.thinking import opened_by, read_tags
 from ouro_edge.server.constraints import Schemas
 from ouro_edge.server.endpoint import Chunks
 from ouro_edge.server.engine import Engine, Plan
@@ -17,8 +18,9 @@ from ouro_edge.server.limits import MAX_ALTERNATIVES
 from ouro_edge.server.messages import read_format, read_messages, read_template_variables, render
 from ouro_edge.server.options import IGNORED, read_options
 from ouro_edge.server.replies import Head, budget
+from ouro_edge.server.thoughts import ThoughtfulText
 from ouro_edge.server.tokens import chat_logprobs, depth_of, depths_of, usage_of
-from ouro_edge.server.tools import Tools, read_tools
+from ouro_edge.server.tools import read_tools
 
 
 class Chat:
@@ -42,13 +44,20 @@ class Chat:
             raise bad_field("modalities", "has more than text, which is all that this model speaks")
         fields.finish(IGNORED)
 
-        def plan() -> Plan:
-            ids = tuple(model.tokenizer.encode(render(model, messages, tools, variables)))
+        def plan() -> tuple[Plan, Callable[[], ThoughtfulText]]:
+            prompt = render(model, messages, tools, variables)
+            ids = tuple(model.tokenizer.encode(prompt))
             constraint = None if schema is None else self._schemas.compile(schema, param)
             most = budget(len(ids), options.max_tokens, model.config.max_positions)
-            return Plan(ids=ids, options=options, max_tokens=most, top_logprobs=top or 0, constraint=constraint)
+            tags = read_tags(model)
+            thinking = schema is None and bool(opened_by(prompt, tags))  # a schema has no room for the closing tag
 
-        answer = Answer(self._engine, await self._engine.prepare(plan), tools, wanted, self._head.new("chatcmpl"))
+            def text() -> ThoughtfulText:
+                return ThoughtfulText(model.tokenizer, tags, tools.text(), thinking=thinking)
+
+            return Plan(ids=ids, options=options, max_tokens=most, top_logprobs=top or 0, constraint=constraint), text
+
+        answer = Answer(self._engine, *await self._engine.prepare(plan), wanted, self._head.new("chatcmpl"))
         return answer.chunks() if options.stream else await answer.whole()
 
 
@@ -65,8 +74,10 @@ class Part:
 class Answer:
     """One request being answered."""
 
-    def __init__(self, engine: Engine, plan: Plan, tools: Tools, logprobs: bool, head: dict[str, Any]) -> None:
-        self._engine, self._plan, self._tools, self._logprobs, self._head = engine, plan, tools, logprobs, head
+    def __init__(
+        self, engine: Engine, plan: Plan, text: Callable[[], ThoughtfulText], logprobs: bool, head: dict[str, Any]
+    ) -> None:
+        self._engine, self._plan, self._text, self._logprobs, self._head = engine, plan, text, logprobs, head
 
     async def whole(self) -> dict[str, Any]:
         """The answer as one object, gathered from the parts."""
@@ -112,24 +123,26 @@ class Answer:
 
     async def _parts(self) -> AsyncGenerator[Part, None]:
         """First an empty part, which says that the turn has come; then one for every event."""
-        number, text = 0, self._tools.text()
+        number, text = 0, self._text()
         async with aclosing(self._engine.generate([self._plan])) as events:
             async for item in events:
                 if item is None:
                     yield Part(0)
                     continue
                 if item[0] != number:
-                    number, text = item[0], self._tools.text()
+                    number, text = item[0], self._text()
                 event = item[1]
                 if isinstance(event, Done):
                     yield Part(number, delta=text.finish(), done=event)
                 elif isinstance(event, Token):
-                    yield Part(number, event, text.push(event.text))
+                    yield Part(number, event, text.push(event))
 
     def _choice(self, number: int, deltas: list[dict[str, Any]], tokens: list[Token], done: Done) -> dict[str, Any]:
         content = "".join(delta.get("content", "") for delta in deltas)
         calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
         message: dict[str, Any] = {"role": "assistant", "content": content if content or not calls else None}
+        if thought := "".join(delta.get("reasoning_content", "") for delta in deltas):
+            message["reasoning_content"] = thought
         if calls:
             message["tool_calls"] = [{k: v for k, v in call.items() if k != "index"} for call in calls]
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ouro_edge.runtime.sequence import check_ids
+from ouro_edge.runtime.checks import check_ids
 from ouro_edge.server.errors import bad_field
 from ouro_edge.server.fields import Fields
 
@@ -37,8 +37,7 @@ def _prompt(item: Any, name: str, model: Model) -> Prompt:
     if isinstance(item, str):
         ids = model.tokenizer.encode(item)
     elif isinstance(item, list) and all(type(i) is int for i in item):
-        ids = item
-        check_ids(ids, model.config.vocab_size)
+        ids = check_ids(item, model.config.vocab_size)
         item = model.tokenizer.decode(ids, skip_special=False) if model.has_tokenizer else ""
     else:
         raise bad_field(name, "is neither text nor a list of token ids")

@@ -14,7 +14,7 @@ from ouro_edge.runtime.cancel import Cancel
 from ouro_edge.runtime.events import Done, Token
 from ouro_edge.runtime.model import Model
 from ouro_edge.runtime.sequence import TokenSequence
-from ouro_edge.terminal.thinking import Tags, ThoughtSplitter, tags_of
+from ouro_edge.runtime.thinking import ThoughtSplitter, opened_by, read_tags, text_with_tags
 
 Message = dict[str, str]
 
@@ -79,8 +79,7 @@ class Conversation:
         self.totals = Totals()
         self.last: Answer | None = None
         self._read: list[tuple[str, list[int]]] = []  # text and ids of the sequence after each turn that has them
-        template = model.bundle.text("chat_template.jinja") or ""
-        self.tags = tags_of(template, lambda text: model.tokenizer.token_id(text) is not None)
+        self.tags = read_tags(model)
 
     def prompt(self, messages: list[Message], **template: Any) -> str:
         """The text that the chat template makes of the system message and `messages`."""
@@ -93,7 +92,7 @@ class Conversation:
         """Say `text` and stream the answer. RequestError and its kinds, as of `Model.generate`."""
         messages = [*self.messages, {"role": "user", "content": text}]
         prompt = self.prompt(messages, **template)
-        opened = _opened(prompt, self.tags)
+        opened = opened_by(prompt, self.tags)
         answer, said = Answer(), [opened]
         ids = self._encode(prompt)
         events = self.model.generate(ids, sequence=self.sequence, cancel=cancel, **options)
@@ -103,7 +102,7 @@ class Conversation:
                 if isinstance(event, Token):
                     answer.tokens.append(event)
                     answer.thought_tokens += splitter.thinking
-                    text_now = self._text(event)
+                    text_now = text_with_tags(event, self.model.tokenizer, self.tags)
                     said.append(text_now)
                     yield from _record(answer, splitter.push(text_now) or [("", splitter.thinking)])
                 else:
@@ -188,14 +187,6 @@ class Conversation:
         same = self.model.tokenizer.decode(spoken, skip_special=False) == said  # no stop string has cut it
         self._read.append((prompt + said, ids + spoken) if same else ("", []))
 
-    def _text(self, token: Token) -> str:
-        """A token's text, with the tags that are special tokens: readers never see those otherwise."""
-        tokenizer = self.model.tokenizer
-        piece = tokenizer.piece(token.id) if tokenizer.is_special(token.id) else None
-        if piece in (self.tags.opening, self.tags.closing):
-            return token.text + piece
-        return token.text
-
 
 def _record(answer: Answer, pieces: list[tuple[str, bool]]) -> Iterator[Piece]:
     for text, thinking in pieces:
@@ -204,9 +195,3 @@ def _record(answer: Answer, pieces: list[tuple[str, bool]]) -> Iterator[Piece]:
         else:
             answer.text += text
         yield Piece(text, thinking, answer.tokens[-1].depth, len(answer.tokens))
-
-
-def _opened(prompt: str, tags: Tags) -> str:
-    """The opening tag with which a template has begun the answer, and what follows it; else nothing."""
-    bare = prompt.rstrip()
-    return prompt[len(bare) - len(tags.opening) :] if bare.endswith(tags.opening) else ""

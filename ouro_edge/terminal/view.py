@@ -9,10 +9,10 @@ from typing import Protocol
 
 from ouro_edge.errors import RequestError
 from ouro_edge.runtime.events import Done, Token
+from ouro_edge.runtime.thinking import Tags
 from ouro_edge.terminal.clean import clean
 from ouro_edge.terminal.conversation import Piece
 from ouro_edge.terminal.summary import summary
-from ouro_edge.terminal.thinking import Tags
 
 
 class View(Protocol):

@@ -52,11 +52,23 @@ def test_an_empty_list_leaves_a_kind_out():
     assert result.exit_code == 0 and "decode" in result.stdout and "prefill" not in result.stdout
 
 
+def test_empty_lists_elsewhere_mean_the_default():
+    empty = [part for option in ("-d", "--depths", "--threads") for part in (option, "")]
+    result = bench("-p", "", "-n", "2", "--repeat", "1", "--json", *empty)
+    assert result.exit_code == 0, result.output
+    [run] = json.loads(result.stdout)["runs"]
+    assert [(s["test"]["context"], s["test"]["depth"]) for s in run["speeds"]] == [(0, 1), (0, 2), (0, 3), (0, 4)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["-p", "5,x"], "no list of whole numbers"),
         (["-n", "0"], "below 1"),
+        (["-p", "", "-n", ""], "nothing to time"),
+        (["-p", ",", "-n", ","], "nothing to time"),
+        (["--kv", ""], "kv is ''; wanted auto"),
+        (["--kv", "fp32,"], "kv is ''; wanted auto"),
         (["--depths", "5"], "1 to 4 loops"),
         (["-d", "100000"], "do not fit this model's context"),
         (["--kv", "fp16"], "wanted auto, fp32, int8, int4"),

@@ -14,7 +14,7 @@ from toy_text import add_tokenizer
 
 from ouro_edge.cli import main
 
-COMMANDS = ("calibrate", "chat", "export", "fit-gate", "inspect", "run", "trace", "verify")
+COMMANDS = ("cache", "calibrate", "chat", "export", "fit-gate", "inspect", "run", "trace", "verify")
 
 
 def ouro(*arguments, stdin=None):
@@ -87,6 +87,16 @@ def test_run_prints_text_and_reads_standard_input(talker):
     assert raw["usage"]["prompt_tokens"] < data["usage"]["prompt_tokens"]
     system = json.loads(ouro("run", talker, "-p", "hi", "--system", "be kind", "-n", 2, "--json").stdout)
     assert system["usage"]["prompt_tokens"] > data["usage"]["prompt_tokens"]
+
+
+@pytest.mark.parametrize("form", ["onnx", "gguf"])
+@pytest.mark.parametrize("content", [b"{", b"\xff", b'{"model": {}}', b"[]", b"", "too large"])
+def test_a_checkpoint_with_a_broken_tokenizer_is_not_exported(tmp_path, form, content):
+    source = add_tokenizer(write_checkpoint(tmp_path / "checkpoint"))  # its tokenizer has more ids than the model
+    if content != "too large":
+        (source / "tokenizer.json").write_bytes(content)
+    refused("export", source, tmp_path / "new" / "out", "--format", form, says="tokenizer.json")
+    assert list(tmp_path.iterdir()) == [source]
 
 
 def test_run_without_tokenizer_works_on_ids_and_refuses_text(bundle_of):

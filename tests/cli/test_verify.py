@@ -105,6 +105,35 @@ def test_each_position_goes_through_each_loop_once(bundle_of, monkeypatch):
     assert sum(sequence.work.rows for sequence in made) == 5 * 4
 
 
+def test_a_moved_embedding_fails(bundle_of, tmp_path):
+    """Reference and runtime would gather the same wrong rows."""
+    model = shutil.copytree(bundle_of(precision="int8"), tmp_path / "model")
+    file = model / "ouro_edge.json"
+    for distance in (1, 64, 4096):
+        data = json.loads((bundle_of(precision="int8") / "ouro_edge.json").read_text())
+        data["tensors"]["embedding"]["parts"]["packed"]["offset"] += distance
+        file.write_text(json.dumps(data))
+        result = CliRunner().invoke(main, ["verify", str(model)])
+        assert result.exit_code == 1 and "embedding" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_more_tokens_than_there_is_context_or_memory_for_are_refused(bundle_of, monkeypatch):
+    def refused(tokens):
+        result = CliRunner().invoke(main, ["verify", str(bundle_of()), "--tokens", str(tokens)])
+        assert result.exit_code == 1 and result.stderr.count("\n") == 1 and result.stdout == ""
+        return result.stderr
+
+    context = open_bundle(bundle_of()).config.max_positions
+    assert f"context of {context}" in refused(context + 1)
+    monkeypatch.setattr("ouro_edge.evaluation.verify.available_memory", lambda: 1 << 20)
+    assert "GB are free: ask for fewer" in refused(context)
+
+
+def test_a_short_context_is_verified_as_it_is(tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", max_position_embeddings=8)
+    assert all(check.passed for check in verify(exported(checkpoint, tmp_path / "model", "int8")))
+
+
 def test_a_negative_seed_is_refused(bundle_of):
     result = CliRunner().invoke(main, ["verify", str(bundle_of()), "--seed", "-1"])
     assert result.exit_code == 2 and "--seed" in result.stderr
@@ -128,7 +157,8 @@ def test_inspect_prints_no_control_characters(bundle_of, tmp_path):
     file = model / "ouro_edge.json"
     data = json.loads(file.read_text())
     data |= {"name": "a\x1b]0;b\nc", "source": {"path": "\x1b[2J"}}
-    data["tensors"]["\x1b[31m"] = data["tensors"]["embedding"]
+    nothing = {"values": {"offset": 0, "dtype": "float32", "shape": [0]}}
+    data["tensors"]["\x1b[31m"] = {"shape": [0], "scheme": None, "parts": nothing, "error": None}
     file.write_text(json.dumps(data))
     assert open_bundle(model).manifest.name == "a\x1b]0;b\nc"
     result = CliRunner().invoke(main, ["inspect", str(model), "--tensors"])

@@ -105,7 +105,7 @@ def test_embedding_needs_tokens(model):
         model.embed("text")
     with pytest.raises(RequestError, match="at least one token"):
         model.embed([[]])
-    with pytest.raises(RequestError, match="ids is 3"):
+    with pytest.raises(RequestError, match="a text is 3"):
         model.embed([3])
 
 

@@ -20,7 +20,7 @@ def render(source: str, messages: Any = HI, **variables: Any) -> str:
 
 
 def test_chatml() -> None:
-    chat = [{"role": "system", "content": "Be brief."}, *HI, {"role": "assistant", "content": None}]
+    chat = [{"role": "system", "content": "Be brief."}, *HI, {"role": "assistant", "content": ""}]
     body = (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n"
     )
@@ -93,7 +93,8 @@ def test_text_parts_are_joined() -> None:
 def test_other_keys_of_a_message_pass() -> None:
     message = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
     assert render("{{ messages[0].tool_calls[0].name }}{{ messages[0].content is none }}", [message]) == "fTrue"
-    assert render("{{ messages[0].content is none }}", [{"role": "assistant"}]) == "True"
+    del message["content"]
+    assert render("{{ messages[0].content is none }}", [message]) == "True"
 
 
 @pytest.mark.parametrize(
@@ -106,6 +107,9 @@ def test_other_keys_of_a_message_pass() -> None:
         ([*HI, {"content": "x"}], r"messages\[1\] has the role None"),
         ([{"role": 3, "content": "x"}], "role 3"),
         ([{"role": "user", "content": 5}], "content is int"),
+        ([*HI, {"role": "user"}], r"messages\[1\] has no content"),
+        ([{"role": "assistant", "content": None}], r"messages\[0\] has no content"),
+        ([{"role": "assistant", "tool_calls": []}], r"messages\[0\] has no content"),
         ([{"role": "user", "content": b"x"}], "content is bytes"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], r"content\[0\] is 'image_url'"),
         ([{"role": "user", "content": ["x"]}], r"content\[0\] is 'str'"),

@@ -136,7 +136,13 @@ def test_a_schema_that_explodes_is_refused(server):
 
 
 def test_a_template_that_fails(server):
-    assert "template" in error_of(server.http.post(CHAT, json={"messages": [{"role": "user"}]}), 400)["message"]
+    call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]}
+    assert "template" in error_of(server.http.post(CHAT, json={"messages": [call]}), 400)["message"]
+
+
+def test_a_message_without_content_is_named(server):
+    error = error_of(server.http.post(CHAT, json={"messages": [{"role": "user"}]}), 400)
+    assert "messages[0] has no content" in error["message"]
 
 
 def test_other_paths_methods_and_types(server):

@@ -123,7 +123,9 @@ def test_text_made_to_be_slow_is_drawn(page):
 
 
 def test_thinking_is_folded_and_not_sent_again(page):
-    sent = pretend(page, ["<think>", "First", " this", "</think>", "\n\nSo", " that"])
+    thoughts = [{"reasoning_content": text} for text in ("First", " th")]
+    both = {"reasoning_content": "is", "content": "\n\nSo"}  # held back until now
+    sent = pretend(page, [{}, *thoughts, both, " that"])
     answer = say(page, "go")
     assert answer.locator("details p").inner_text() == "First this" or not answer.locator("details p").is_visible()
     assert answer.locator("summary").inner_text() == "Thought"

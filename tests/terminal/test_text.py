@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ouro_edge.runtime.thinking import KNOWN, Tags, ThoughtSplitter, tags_of
 from ouro_edge.terminal.blocks import BlockStream
 from ouro_edge.terminal.clean import clean, one_line
-from ouro_edge.terminal.thinking import KNOWN, Tags, ThoughtSplitter, tags_of
 
 THINK = Tags("<think>", "</think>")
 

@@ -1,9 +1,16 @@
-"""Thought and answer told apart while a text streams. Knows tags and strings; nothing of tokens or terminals."""
+"""Thought and answer told apart while a text streams. Knows the tags that models think in; nothing of who reads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ouro_edge.runtime.events import Token
+
+if TYPE_CHECKING:
+    from ouro_edge.runtime.model import Model
+    from ouro_edge.runtime.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +38,24 @@ def tags_of(template: str, is_token: Callable[[str], bool]) -> Tags:
         if tags.opening in template or tags.closing in template:
             return tags
     return next((tags for tags in KNOWN if is_token(tags.opening)), KNOWN[0])
+
+
+def read_tags(model: Model) -> Tags:
+    """The tags of a model with a tokenizer."""
+    template = model.bundle.text("chat_template.jinja") or ""
+    return tags_of(template, lambda text: model.tokenizer.token_id(text) is not None)
+
+
+def opened_by(prompt: str, tags: Tags) -> str:
+    """The opening tag with which a template has begun the answer, and what follows it; else nothing."""
+    bare = prompt.rstrip()
+    return prompt[len(bare) - len(tags.opening) :] if bare.endswith(tags.opening) else ""
+
+
+def text_with_tags(token: Token, tokenizer: Tokenizer, tags: Tags) -> str:
+    """A token's text, with the tags that are special tokens: readers never see those otherwise."""
+    piece = tokenizer.piece(token.id) if tokenizer.is_special(token.id) else None
+    return token.text + piece if piece in (tags.opening, tags.closing) else token.text
 
 
 class ThoughtSplitter:

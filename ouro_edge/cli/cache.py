@@ -1,0 +1,43 @@
+"""`ouro-edge cache`: what this program keeps on disk, and how to be rid of it."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from ouro_edge.cache import cache_directory, cache_entries, remove_entry
+from ouro_edge.errors import RequestError
+
+
+@click.command(name="cache")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--clear", is_flag=True, help="Delete the entries named, or all.")
+@click.option("--yes", is_flag=True, help="Delete without asking.")
+def command(names: tuple[str, ...], clear: bool, yes: bool) -> None:
+    """List what ouro-edge keeps in the user's cache: converted checkpoints, and copies of weights for long prompts.
+
+    All of it is made again when it is needed. OURO_EDGE_CACHE names another directory. Downloads are not here: they
+    are in the cache of huggingface_hub, which `hf cache` shows.
+    """
+    from ouro_edge.cli.tables import file_size, printable, table
+
+    entries = {entry.path.name: entry for entry in cache_entries()}
+    if strange := [name for name in names if name not in entries]:
+        raise RequestError(f"{strange[0]!r} is nothing that {cache_directory()} holds: ouro-edge cache lists what is")
+    chosen = [entries[name] for name in dict.fromkeys(names or entries)]
+    size = file_size(sum(entry.size for entry in chosen))
+    if not chosen:
+        click.echo(f"nothing is in {cache_directory()}")
+    elif not clear:
+        days = [time.strftime("%Y-%m-%d", time.localtime(entry.used)) for entry in chosen]
+        rows = [(printable(e.path.name), file_size(e.size), day) for e, day in zip(chosen, days, strict=True)]
+        click.echo(table(("entry", "size", "last used"), rows))
+        click.echo(f"{size} in {cache_directory()}")
+    else:
+        count = f"{len(chosen)} entries" if len(chosen) > 1 else printable(chosen[0].path.name)
+        if not yes:
+            click.confirm(f"Delete {count}, {size}, from {cache_directory()}?", abort=True)
+        for entry in chosen:
+            remove_entry(entry)
+            click.echo(f"deleted {printable(entry.path.name)}")

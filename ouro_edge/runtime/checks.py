@@ -1,0 +1,48 @@
+"""The checks that all calls of the runtime share: each passes an argument on or refuses it in one line."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ouro_edge.errors import RequestError, one_line
+
+
+def check_ids(ids: Any, vocab_size: int, name: str = "ids") -> list[int]:
+    """Token ids as plain numbers. RequestError unless each is a whole number inside the vocabulary."""
+    ids = list(check_items(name, ids, "token ids"))
+    for i in ids:
+        if not _is_whole(i) or not 0 <= i < vocab_size:
+            raise RequestError(f"token id {_shown(i)} is not in the vocabulary of {vocab_size}")
+    return [int(i) for i in ids]
+
+
+def check_items(name: str, value: Any, wanted: str) -> Iterable[Any]:
+    """Something to go through, whose items are still to be looked at. RequestError for text, bytes and mappings too."""
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping)):
+        raise RequestError(f"{name} is {_shown(value)}; wanted a list of {wanted}")
+    return value
+
+
+def check_kind(name: str, value: object, kind: type, *, optional: bool = False) -> None:
+    """RequestError unless it is of this kind, or None where that will do."""
+    if not isinstance(value, kind) and not (optional and value is None):
+        raise RequestError(f"{name} is {_shown(value)}; wanted {kind.__name__}{' or None' * optional}")
+
+
+def check_whole(name: str, value: Any, least: int, most: int, meaning: str = "") -> int:
+    """A whole number. RequestError unless it is one from `least` to `most`; `meaning` says where the bound is from."""
+    if not _is_whole(value) or not least <= value <= most:
+        raise RequestError(f"{name} is {_shown(value)}; wanted a whole number from {least} to {most}{meaning}")
+    return int(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _shown(value: object) -> str:
+    return one_line(reprlib.repr(value))
