@@ -63,7 +63,9 @@ def test_read_back_equals_what_was_quantised(tmp_path: Path, talker: Path, preci
 def test_aliases_and_a_name_of_its_own(tmp_path: Path, talker: Path) -> None:
     checkpoint = open_checkpoint(talker)
     assert checkpoint_to_gguf(checkpoint, tmp_path, "int4")[0] == tmp_path / "Talker-1M-Q4_0.gguf"
-    assert checkpoint_to_gguf(checkpoint, tmp_path, "int8")[0] == tmp_path / "Talker-1M-Q8_0.gguf"
+    new = tmp_path / "models"  # not there yet
+    assert checkpoint_to_gguf(checkpoint, new, "int8")[0] == new / "Talker-1M-Q8_0.gguf"
+    assert (new / "Talker-1M-Q8_0.gguf").is_file()
     assert open_gguf(tmp_path / "Talker-1M-Q4_0.gguf").tensor_types["Q4_0"] == 14
     with pytest.raises(RequestError, match="precision is 'q5_k'; a GGUF file takes q4_0, q4_1"):
         checkpoint_to_gguf(checkpoint, tmp_path, "q5_k")
