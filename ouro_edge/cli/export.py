@@ -25,8 +25,8 @@ from ouro_edge.errors import RequestError
     "--format",
     "format_",
     type=click.Choice(["onnx", "gguf", "genai"]),
-    help="Kind of output; gguf: a file in OUT named after model and type, unless OUT ends in .gguf; genai: onnx, and what "
-    "onnxruntime-genai needs beside it. Default: what OUT's name says.",
+    help="Kind of output; gguf: a file in OUT named after model and type, unless OUT ends in .gguf; genai: onnx, and "
+    "what onnxruntime-genai needs beside it. Default: what OUT's name says.",
 )
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--gate-from", metavar="CHECKPOINT", help="Take the exit gate from here; for .gguf files that lack it.")
