@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import platform
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
+
+from ouro_edge.cli.tune import show_tuning
+from ouro_edge.errors import RequestError
+from ouro_edge.version import __version__
 
 if TYPE_CHECKING:
-    pass
+    from pathlib import Path
+
+    from ouro_edge.measure.speed import Plan
 
 
 def _numbers(least: int) -> Callable[[click.Context, click.Parameter, str], tuple[int, ...]]:
@@ -110,3 +122,115 @@ def command(
     beside what this machine's memory gives to a plain read (the largest number of a 256 MB array, by as many threads):
     that bounds decoding. Close other programs; nothing here corrects for them.
     """
+    from ouro_edge.cli.options import BUILT_IN
+    from ouro_edge.cli.progress import conversion_progress
+    from ouro_edge.loading import open_runnable, runnable
+    from ouro_edge.measure.speed import Plan
+    from ouro_edge.prefill import many_rows_for
+    from ouro_edge.runtime.session import default_threads
+
+    if tune:
+        given = [name for name in ctx.params if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE]
+        if extra := [name for name in given if name not in ("tune", "as_json")]:
+            raise RequestError(f"--tune times this machine and not a model: leave out {', '.join(extra)}")
+        show_tuning(_machine(), _progress, as_json)
+        return
+    if model is None:
+        click.echo(BUILT_IN, err=True)
+    with conversion_progress() as progress:
+        path = runnable(model, progress)
+        many_rows_for(open_runnable(path), prefill, progress)  # made here, so that no load time has it
+    plan = Plan(prompts, tokens, depths, contexts or (0,), repeat)
+    machine = _machine()
+    runs = [
+        _run(path, kv.strip(), count, prefill, plan)
+        for count in threads or (default_threads(),)
+        for kv in kinds.split(",")
+    ]
+    if as_json:
+        click.echo(json.dumps({"machine": machine, "model": str(path), "runs": runs}))
+        return
+    click.echo(f"{path.name} on {machine['cpu']}, onnxruntime {machine['onnxruntime']}\n")
+    click.echo(_loading_table(runs))
+    for table in filter(None, (_speed_table(runs, kind) for kind in ("prefill", "decode"))):
+        click.echo(f"\n{table}")
+
+
+def _run(path: Path, kv: str, threads: int, prefill: str, plan: Plan) -> dict[str, Any]:
+    """One load of the model, as plain values."""
+    from ouro_edge.loading import open_runnable
+    from ouro_edge.measure.bandwidth import memory_read
+    from ouro_edge.measure.own_process import in_own_process
+    from ouro_edge.measure.speed import End, Loading, Speed, check_plan, time_model
+    from ouro_edge.runtime.kv_choice import choose_kv
+    from ouro_edge.runtime.session import check_threads
+
+    bundle = open_runnable(path)  # refuse what cannot be done before anything is measured
+    check_plan(bundle, plan)
+    check_threads(threads)
+    choose_kv(bundle, kv)
+    run: dict[str, Any] = {"memory_read": [memory_read(threads)], "speeds": []}
+    for event in in_own_process(time_model, path, kv, threads, prefill, plan):
+        match event:
+            case str():
+                _progress(event)
+            case Loading():
+                run |= {"kv": event.kv, "threads": threads, "load_s": event.load, "first_token_s": event.first_token}
+                run["loaded"] = asdict(event.memory)
+            case Speed():
+                rate = {"rate": median(event.rates), "rates": event.rates, "bandwidth": event.bandwidth}
+                run["speeds"].append(asdict(event) | rate)
+            case End():
+                run |= {"end": asdict(event.memory), "idle_cpu": event.idle_cpu}
+    _progress("")
+    run["memory_read"].append(memory_read(threads))
+    return run
+
+
+def _progress(text: str) -> None:
+    """One line on stderr, written over the one before."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        click.echo(f"\r\x1b[K{text}", err=True, nl=False)
+
+
+def _machine() -> dict[str, Any]:
+    from importlib.metadata import version
+
+    from ouro_edge.tuned import cpu_name
+
+    names = ("numpy", "onnxruntime")
+    return {"cpu": cpu_name(), "system": platform.platform(), "ouro-edge": __version__} | {n: version(n) for n in names}
+
+
+def _loading_table(runs: list[dict[str, Any]]) -> str:
+    from ouro_edge.cli.tables import table
+
+    head = ("kv", "threads", "memory read", "load", "first token", "resident", "at the end", "peak", "idle CPU")
+    return table(head, [(
+        run["kv"], str(run["threads"]), "-".join(f"{x / 1e9:.1f}" for x in sorted(run["memory_read"])) + " GB/s",
+        f"{run['load_s']:.2f} s",
+            f"{run['first_token_s']:.2f} s", *(f"{size / 1e9:.2f} GB" for size in (
+            run["loaded"]["resident"], run["end"]["resident"], run["end"]["peak"])), f"{run['idle_cpu']:.0%}",
+    ) for run in runs])  # fmt: skip
+
+
+def _speed_table(runs: list[dict[str, Any]], kind: str) -> str | None:
+    from ouro_edge.cli.tables import table
+
+    rows = []
+    for run in runs:
+        for speed in (speed for speed in run["speeds"] if speed["test"]["kind"] == kind):
+            test, seconds = speed["test"], median(speed["seconds"])
+            rows.append([run["kv"], *map(str, (run["threads"], test["context"], test["tokens"], test["depth"])),
+                         _short(speed["rate"]), f"{_short(min(speed['rates']))}-{_short(max(speed['rates']))}",
+                         f"{_short(seconds)} s", f"{_short(1e3 * seconds / speed['block_calls'])} ms"])  # fmt: skip
+            if kind == "decode":
+                share = speed["bandwidth"] / max(run["memory_read"])
+                rows[-1] += [f"{speed['bandwidth'] / 1e9:.2f}", f"{share:.0%}"]
+    head = ["kv", "threads", "context", kind, "depth", "tokens/s", "range", "time", "a call"]
+    return table(head + ["GB/s", "of memory read"] * (kind == "decode"), rows) if rows else None
+
+
+def _short(number: float) -> str:
+    """Three digits, and no exponent where there are more before the point."""
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
