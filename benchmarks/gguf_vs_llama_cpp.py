@@ -1,4 +1,4 @@
-"""The same GGUF file in ouro-edge and in llama.cpp: greedy tokens side by side, and tokens per second.
+"""The same GGUF file in ouro-edge and in llama.cpp: greedy tokens and top logits side by side, tokens per second.
 
     python benchmarks/gguf_vs_llama_cpp.py MODEL.gguf --peer PYTHON      a file that both read (architecture llama)
     python benchmarks/gguf_vs_llama_cpp.py --looped q8_0 --peer PYTHON   a random looped model
@@ -8,7 +8,8 @@ way: Ouro less the two closing norms of a layer and less the gate. Such a model 
 llama.cpp, and run here over the very same file.
 
 Agreement is counted twice: how far the two free answers run together, and, because one different token makes all later
-ones differ, how often our best next token is theirs after their own history.
+ones differ, how often our best next token is theirs after their own history. There the five likeliest tokens of both
+are printed with their log-probabilities, position by position, and how far ours are from theirs on their five.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+TOP = 5
 PROMPTS = (
     "The capital of France is",
     "Once upon a time, in a small village by the sea, there lived",
@@ -32,7 +36,11 @@ PROMPTS = (
 
 
 def peer(request: dict[str, Any]) -> dict[str, Any]:
-    """Runs in the other interpreter: greedy tokens of every prompt, from llama.cpp's server in this process."""
+    """Runs in the other interpreter: greedy tokens of every prompt, from llama.cpp's server in this process.
+
+    With `exact` llama.cpp computes attention in float32 as we do, and `top` has [id, log-probability] of the likeliest
+    tokens at every position. Otherwise everything is as llama.cpp would have it, for its speed.
+    """
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -40,6 +48,9 @@ def peer(request: dict[str, Any]) -> dict[str, Any]:
     params.n_ctx, params.n_parallel, params.n_gpu_layers, params.warmup = 1024, 1, 0, True
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = request["threads"]
     params.sampling.temp = 0.0
+    if request["exact"]:  # its flash attention rounds to float16
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     start = time.perf_counter()
     server = xllamacpp.Server(params)
     answers, load = [], time.perf_counter() - start
@@ -47,18 +58,28 @@ def peer(request: dict[str, Any]) -> dict[str, Any]:
         body = {
             "prompt": ids, "n_predict": request["tokens"], "temperature": 0.0, "top_k": 1, "ignore_eos": True,
             "return_tokens": True, "cache_prompt": False, "repeat_penalty": 1.0,
+            "n_probs": TOP if request["exact"] else 0,
         }  # fmt: skip
         post = urllib.request.Request(server.listening_address + "/completion", json.dumps(body).encode())
         with urllib.request.urlopen(post) as reply:  # the Python calls leave token ids out
             answer = json.load(reply)
-        answers.append({"ids": answer["tokens"], "speed": answer["timings"]["predicted_per_second"]})
+        probabilities = answer.get("completion_probabilities", [])
+        top = [[(token["id"], token["logprob"]) for token in at["top_logprobs"]] for at in probabilities]
+        answers.append({"ids": answer["tokens"], "speed": answer["timings"]["predicted_per_second"], "top": top})
     return {"version": xllamacpp.__version__, "load": load, "answers": answers}
+
+
+def ask_peer(python: str, request: dict[str, Any]) -> dict[str, Any]:
+    """What `peer` returns in the interpreter `python`."""
+    done = subprocess.run([python, __file__], input=json.dumps(request), capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"llama.cpp failed: {done.stderr[-2000:]}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
 
 
 def looped_model(path: Path, precision: str) -> Any:
     """A random looped model in llama.cpp's `nanbeige` schema, and the bundle that runs the same file here."""
-    import numpy as np
-
     from ouro_edge.config import ModelConfig
     from ouro_edge.export.checkpoint import Checkpoint
     from ouro_edge.export.gguf_file import tensor_readers
@@ -132,14 +153,12 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         prompts = [model.tokenizer.encode(text) for text in PROMPTS]
     load = time.perf_counter() - start
     request = {"model": str(file), "prompts": prompts, "tokens": arguments.tokens, "threads": arguments.threads}
-    done = subprocess.run([arguments.peer, __file__], input=json.dumps(request), capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"llama.cpp failed: {done.stderr[-2000:]}")
-    theirs = json.loads(done.stdout.splitlines()[-1])
+    usual = ask_peer(arguments.peer, request | {"exact": False})
+    exact = ask_peer(arguments.peer, request | {"exact": True})
 
     together = forced = total = 0
-    speeds = []
-    for ids, answer in zip(prompts, theirs["answers"], strict=True):
+    speeds, distances = [], []
+    for ids, answer in zip(prompts, exact["answers"], strict=True):
         sampler = ouro_edge.Sampler()
         *tokens, last = model.generate(ids, max_tokens=arguments.tokens, stop_ids=(), sampler=sampler)
         own = [event.id for event in tokens if isinstance(event, ouro_edge.Token)]
@@ -147,15 +166,35 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         speeds.append((len(own) - 1) / (last.timings.total - last.timings.first_token))
         other = answer["ids"]
         together += next((i for i, (a, b) in enumerate(zip(own, other, strict=False)) if a != b), len(other))
-        best = model.forward(ids + other[:-1]).logits[len(ids) - 1 :].argmax(axis=1)
-        forced += int((best == other).sum())
+        logits = model.forward(ids + other[:-1]).logits[len(ids) - 1 :].astype(np.float64)
+        forced += int((logits.argmax(axis=1) == other).sum())
         total += len(other)
-    middle = sorted(answer["speed"] for answer in theirs["answers"])[len(prompts) // 2]
+        distances.append(side_by_side(logits, answer["top"]))
+    middle = sorted(answer["speed"] for answer in usual["answers"])[len(prompts) // 2]
     print(f"{file.name}, {arguments.threads} threads, {len(prompts)} prompts, {total} greedy tokens")
     print(f"ouro-edge {ouro_edge.__version__}: load {load:.2f} s, {sorted(speeds)[len(speeds) // 2]:.1f} tokens/s")
-    print(f"llama.cpp (xllamacpp {theirs['version']}): load {theirs['load']:.2f} s, {middle:.1f} tokens/s")
+    print(f"llama.cpp (xllamacpp {usual['version']}): load {usual['load']:.2f} s, {middle:.1f} tokens/s")
     print(f"free answers run together for {together} of {total} tokens; same next token after the same history: "
           f"{forced} of {total}")  # fmt: skip
+    away = np.concatenate(distances)
+    print(f"log-probabilities of llama.cpp's {TOP} likeliest tokens: {away.mean():.2g} away on average, at most "
+          f"{away.max():.2g}")  # fmt: skip
+
+
+def side_by_side(logits: Any, top: list[list[tuple[int, float]]]) -> Any:
+    """Print the likeliest tokens of both at every position; returns how far apart they are [T, TOP].
+
+    `logits` [T, V] are ours, `top` theirs: [id, log-probability], likeliest first.
+    """
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    ours = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    away = np.array([[abs(row[i] - value) for i, value in best] for row, best in zip(ours, top, strict=True)])
+    print("position: llama.cpp's id and log-probability, ... | ours, ... | mean and greatest difference")
+    for at, (row, best) in enumerate(zip(ours, top, strict=True)):
+        own = [(i, row[i]) for i in np.argsort(-row)[:TOP]]
+        columns = (", ".join(f"{i} {value:.3f}" for i, value in side) for side in (best, own))
+        print(f"{at}:", " | ".join((*columns, f"{away[at].mean():.2g} {away[at].max():.2g}")))
+    return away
 
 
 if __name__ == "__main__":

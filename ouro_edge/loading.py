@@ -131,8 +131,8 @@ def export_gguf(
 ) -> tuple[Path, tuple[str, ...]]:
     """Write a checkpoint or a bundle as a GGUF file; returns its path and notes about it.
 
-    A directory `out` gets a file named after model and type. A bundle keeps its own number format, its fitted gate and
-    its KV ranges; `precision` is for checkpoints, int4 unless told.
+    An `out` not called .gguf is a directory, whose file is named after model and type. A bundle keeps its own number
+    format, its fitted gate and its KV ranges; `precision` is for checkpoints, int4 unless told.
     """
     from ouro_edge.export.gguf_export import bundle_to_gguf, checkpoint_to_gguf
 

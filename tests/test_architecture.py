@@ -14,7 +14,7 @@ import ouro_edge
 PACKAGE = Path(ouro_edge.__file__).parent
 # A room may import itself and what stands before it in a lower row; rooms in one row are strangers.
 ROWS = [
-    {"errors", "version"},
+    {"cpus", "errors", "version"},
     {"config", "cache"},
     {"weights", "tuned"},
     {"reference", "quant", "hub"},

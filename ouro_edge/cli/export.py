@@ -25,7 +25,8 @@ from ouro_edge.errors import RequestError
     "--format",
     "format_",
     type=click.Choice(["onnx", "gguf", "genai"]),
-    help="Kind of output; genai: onnx, and what onnxruntime-genai needs beside it. Default: what OUT's name says.",
+    help="Kind of output; gguf: a file in OUT named after model and type, unless OUT ends in .gguf; genai: onnx, and "
+    "what onnxruntime-genai needs beside it. Default: what OUT's name says.",
 )
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--gate-from", metavar="CHECKPOINT", help="Take the exit gate from here; for .gguf files that lack it.")
@@ -70,6 +71,9 @@ def command(
         _show_notes(notes)
         click.echo(f"{file}: {file_size(file.stat().st_size)}")
         return
+    if out.suffix.lower() == ".gguf":
+        raise RequestError(f"--format {format_} writes a directory, and {out} is a file's name: choose another OUT or "
+                           "leave out --format")  # fmt: skip
     recipe = preset(precision or "int4", block_size=block_size, symmetric=symmetric)
     calibration = "" if no_calibration else None if calibration_file is None else read_text(calibration_file)
     found, donor = resolve(src, revision=revision), gate_from and resolve(gate_from)

@@ -61,4 +61,5 @@ def bundle_to_gguf(bundle: Bundle, out: Path, *, overwrite: bool = False, progre
 
 
 def _place(out: Path, name: str, kind: Q) -> Path:
-    return out / file_name(name, kind) if out.is_dir() else out
+    """The file to write: what is not called .gguf is a directory, and its file is named after model and type."""
+    return out if out.suffix.lower() == ".gguf" and not out.is_dir() else out / file_name(name, kind)

@@ -103,7 +103,7 @@ class GgufReader:
             return np.asarray(mapped[start:stop])
         row = np.arange(start, stop)
         head, half, pair = row // self.head_dim, row % self.head_dim // (self.head_dim // 2), row % (self.head_dim // 2)
-        return np.array(mapped[head * self.head_dim + 2 * pair + half])
+        return np.asarray(mapped[head * self.head_dim + 2 * pair + half])
 
     def read(self, start: int, stop: int) -> Array:
         """Rows start..stop of the first axis as float32."""

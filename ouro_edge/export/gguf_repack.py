@@ -11,10 +11,7 @@ inputs. MatMulNBits has a form with float zero points, but that runs hundreds of
 
 from __future__ import annotations
 
-import mmap
-import sys
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType as Q
@@ -26,14 +23,19 @@ from ouro_edge.weights import Array
 Bytes = NDArray[np.uint8]
 
 BLOCK = 32
-_CHUNK = 1 << 19  # values at a time: longer runs of NumPy gain nothing
+_CHUNK = 1 << 18  # values at a time: the temporaries stay in a second-level cache
 _HALF = np.dtype("<f2")
-_LOW = np.uint16(0x0F0F)
-_FOUR = np.uint16(4)
 _TOP_BIT = np.uint8(128)
+_LOW, _HIGH = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0xF0F0F0F0F0F0F0F0)  # nibbles of eight bytes
+_FOUR = np.uint64(4)
 
 # Types that are repacked without rounding: bits of a code, and whether a block has an offset besides its scale.
 EXACT = {Q.Q4_0: (4, False), Q.Q4_1: (4, True), Q.Q8_0: (8, False)}
+_BLOCKS = {
+    Q.Q4_0: np.dtype([("d", _HALF), ("codes", "V16")]),
+    Q.Q4_1: np.dtype([("d", _HALF), ("m", _HALF), ("codes", "V16")]),
+    Q.Q8_0: np.dtype([("d", _HALF), ("codes", "V32")]),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,42 +46,27 @@ class Parts:
     scales: Array  # [N, K / 32]
     offsets: Array | None  # [N, K / 32], of Q4_1 only
 
-    @classmethod
-    def empty(cls, kind: Q, rows: int, columns: int) -> Parts:
-        """Arrays for a matrix of a type in EXACT."""
-        bits, with_offsets = EXACT[kind]
-        blocks = columns // BLOCK
-        packed = _mapped((rows, blocks, BLOCK * bits // 8), np.uint8)
-        scales, offsets = (_mapped((rows, blocks), np.float32) for _ in range(2))
-        return cls(packed, scales, offsets if with_offsets else None)
-
     def fill(self, kind: Q, start: int, raw: Bytes) -> None:
         """Write rows from `start` on, given as stored: contiguous bytes [rows, row_bytes]."""
         step = max(1, _CHUNK // (BLOCK * self.scales.shape[1]))
         for at in range(0, len(raw), step):
             piece = raw[at : at + step]
             rows = slice(start + at, start + at + len(piece))
-            words = piece.view("<u2").reshape(len(piece), self.scales.shape[1], -1)
-            self.scales[rows] = words[:, :, 0].view(_HALF)
+            blocks = piece.view(_BLOCKS[kind])
+            codes = blocks["codes"].flatten().view(np.uint8)  # NumPy is slow on an inner axis of 16
+            packed = self.packed[rows].reshape(-1)
+            self.scales[rows] = blocks["d"]
             if kind == Q.Q8_0:
-                np.bitwise_xor(words[:, :, 1:].copy().view(np.uint8), _TOP_BIT, out=self.packed[rows])
+                np.bitwise_xor(codes, _TOP_BIT, out=packed)
                 continue
             if self.offsets is not None:
-                self.offsets[rows] = words[:, :, 1].view(_HALF)
+                self.offsets[rows] = blocks["m"]
                 self.offsets[rows] += 8 * self.scales[rows]
-            _interleave(words[:, :, -8:], self.packed[rows])
+            _interleave(codes, packed)
 
-
-def _mapped(shape: tuple[int, ...], dtype: type[Any]) -> NDArray[Any]:
-    """Memory of its own, which goes back when the array does; the heap would keep much of it for the process's life."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    if sys.platform == "win32":
-        memory = mmap.mmap(-1, size)
-    else:
-        memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE)
-        if hasattr(mmap, "MADV_HUGEPAGE"):  # a quarter of the time to touch it first
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, dtype).reshape(shape)
+    def finite(self) -> bool:
+        """Whether every block has numbers to be multiplied by."""
+        return bool(np.isfinite(self.scales).all() and (self.offsets is None or np.isfinite(self.offsets).all()))
 
 
 def scheme(kind: Q) -> Scheme:
@@ -128,18 +115,10 @@ def _as_halves(values: Array) -> Bytes:
     return halves[:, :, None].view(np.uint8)
 
 
-def _interleave(nibbles: NDArray[np.uint16], out: Bytes) -> None:
-    """Codes (j, j + 16) in bytes, two bytes a word [rows, blocks, 8], into bytes of codes (2j, 2j + 1).
-
-    Both halves of a word hold neighbours: folding the upper onto the lower makes one byte of the pair. Long flat
-    arrays, because NumPy is slow on an inner axis of 8.
-    """
-    high = nibbles.copy().reshape(-1)
-    halves = out.reshape(-1).view("<u8")  # of a block: codes 0 to 15, codes 16 to 31
-    low = high & _LOW
-    low |= low >> _FOUR
-    halves[0::2] = low.astype(np.uint8).view("<u8")
-    high >>= _FOUR
-    high &= _LOW
-    high |= high >> _FOUR
-    halves[1::2] = high.astype(np.uint8).view("<u8")
+def _interleave(codes: Bytes, out: Bytes) -> None:
+    """Bytes of codes (j, j + 16) into bytes of codes (2j, 2j + 1), 16 a block, eight at a time in a word."""
+    words = codes.view("<u2")
+    even, odd = words.astype(np.uint8).view("<u8"), (words >> 8).astype(np.uint8).view("<u8")
+    halves = out.view("<u8")  # of a block: codes 0 to 15, codes 16 to 31
+    np.bitwise_or(even & _LOW, (odd & _LOW) << _FOUR, out=halves[0::2])
+    np.bitwise_or((even & _HIGH) >> _FOUR, odd & _HIGH, out=halves[1::2])

@@ -7,9 +7,8 @@ onnxruntime has its own copy, and the embedding is gathered from the file row by
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +20,7 @@ from gguf.quants import quantize
 from numpy.typing import NDArray
 
 from ouro_edge.bundle import BLOCK_FILES, DATA_FILE, HEAD_FILE, Bundle, Embedding, GraphInMemory
+from ouro_edge.cpus import available_threads
 from ouro_edge.errors import CheckpointError
 from ouro_edge.export.checkpoint import Checkpoint
 from ouro_edge.export.gguf_file import GgufReader, open_gguf
@@ -28,7 +28,7 @@ from ouro_edge.export.gguf_header import read_header
 from ouro_edge.export.gguf_ours import measured_files
 from ouro_edge.export.gguf_repack import BLOCK, EXACT, Parts, scheme
 from ouro_edge.export.graph import block_graph, head_graph
-from ouro_edge.manifest import Manifest, StoredArray, StoredTensor
+from ouro_edge.manifest import DTYPES, Manifest, StoredArray, StoredTensor
 from ouro_edge.version import __version__
 from ouro_edge.weights import Array, Weights, fused_names
 
@@ -36,7 +36,6 @@ Progress = Callable[[int, int, str], None]
 
 _PIECE = 1 << 22  # values read from the file at a time
 _SAMPLE = 1 << 10  # bytes of each tensor that go into the name of the weights
-_WORKERS = 4
 
 
 def open_in_memory(path: Path, progress: Progress | None = None) -> GgufBundle:
@@ -49,6 +48,7 @@ class GgufBundle(Bundle):
 
     def __init__(self, checkpoint: Checkpoint, progress: Progress | None = None) -> None:
         self._checkpoint, self._progress = checkpoint, progress
+        self._homes = _homes(checkpoint.weights)
         weights_id = _weights_id(checkpoint.path)
         manifest = Manifest(
             name=checkpoint.name,
@@ -56,7 +56,7 @@ class GgufBundle(Bundle):
             created_by=f"ouro-edge {__version__}",
             recipe="gguf",
             model=checkpoint.config,
-            tensors=_tensors(checkpoint.weights),
+            tensors=_tensors(checkpoint.weights, self._homes),
             files={DATA_FILE: {"size": checkpoint.path.stat().st_size, "sha256": weights_id}},
         )
         super().__init__(checkpoint.path, manifest)
@@ -72,13 +72,34 @@ class GgufBundle(Bundle):
         else:
             kv = next(kind for kind, file in BLOCK_FILES.items() if file == name)
             model, wanted = block_graph(self.config, tensors, kv), [tensor for tensor in tensors if tensor != "head"]
-        arrays: dict[str, NDArray[Any]] = {}
-        for done, tensor in enumerate(wanted):
-            if progress is not None:
-                progress(done, len(wanted), tensor)
-            for part, array in _arrays(self._checkpoint.weights, tensor, tensors[tensor]).items():
-                arrays[f"{tensor}.{part}"] = array
+        arrays = _blank(
+            {f"{tensor}.{part}": stored for tensor in wanted for part, stored in tensors[tensor].parts.items()}
+        )
+        with ThreadPoolExecutor(available_threads(), "repack") as pool:  # NumPy works outside Python's lock
+            for done, _ in enumerate(pool.map(lambda tensor: self._fill(tensor, arrays), wanted), start=1):
+                if progress is not None:
+                    progress(done, len(wanted), wanted[done - 1])
         return GraphInMemory(self.path, model.SerializeToString(), arrays)
+
+    def _fill(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write one tensor of the graphs into its arrays, some rows at a time."""
+        weights, shape, start = self._checkpoint.weights, self.manifest.tensors[name].shape, 0
+        kind, step = _kind(weights, self._homes[name][0]), max(1, _PIECE // shape[-1])
+        if kind != Q.F32:
+            whole = Parts(arrays[f"{name}.packed"], arrays[f"{name}.scales"], arrays.get(f"{name}.offsets"))
+        for part in self._homes[name]:
+            reader, count = weights.reader(part), weights.shapes[part][0]
+            for first in range(0, count, step):
+                last = min(count, first + step)
+                if kind == Q.F32:
+                    arrays[f"{name}.values"][start + first : start + last] = weights.rows(part, first, last)
+                elif isinstance(reader, GgufReader) and reader.type == kind:
+                    whole.fill(kind, start + first, reader.raw(first, last))
+                else:
+                    whole.fill(kind, start + first, quantize(weights.rows(part, first, last), kind))
+            start += count
+        if kind != Q.F32 and not whole.finite():
+            raise CheckpointError(f"{name} holds values that are not finite; the file is damaged")
 
     def values(self, name: str) -> Array:
         """A whole tensor as float32."""
@@ -87,7 +108,7 @@ class GgufBundle(Bundle):
     def rows(self, name: str, first: int, last: int) -> Array:
         """Rows [last - first, ...] of a tensor as float32, as the file has them."""
         weights, pieces, start = self._checkpoint.weights, [], 0
-        for part in _homes(weights)[name]:
+        for part in self._homes[name]:
             count = weights.shapes[part][0]
             low, high = max(first - start, 0), min(last - start, count)
             if low < high:
@@ -158,10 +179,10 @@ def _homes(weights: Weights) -> dict[str, tuple[str, ...]]:
     return homes if "head" in homes else homes | {"head": embedding}
 
 
-def _tensors(weights: Weights) -> dict[str, StoredTensor]:
+def _tensors(weights: Weights, homes: dict[str, tuple[str, ...]]) -> dict[str, StoredTensor]:
     """What the graphs are built from; offsets mean nothing, since every array is handed over by name."""
     tensors = {}
-    for name, parts in _homes(weights).items():
+    for name, parts in homes.items():
         kind, columns = _kind(weights, parts[0]), weights.shapes[parts[0]][1:]
         shape = (sum(weights.shapes[part][0] for part in parts), *columns)
         if kind == Q.F32:
@@ -175,35 +196,21 @@ def _tensors(weights: Weights) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _arrays(weights: Weights, name: str, tensor: StoredTensor) -> dict[str, NDArray[Any]]:
-    """The arrays of one tensor of the graphs, by part."""
-    parts = _homes(weights)[name]
-    kind = _kind(weights, parts[0])
-    if kind == Q.F32:
-        values = [weights.rows(part, 0, weights.shapes[part][0]) for part in parts]
-        return {"values": values[0] if len(values) == 1 else np.concatenate(values)}
-    rows, columns = tensor.shape
-    whole, start, jobs = Parts.empty(kind, rows, columns), 0, []
-    step = max(1, _PIECE // columns)
-    for part in parts:
-        count = weights.shapes[part][0]
-        jobs += [(part, i, min(count, i + step), start + i) for i in range(0, count, step)]
-        start += count
+def _blank(stored: Mapping[str, StoredArray]) -> dict[str, NDArray[Any]]:
+    """Arrays to be filled, in one piece of memory.
 
-    def fill(job: tuple[str, int, int, int]) -> None:
-        part, first, last, at = job
-        reader = weights.reader(part)
-        assert isinstance(reader, GgufReader)
-        raw = reader.raw(first, last) if reader.type == kind else quantize(weights.rows(part, first, last), kind)
-        whole.fill(kind, at, raw)
+    The system backs one large piece by large pages, and has it back as soon as the arrays go.
+    """
+    memory, arrays, start = np.empty(sum(_room(array) for array in stored.values()), np.uint8), {}, 0
+    for name, array in stored.items():
+        arrays[name] = memory[start : start + array.size].view(DTYPES[array.dtype]).reshape(array.shape)
+        start += _room(array)
+    return arrays
 
-    with ThreadPoolExecutor(min(_WORKERS, os.cpu_count() or 1), "repack") as pool:
-        for _ in pool.map(fill, jobs):
-            pass
-    floats = {"scales": whole.scales} | ({} if whole.offsets is None else {"offsets": whole.offsets})
-    if not all(np.isfinite(array).all() for array in floats.values()):
-        raise CheckpointError(f"{name} holds values that are not finite; the file is damaged")
-    return {"packed": whole.packed, **floats}
+
+def _room(array: StoredArray) -> int:
+    """Bytes of an array, and those that put the next one on a cache line."""
+    return -(-array.size // 64) * 64
 
 
 def _changes(weights: Weights) -> str:

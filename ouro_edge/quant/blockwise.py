@@ -8,7 +8,6 @@ memory-mapped, and the result depends neither on chunks nor on threads.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ouro_edge.cpus import available_threads
 from ouro_edge.errors import BundleError, RequestError
 from ouro_edge.quant.packing import pack, unpack
 from ouro_edge.quant.scheme import Scheme
@@ -85,7 +85,7 @@ def quantize(values: Array, scheme: Scheme, *, threads: int | None = None) -> Qu
             if zeros is not None:
                 zeros[r0:r1, b0:b1] = zero.reshape(r1 - r0, b1 - b0)
 
-    workers = min(_cpus() if threads is None else threads, len(chunks))
+    workers = min(available_threads() if threads is None else threads, len(chunks))
     if workers <= 1:
         work()
     else:
@@ -159,8 +159,3 @@ def _rectangles(rows: int, blocks: int, most: int) -> Iterator[tuple[int, int, i
     for r in range(0, rows, tall):
         for b in range(0, blocks, max(1, wide)):
             yield r, min(rows, r + tall), b, min(blocks, b + wide)
-
-
-def _cpus() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux: what the container allows, not what the machine has
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ouro_edge.bundle import GraphInMemory
+from ouro_edge.cpus import available_threads
 from ouro_edge.errors import BundleError, RequestError, one_line
 from ouro_edge.tuned import tuned_threads
 
@@ -22,13 +23,6 @@ def import_onnxruntime() -> Any:
     import onnxruntime
 
     return onnxruntime
-
-
-def available_threads() -> int:
-    """CPUs that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0)) or 1
-    return os.cpu_count() or 1
 
 
 def default_threads() -> int:

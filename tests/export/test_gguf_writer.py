@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +63,29 @@ def test_read_back_equals_what_was_quantised(tmp_path: Path, talker: Path, preci
 def test_aliases_and_a_name_of_its_own(tmp_path: Path, talker: Path) -> None:
     checkpoint = open_checkpoint(talker)
     assert checkpoint_to_gguf(checkpoint, tmp_path, "int4")[0] == tmp_path / "Talker-1M-Q4_0.gguf"
-    assert checkpoint_to_gguf(checkpoint, tmp_path, "int8")[0] == tmp_path / "Talker-1M-Q8_0.gguf"
+    new = tmp_path / "models"  # not there yet
+    assert checkpoint_to_gguf(checkpoint, new, "int8")[0] == new / "Talker-1M-Q8_0.gguf"
+    assert (new / "Talker-1M-Q8_0.gguf").is_file()
     assert open_gguf(tmp_path / "Talker-1M-Q4_0.gguf").tensor_types["Q4_0"] == 14
     with pytest.raises(RequestError, match="precision is 'q5_k'; a GGUF file takes q4_0, q4_1"):
         checkpoint_to_gguf(checkpoint, tmp_path, "q5_k")
+
+
+@pytest.mark.skipif(find_spec("gguf.scripts.gguf_dump") is None, reason="this gguf package comes without gguf-dump")
+@pytest.mark.parametrize("precision", ["q4_0", "q4_1", "q8_0", "f16", "f32"])
+def test_gguf_dump_shows_it(tmp_path: Path, talker: Path, precision: str) -> None:
+    out, _ = checkpoint_to_gguf(open_checkpoint(talker), tmp_path / "x.gguf", precision)
+    command = [sys.executable, "-m", "gguf.scripts.gguf_dump", "--json", "--json-array", str(out)]
+    dump = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert len(dump["tensors"]) == dump["metadata"]["GGUF.tensor_count"]["value"] == 2 * 11 + 3  # all but the gate
+    assert dump["tensors"]["blk.1.ffn_down.weight"] | {"index": 0, "offset": 0} == {
+        "index": 0, "offset": 0, "shape": [96, 64], "type": precision.upper()
+    }  # fmt: skip
+    found = {key: pair.get("value") for key, pair in dump["metadata"].items()}
+    assert found["general.architecture"] == "ouro"
+    assert found["ouro.num_loops"] == 4 and found["tokenizer.chat_template"] == TEMPLATE
+    assert len(found["ouro_edge.exit_gate.weight"]) == 64 and len(found["tokenizer.ggml.tokens"]) == 300
+    assert not [key for key in found if not key.startswith(("GGUF.", "general.", "ouro.", "ouro_edge.", "tokenizer."))]
 
 
 def test_the_gguf_package_reads_it(tmp_path: Path, talker: Path) -> None:
