@@ -33,7 +33,8 @@ SECTIONS = {
     "prefill": (Test("prefill", 128), Test("prefill", 512)),
     "long-prefill": (Test("prefill", 2048),),
     "decode": (Test("decode", 128),),
-    "long-decode": (Test("decode", 2048), Test("decode", 4096)),
+    "long-decode": (Test("decode", 2048),),
+    "longest-decode": (Test("decode", 4096),),
     "dense": (Test("prefill", 128), Test("decode", 128), Test("decode", 2048)),
 }
 QUICK_SECTIONS = {
@@ -41,6 +42,7 @@ QUICK_SECTIONS = {
     "long-prefill": (Test("prefill", 64),),
     "decode": (Test("decode", 16),),
     "long-decode": (Test("decode", 64),),
+    "longest-decode": (Test("decode", 96),),
     "dense": (Test("prefill", 16), Test("decode", 16)),
 }
 QUIET = 0.2  # CPUs that others may take before a run is taken again
@@ -52,7 +54,7 @@ def contenders_of(section: str, peers: tuple[str, ...]) -> list[Contender]:
     there = [c for c in CONTENDERS if c.peer in peers]
     if section == "dense":
         return [c for c in there if c.peer == "dense" or c.name == OURS[1]]
-    left_out = () if section.startswith("long") else ("int8", "q8_0")
+    left_out = {"long-prefill": ("q8_0",), "prefill": ("int8", "q8_0"), "decode": ("int8", "q8_0")}.get(section, ())
     there = [c for c in there if c.prefill == "auto" or section == "prefill"]
     return [c for c in there if c.peer != "dense" and c.kv not in left_out]
 

@@ -28,6 +28,7 @@ from ouro_edge.runtime.forward import HEAD_ROWS, Forward, Score, States, pool, r
 from ouro_edge.runtime.generate import generate_events
 from ouro_edge.runtime.generation_config import sampler_settings
 from ouro_edge.runtime.kv_choice import check_share, choose_kv
+from ouro_edge.runtime.large_pages import large_pages
 from ouro_edge.runtime.request import GenerateOptions, Speculate, check_count, make_request, token_budget
 from ouro_edge.runtime.sampler import Sampler
 from ouro_edge.runtime.sequence import TokenSequence
@@ -55,8 +56,9 @@ class Model(AsyncTwins):
         self.gate = choose_gate(bundle, gate)
         self.kv, self.kv_reason = choose_kv(bundle, kv)
         self.kv_share = check_share(kv_share)
-        self._block: Block | None = Block(bundle, threads, self.gate, self.kv, many_rows)
-        self._head: Head | None = Head(bundle, threads, self._block.turns)
+        with large_pages():
+            self._block: Block | None = Block(bundle, threads, self.gate, self.kv, many_rows)
+            self._head: Head | None = Head(bundle, threads, self._block.turns)
         self._embedding = bundle.embedding()
         self._tokenizer = read_tokenizer(bundle)
         self._generation = read_json(bundle, "generation_config.json")

@@ -142,7 +142,7 @@ def test_an_interrupt_leaves_the_old_gate(bundle, data, monkeypatch):
     original = TokenSequence.advance
     monkeypatch.setattr(TokenSequence, "advance", advance)
     result = fit_gate(bundle, "--data", data, "--threads", 1)
-    assert result.exit_code == 1 and "Aborted" in result.stderr
+    assert result.exit_code == 130
     assert (bundle / GATE_FILE).read_text() == "what was there before" and sorted(bundle.iterdir()) == before
 
 
