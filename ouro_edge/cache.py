@@ -1,4 +1,4 @@
-"""Where this program keeps what it can make again, and what lies there. Knows the platform's habits only."""
+"""Where this program keeps what it can make again, and what lies there. Knows the platform's habits and our names."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,11 +46,15 @@ def cache_entries() -> list[CacheEntry]:
     directory = cache_directory()
     try:
         found = [e for e in os.scandir(directory) if e.is_dir(follow_symlinks=False) and _OURS.fullmatch(e.name)]
-        return sorted((_entry(Path(e.path)) for e in found), key=lambda entry: -entry.used)
     except FileNotFoundError:
         return []
     except OSError as problem:
         raise RequestError(f"{directory} cannot be read: {problem.strerror}") from None
+    entries = []
+    for path in (Path(e.path) for e in found):
+        with suppress(FileNotFoundError):  # a conversion that has just ended
+            entries.append(_entry(path))
+    return sorted(entries, key=lambda entry: -entry.used)
 
 
 def remove_entry(entry: CacheEntry) -> None:
@@ -62,5 +67,5 @@ def remove_entry(entry: CacheEntry) -> None:
 
 def _entry(path: Path) -> CacheEntry:
     files = [os.lstat(os.path.join(root, name)) for root, _, names in os.walk(path) for name in names]
-    used = max((max(file.st_atime, file.st_mtime) for file in files), default=path.stat().st_mtime)
+    used = max((max(file.st_atime, file.st_mtime) for file in files), default=0.0)
     return CacheEntry(path, sum(file.st_size for file in files), used)

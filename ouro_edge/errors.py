@@ -12,7 +12,7 @@
         ├── NoGateError          an exit threshold on a model without an exit gate
         ├── NoTokenizerError     text asked of a model without a tokenizer
         ├── TemplateError        a chat template is missing or refuses the messages
-        └── ContextOverflowError the prompt or the answer does not fit the context
+        └── ContextOverflowError the prompt or the answer does not fit the context or the memory
 
 A message says what was found, what was wanted and what to do next, on one line.
 """

@@ -1,7 +1,8 @@
-"""From what a user typed to a loaded model. Above export and runtime, and the only place that knows both.
+"""From what a user typed to a loaded model. Above export and runtime, which it brings together.
 
 A bundle is opened as it is, and a .gguf file runs as it is: `export` builds its graphs in memory and `runtime` opens
-them. A checkpoint is exported once into the user's cache and opened from there. So every command takes every MODEL.
+them. A checkpoint is exported once into the user's cache and opened from there. So every command that
+runs a model takes every MODEL.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ def load(
 
     `threads` defaults to what `bench --tune` found, else the CPUs that this process may use. A checkpoint is exported
     to int4 into the cache first, which takes a minute for 1.4B parameters; `progress` hears of it. `kv` is the type of
-    the cache: fp32, int8, int4, or auto, which takes int8 where float32 would fill the memory. `kv_share="last"` keeps
-    one cache for all loops: a quarter of the memory, and no longer exact. `context` caps the positions below
-    the model's own. `gate="original"` ignores a gate that was fitted to the bundle later. `prefill` is how long prompts
-    are processed: see `ouro_edge.prefill`. Raises OuroEdgeError's kinds.
+    the cache: fp32, int8, int4, or auto, which takes int8 where 4096 positions in float32 would take over a quarter of
+    the free memory. `kv_share="last"` keeps one cache for all loops: a quarter of the memory, and no longer exact.
+    `context` caps the positions below the model's own. `gate="original"` ignores a gate that was fitted to the bundle
+    later. `prefill` is the way of long prompts: see `ouro_edge.prefill`. Raises OuroEdgeError's kinds.
     """
     from ouro_edge.runtime.model import Model
     from ouro_edge.runtime.session import check_threads

@@ -1,8 +1,9 @@
-"""Decides how long prompts are processed, and has the weights for the fast way made once a machine.
+"""Decides which way long prompts go, and has the weights for the fast way made once a machine.
 
 fast    a second copy of the block with a byte a weight, two to three times as fast; kept in the user's cache
 lean    the bundle's own weights only
-auto    fast where it was measured to pay (int4 weights, x86-64 with VNNI) and memory is plentiful, else lean
+auto    fast where it was measured to pay (int4 of 512 MiB and more, Linux on x86-64 with VNNI) and memory is
+        plentiful, else lean
 """
 
 from __future__ import annotations
@@ -39,12 +40,10 @@ def many_rows_for(bundle: Bundle, prefill: str, progress: Progress | None = None
         raise RequestError("--prefill fast is for models in int4 or int8; this one computes in float32: use lean")
     path = cache_directory() / f"prefill-{_key(bundle)}"
     if not is_complete(path):
-        from ouro_edge.export.many_rows import write_many_rows
-
         if prefill == "auto" and _free_disk() < 2 * many_rows_bytes(bundle):
             return None
         try:
-            write_many_rows(bundle, path, progress)
+            _write(bundle, path, progress)
         except ExportError:
             if prefill == "fast":
                 raise
@@ -56,6 +55,14 @@ def many_rows_for(bundle: Bundle, prefill: str, progress: Progress | None = None
             raise RequestError("--prefill fast needs a CPU that multiplies int8 exactly (VNNI): use lean")
         return None
     return path
+
+
+def _write(bundle: Bundle, path: Path, progress: Progress | None) -> None:
+    try:
+        from ouro_edge.export.many_rows import write_many_rows
+    except ImportError as missing:  # an app may come without what exports
+        raise ExportError(f"--prefill fast needs {missing.name} to make its copy of the weights: use lean") from None
+    write_many_rows(bundle, path, progress)
 
 
 def _pays(bundle: Bundle) -> bool:

@@ -88,5 +88,6 @@ def _termination_unwinds() -> Iterator[None]:
 def main() -> None:
     """Run looped language models (Ouro) on CPUs.
 
-    MODEL is an exported directory, a checkpoint directory, a .gguf file, or a hub id such as ByteDance/Ouro-1.4B.
+    MODEL is an exported directory, a checkpoint directory, a .gguf file, or a hub id such as ByteDance/Ouro-1.4B;
+    calibrate, fit-gate and verify want an exported directory.
     """

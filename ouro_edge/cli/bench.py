@@ -91,9 +91,7 @@ def _numbers(least: int) -> Callable[[click.Context, click.Parameter, str], tupl
     metavar="N,...",
     help="CPU threads. Default: what --tune found, else the CPUs that this process may use.",
 )
-@click.option(
-    "--prefill", default="auto", show_default=True, metavar="auto|fast|lean", help="How long prompts are processed."
-)
+@click.option("--prefill", default="auto", show_default=True, metavar="auto|fast|lean", help="The way of long prompts.")
 @click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each test.")
 @click.option("--tune", is_flag=True, help="Find the best settings of this machine instead; takes half a minute.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object with every repeat.")
@@ -130,8 +128,8 @@ def command(
     from ouro_edge.runtime.session import default_threads
 
     if tune:
-        given = [name for name in ctx.params if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE]
-        if extra := [name for name in given if name not in ("tune", "as_json")]:
+        given = [p for p in ctx.command.params if ctx.get_parameter_source(p.name or "") == ParameterSource.COMMANDLINE]
+        if extra := [p.opts[-1] for p in given if p.name not in ("tune", "as_json")]:
             raise RequestError(f"--tune times this machine and not a model: leave out {', '.join(extra)}")
         show_tuning(_machine(), _progress, as_json)
         return

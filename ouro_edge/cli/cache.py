@@ -1,4 +1,4 @@
-"""`ouro-edge cache`: what this program keeps on disk, and how to be rid of it."""
+"""`ouro-edge cache`: what this program keeps on disk, and how to delete it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from ouro_edge.errors import RequestError
 def command(names: tuple[str, ...], clear: bool, yes: bool) -> None:
     """List what ouro-edge keeps in the user's cache: converted checkpoints, and copies of weights for long prompts.
 
-    All of it is made again when it is needed. OURO_EDGE_CACHE names another directory. Downloads are not here: they
+    All of it is made again when it is needed. tune.json, which bench --tune writes, is not listed: delete it to forget
+    the thread count. OURO_EDGE_CACHE names another directory. Downloads are not here: they
     are in the cache of huggingface_hub, which `hf cache` shows.
     """
     from ouro_edge.cli.tables import file_size, printable, table

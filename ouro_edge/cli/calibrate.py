@@ -14,7 +14,7 @@ from ouro_edge.errors import RequestError
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--text", "file", type=click.Path(path_type=Path), help="UTF-8 text to run. Default: a built-in page.")
 @click.option("--tokens", type=click.IntRange(16), default=640, show_default=True, help="At most this many tokens.")
-@click.option("--threads", type=int, help="CPU threads.")
+@click.option("--threads", type=int, help="CPU threads. Default: as for run.")
 def command(model: Path, file: Path | None, tokens: int, threads: int | None) -> None:
     """Measure how far keys and values reach in the exported MODEL, so that --kv int8 and int4 can be used.
 

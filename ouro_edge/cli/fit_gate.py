@@ -51,7 +51,7 @@ _THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
     help="Fit on at most N tokens, fewer where they would take more than 512 MiB.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Which lines are drawn when there are more.")
-@click.option("--threads", type=int, help="CPU threads.")
+@click.option("--threads", type=int, help="CPU threads. Default: as for run.")
 @click.option("--dry-run", is_flag=True, help="Print what would be gained, write nothing.")
 def command(
     bundle: Path,

@@ -32,7 +32,7 @@ _EXIT = (
 )  # fmt: skip
 _SAMPLING = (
     click.option("--temp", "temperature", type=float,
-                 help="Temperature; 0 is greedy. Default: 0 for run, the model's own for chat."),
+                 help="Temperature; 0 is greedy. Default: 0 for run and trace, the model's own for chat."),
     click.option("--top-k", type=int, help="Sample from the K most likely tokens."),
     click.option("--top-p", type=float, help="Sample from the smallest set of tokens with this probability."),
     click.option("--min-p", type=float, help="Drop tokens less likely than this share of the likeliest."),
@@ -46,12 +46,14 @@ _SAMPLING = (
 )  # fmt: skip
 _MODEL = (
     click.option("--kv", default="auto", show_default=True, metavar="auto|fp32|int8|int4",
-                 help="Type of the KV cache. auto: int8 where float32 would fill the memory."),
+                 help="Type of the KV cache. auto: int8 where 4096 positions "
+                      "in float32 would take over a quarter of the free memory."),
     click.option("--kv-share", default="none", show_default=True, metavar="none|last",
                  help="last: all loops share one KV cache. A quarter of the memory; answers may change."),
     click.option("--ctx", "context", type=int, help="At most this many positions. Default: the model's own."),
     click.option("--prefill", default="auto", show_default=True, metavar="auto|fast|lean",
-                 help="How long prompts are processed. fast: with a second copy of the weights at a byte each."),
+                 help="The way of long prompts. fast: with a second copy of the weights, a byte each; lean: without; "
+                      "auto: fast where it pays and memory is plentiful."),
     click.option("--threads", type=int,
                  help="CPU threads. Default: what bench --tune found, else the CPUs that this process may use."),
 )  # fmt: skip

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ouro_edge.errors import ExportError
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ouro_edge.measure.tune import Format, Trial
 
 _QUIET = 0.8  # least share of CPU time that was measured on a machine to itself: 0.95 there, 0.5 beside a busy program
@@ -18,7 +22,7 @@ _QUIET = 0.8  # least share of CPU time that was measured on a machine to itself
 def show_tuning(machine: dict[str, Any], progress: Callable[[str], None], as_json: bool) -> None:
     """Time formats and thread counts, print them, and keep the thread count for the runtime to use."""
     from ouro_edge.cpus import available_threads
-    from ouro_edge.measure.tune import DEFAULT_BLOCK, FORMATS, best_format, best_threads, thread_counts
+    from ouro_edge.measure.tune import FORMATS, best_format, best_threads, thread_counts
     from ouro_edge.runtime.session import import_onnxruntime
     from ouro_edge.tuned import save_tuned
 
@@ -33,15 +37,31 @@ def show_tuning(machine: dict[str, Any], progress: Callable[[str], None], as_jso
         for name, trials in (("formats", formats), ("threads", threads))
     }
     quiet = min(trial.cpu_share for trial in (*formats, *threads)) >= _QUIET
-    path = save_tuned(best.threads, cpus, import_onnxruntime().__version__, measured) if quiet else None
+    path, problem = None, None
+    if quiet:
+        try:
+            path = save_tuned(best.threads, cpus, import_onnxruntime().__version__, measured)
+        except ExportError as found:  # what was measured is shown before it is told
+            problem = found
     if as_json:
         chosen = {"threads": best.threads, "block_size": block.format.block_size, "file": path and str(path)}
         click.echo(json.dumps({"machine": machine, **chosen, "measured": measured}))
-        return
+    else:
+        _show(machine, formats, block, threads, best, path, quiet)
+    if problem is not None:
+        raise problem
+
+
+def _show(
+    machine: dict[str, Any], formats: list[Trial], block: Trial, threads: list[Trial], best: Trial,
+    path: Path | None, quiet: bool,
+) -> None:  # fmt: skip
+    from ouro_edge.measure.tune import DEFAULT_BLOCK
+
     click.echo(f"Two layers of Ouro-1.4B's shapes on {machine['cpu']}, onnxruntime {machine['onnxruntime']}\n")
     click.echo(f"{_table(formats, block)}\n\n{_table(threads, best)}\n")
-    if path is None:
-        click.echo("Note: other programs took CPU time meanwhile, so nothing was kept; close them and repeat", err=True)
+    if not quiet:
+        click.echo("Note: other programs or a quota took CPU time meanwhile, so nothing was kept", err=True)
     kept = "best now" if path is None else f"used from now on where --threads is not given ({path})"
     click.echo(f"--threads {best.threads}: {kept}")
     if block.format.block_size == DEFAULT_BLOCK:
@@ -50,7 +70,8 @@ def show_tuning(machine: dict[str, Any], progress: Callable[[str], None], as_jso
         gain = next(t for t in formats if t.format.block_size == DEFAULT_BLOCK).one_row / block.one_row
         click.echo(f"--block-size {block.format.block_size}: decodes {gain:.2f} times as fast as export's default")
     share = formats[-1].many_rows / block.many_rows
-    click.echo(f"--prefill {'fast' if share < 1 else 'lean'}: fast takes {share:.0%} of lean's time for long prompts")
+    advice = "fast, if this CPU has VNNI" if share < 1 else "lean"
+    click.echo(f"--prefill {advice}: fast takes {share:.0%} of lean's time for long prompts")
 
 
 def _timed(formats: Sequence[Format], threads: Sequence[int], progress: Callable[[str], None]) -> list[Trial]:

@@ -14,7 +14,7 @@ from ouro_edge.errors import VerificationError
 @click.option("--against", metavar="CHECKPOINT", help="Also compare every weight with the checkpoint it came from.")
 @click.option("--tokens", type=click.IntRange(1), help="Length of the random input. Default: 24.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random input.")
-@click.option("--threads", type=int, help="CPU threads.")
+@click.option("--threads", type=int, help="CPU threads. Default: as for run.")
 def command(model: str, against: str | None, tokens: int | None, seed: int, threads: int | None) -> None:
     """Check MODEL's files and compare it with a plain NumPy reference; fail when it is out of tolerance.
 

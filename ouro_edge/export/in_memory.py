@@ -35,6 +35,7 @@ from ouro_edge.weights import Array, Weights, fused_names
 Progress = Callable[[int, int, str], None]
 
 _PIECE = 1 << 22  # values read from the file at a time
+_WORKERS = 4  # each holds a piece in several forms
 _SAMPLE = 1 << 10  # bytes of each tensor that go into the name of the weights
 
 
@@ -75,12 +76,13 @@ class GgufBundle(Bundle):
         arrays = _blank(
             {f"{tensor}.{part}": stored for tensor in wanted for part, stored in tensors[tensor].parts.items()}
         )
-        with ThreadPoolExecutor(available_threads(), "repack") as pool:  # NumPy works outside Python's lock
+        with ThreadPoolExecutor(min(available_threads(), _WORKERS), "repack") as pool:  # outside Python's lock
             for done, _ in enumerate(pool.map(lambda tensor: self._fill(tensor, arrays), wanted), start=1):
                 if progress is not None:
                     progress(done, len(wanted), wanted[done - 1])
         return GraphInMemory(self.path, model.SerializeToString(), arrays)
 
+    @np.errstate(all="ignore")  # what is not finite is found at the end
     def _fill(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Write one tensor of the graphs into its arrays, some rows at a time."""
         weights, shape, start = self._checkpoint.weights, self.manifest.tensors[name].shape, 0
@@ -99,7 +101,7 @@ class GgufBundle(Bundle):
                     whole.fill(kind, start + first, quantize(weights.rows(part, first, last), kind))
             start += count
         if kind != Q.F32 and not whole.finite():
-            raise CheckpointError(f"{name} holds values that are not finite; the file is damaged")
+            raise CheckpointError(f"{name} holds values that are not finite, or beyond float16: the file is damaged")
 
     def values(self, name: str) -> Array:
         """A whole tensor as float32."""
@@ -209,7 +211,7 @@ def _blank(stored: Mapping[str, StoredArray]) -> dict[str, NDArray[Any]]:
 
 
 def _room(array: StoredArray) -> int:
-    """Bytes of an array, and those that put the next one on a cache line."""
+    """Bytes of an array, and those that keep the next one aligned."""
     return -(-array.size // 64) * 64
 
 

@@ -31,7 +31,7 @@ SHAPES = ModelConfig(
     tie_word_embeddings=True, sandwich_norms=True, has_gate=False, exit_threshold=1.0, bos_token_id=None,
     eos_token_ids=(), pad_token_id=None,
 )  # fmt: skip
-MANY = 128  # rows of a call when a prompt is read
+MANY = 128  # rows of a call, as when a prompt is read
 DEFAULT_BLOCK = 128
 _ENOUGH = 1.1  # the default stays unless something else is so many times as fast
 _MOST_ROUNDS, _FEWEST_ROUNDS, _SECONDS = {1: 25, MANY: 9}, 3, 6.0

@@ -32,7 +32,9 @@ def rotation(size: int) -> Array:
 
 
 def rotate(values: Array) -> Array:
-    """Rows [N, K], rotated in runs of `rotation_size(K)` channels."""
+    """Rows [N, K], rotated in runs of `rotation_size(K)` channels; as they are when that is 1."""
     size = rotation_size(values.shape[1])
+    if size == 1:
+        return values
     rotated: Array = (values.reshape(-1, size) @ rotation(size)).reshape(values.shape)
     return rotated

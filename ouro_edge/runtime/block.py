@@ -127,7 +127,7 @@ class Head:
         """Logits [T, V] of normed hidden rows [T, C]."""
         try:
             with self._turns.take():
-                logits: Array = self._session.run(["logits"], {"hidden": np.ascontiguousarray(rows)})[0]
+                logits: Array = self._session.run(["logits"], {"hidden": np.ascontiguousarray(rows, np.float32)})[0]
         except Exception as problem:
             raise BundleError(f"onnxruntime cannot run this model, export it again: {one_line(problem)}") from None
         return logits

@@ -22,7 +22,8 @@ def check_ids(ids: Any, vocab_size: int, name: str = "ids") -> list[int]:
 
 def check_items(name: str, value: Any, wanted: str) -> Iterable[Any]:
     """Something to go through, whose items are still to be looked at. RequestError for text, bytes and mappings too."""
-    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping)):
+    scalar = getattr(value, "ndim", 1) == 0  # NumPy calls it iterable all the same
+    if scalar or not isinstance(value, Iterable) or isinstance(value, (str, bytes, bytearray, Mapping)):
         raise RequestError(f"{name} is {_shown(value)}; wanted a list of {wanted}")
     return value
 
@@ -45,4 +46,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _shown(value: object) -> str:
-    return one_line(reprlib.repr(value))
+    try:
+        return one_line(reprlib.repr(value))
+    except ValueError:  # Python writes no numbers of thousands of digits
+        return f"a very long {type(value).__name__}"

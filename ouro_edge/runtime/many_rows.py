@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ouro_edge.bundle import BLOCK_FILES
+from ouro_edge.errors import BundleError
 from ouro_edge.many_rows_files import PROBE_FILE
 from ouro_edge.runtime.session import open_session
 
@@ -24,14 +25,18 @@ class ManyRows:
         self._path, self._kv, self._threads = path, kv, threads
         self._lock = threading.Lock()
         self._session: Any = None
+        self._gone = False
 
     def session_for(self, rows: int) -> Any:
-        """The session, or None when few rows are better served by the other one."""
-        if rows < (_WORTH_OPENING if self._session is None else _WORTH_CALLING):
+        """The session, or None when few rows are better served by the other one, or the copy is gone."""
+        if self._gone or rows < (_WORTH_OPENING if self._session is None else _WORTH_CALLING):
             return None
         with self._lock:
-            if self._session is None:
-                self._session = open_session(self._path / BLOCK_FILES[self._kv], self._threads)
+            if self._session is None and not self._gone:
+                try:
+                    self._session = open_session(self._path / BLOCK_FILES[self._kv], self._threads)
+                except BundleError:  # somebody cleared the cache since the model was loaded
+                    self._gone = True
         return self._session
 
 

@@ -185,7 +185,9 @@ class TokenSequence:
         `cancel` fires, the positions whose call was finished stay computed.
         """
         loop = check_whole("loop", loop, 1, self.config.loops, ", the loops of the model")
-        target = self.frontier[loop - 1] if upto is None else min(upto, self.frontier[loop - 1])
+        target = self.frontier[loop - 1]
+        if upto is not None:
+            target = min(check_whole("upto", upto, 0, len(self.tokens), ", the tokens of the sequence"), target)
         last = None
         while (start := self.frontier[loop]) < target:
             count = min(self.block.rows_per_call, target - start)

@@ -1,8 +1,8 @@
 """Opens onnxruntime sessions the way this runtime wants them. The only place that imports onnxruntime.
 
-Telemetry is switched off before the import (wheels since 1.29 send it on Linux and macOS); the thread count follows the
-process's CPU affinity, because onnxruntime would take the machine's, or what was measured on this machine; threads stop
-spinning when a call returns, so that an idle model costs no CPU.
+Telemetry is switched off before the import (wheels since 1.29 send it on Linux and macOS); the thread count is
+what `bench --tune` found here, else the CPUs that the process may use (onnxruntime would take all of the machine's);
+threads stop spinning when a call returns, so that an idle model costs no CPU.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def _checked_message(message: Any, name: str) -> dict[str, Any]:
             if kind != "text" or not isinstance(part.get("text"), str):
                 raise RequestError(f"{name}.content[{i}] is {kind!r}; wanted a part of type 'text' with a text")
         content = "\n".join(part["text"] for part in content)
-    elif content is None and not message.get("tool_calls"):
+    elif content is None and not (message.get("tool_calls") or message.get("function_call")):
         raise RequestError(f"{name} has no content; wanted text, or a list of text parts")
     elif content is not None and not isinstance(content, str):
         raise RequestError(f"{name}.content is {type(content).__name__}; wanted text, None or a list of text parts")

@@ -41,7 +41,7 @@ def tags_of(template: str, is_token: Callable[[str], bool]) -> Tags:
 
 
 def read_tags(model: Model) -> Tags:
-    """The tags of a model with a tokenizer."""
+    """The tags of a model with a tokenizer, from its files."""
     template = model.bundle.text("chat_template.jinja") or ""
     return tags_of(template, lambda text: model.tokenizer.token_id(text) is not None)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ouro_edge.runtime.events import Done, Token
-from ouro_edge.runtime.thinking import opened_by, read_tags
+from ouro_edge.runtime.thinking import KNOWN, opened_by, read_tags
 from ouro_edge.server.constraints import Schemas
 from ouro_edge.server.endpoint import Chunks
 from ouro_edge.server.engine import Engine, Plan
@@ -28,6 +28,7 @@ class Chat:
 
     def __init__(self, engine: Engine, schemas: Schemas, head: Head) -> None:
         self._engine, self._schemas, self._head = engine, schemas, head
+        self._tags = read_tags(engine.model) if engine.model.has_tokenizer else KNOWN[0]
 
     async def __call__(self, fields: Fields) -> dict[str, Any] | Chunks:
         model = self._engine.model
@@ -49,7 +50,7 @@ class Chat:
             ids = tuple(model.tokenizer.encode(prompt))
             constraint = None if schema is None else self._schemas.compile(schema, param)
             most = budget(len(ids), options.max_tokens, model.config.max_positions)
-            tags = read_tags(model)
+            tags = self._tags
             thinking = schema is None and bool(opened_by(prompt, tags))  # a schema has no room for the closing tag
 
             def text() -> ThoughtfulText:

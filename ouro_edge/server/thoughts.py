@@ -1,6 +1,4 @@
-"""The deltas of one answer: its thoughts as `reasoning_content`, as DeepSeek, vLLM and llama.cpp call it, apart from
-what tools make of the rest.
-"""
+"""The deltas of one answer: thoughts as `reasoning_content`, as DeepSeek, vLLM and llama.cpp call it, then the rest."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class ThoughtfulText:
-    """Running state of one answer: tokens in, deltas out. White space around a thought's tags is dropped.
+    """Running state of one answer: tokens in, deltas out. White space before and after a thought is dropped.
 
     `thinking` says that the prompt has opened a thought.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import sys
 import threading
@@ -16,19 +17,38 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 SIZE = 64 << 20
 
 
-def allocate() -> mmap.mmap:
-    """Touched memory of its own, in small pages whatever the system's default."""
-    memory = mmap.mmap(-1, SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_NOHUGEPAGE)
-    memory.write(b"7" * SIZE)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory
+def allocate(size: int = SIZE) -> tuple[mmap.mmap, tuple[int, int]]:
+    """Touched memory of its own, in small pages whatever the system's default, and where it lies."""
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+        memory.write(b"7" * size)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:
+        pytest.skip("this system has no large pages")
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    return memory, (start, start + size)
 
 
 def in_large_pages() -> int:
     """Bytes of this process that lie in large pages."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("AnonHugePages"))
+
+
+@pytest.fixture
+def collapsed(monkeypatch):
+    """What `large_pages` wants moved, which is not."""
+    seen: list[list[tuple[int, int]]] = []
+    monkeypatch.setattr(module, "collapse", seen.append)
+    monkeypatch.setattr(module, "_WORTH_IT", SIZE // 2)
+    return seen
+
+
+def join() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "large-pages":
+            thread.join()
 
 
 @pytest.mark.parametrize(
@@ -46,27 +66,45 @@ def test_what_is_new(ranges, taken, left):
 
 
 @linux
-def test_new_memory_moves_and_keeps_its_content(monkeypatch):
-    monkeypatch.setattr(module, "_WORTH_IT", SIZE // 2)
-    old = allocate()
+def test_what_was_allocated_inside_is_meant(collapsed):
+    _old, (old, old_end) = allocate()
     with large_pages():
-        new = allocate()
-    for thread in threading.enumerate():
-        if thread.name == "large-pages":
-            thread.join()
-    assert new[:] == old[:] == b"7" * SIZE
-    moved = in_large_pages()
-    collapse(anonymous_memory())  # what the system can at all: none before Linux 6.1
-    if in_large_pages() < SIZE:
-        pytest.skip("this system has no large pages to give")
-    assert SIZE - (8 << 20) <= moved < 2 * SIZE - (8 << 20)
+        _new, (new, new_end) = allocate()
+    join()
+    (ranges,) = collapsed
+    assert any(start <= new and new_end <= end for start, end in ranges)
+    assert all(end <= old or old_end <= start for start, end in ranges)
 
 
 @linux
-def test_little_memory_stays_as_it_is(monkeypatch):
-    monkeypatch.setattr(module, "collapse", None)  # would fail in the thread, which pytest reports
+def test_little_memory_and_stacks_stay_as_they_are(collapsed):
     with large_pages():
-        allocate()
+        _kept = [allocate(2 << 20)]
+        stop = threading.Event()
+        threads = [threading.Thread(target=stop.wait) for _ in range(12)]  # 8 MB each, most of it only reserved
+        for thread in threads:
+            thread.start()
+    join()
+    stop.set()
+    assert collapsed == []
+
+
+@linux
+def test_memory_moves_and_keeps_its_content():
+    memory, (start, end) = allocate()
+    probe, (at, _) = allocate(4 << 20)
+    aligned = -(-at // module._PAGE) * module._PAGE
+    if ctypes.CDLL(None).madvise(ctypes.c_void_p(aligned), ctypes.c_size_t(module._PAGE), module._COLLAPSE):
+        pytest.skip("this system moves nothing to large pages on demand")
+    before = in_large_pages()
+    collapse([(start, end)])
+    assert in_large_pages() - before >= SIZE // 2
+    assert memory[:] == b"7" * SIZE and probe[:1] == b"7"
+
+
+@linux
+def test_memory_that_is_gone_is_no_error():
+    collapse([(module._PAGE, 3 * module._PAGE)])  # below what any process gets
 
 
 def test_elsewhere_nothing_happens(monkeypatch):

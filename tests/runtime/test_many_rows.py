@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -72,7 +73,7 @@ def test_close_to_the_lean_way_at_every_depth(bundle, monkeypatch):
     ids=["own", "shared", "padded"],
 )
 @pytest.mark.parametrize("kv", ["fp32", "int8", "int4"])
-def test_attention_is_the_same(kv, sizes, checkpoint_of, bundle_of, tmp_path):
+def test_attention_is_the_same(kv, sizes, checkpoint_of, bundle_of, tmp_path, monkeypatch):
     """The other graph over the same float weights: what differs is attention alone, which grows the same cache."""
     path = shutil.copytree(bundle_of(checkpoint_of(**sizes)), tmp_path / "model")
     calibrate(open_bundle(path))
@@ -83,6 +84,7 @@ def test_attention_is_the_same(kv, sizes, checkpoint_of, bundle_of, tmp_path):
     graph = block_graph(bundle.config, bundle.manifest.tensors, kv, ManyRowsBuilder)
     (copy / BLOCK_FILES[kv]).write_bytes(graph.SerializeToString())
     with Model(bundle, kv=kv) as lean, Model(bundle, kv=kv, many_rows=copy) as fast:
+        seen = calls_of(fast, monkeypatch)
         states, caches = [], []
         for model in (lean, fast):
             sequence = model.new_sequence()
@@ -91,6 +93,7 @@ def test_attention_is_the_same(kv, sizes, checkpoint_of, bundle_of, tmp_path):
                 state = sequence.think(FullDepth()).hidden
             states.append(state)
             caches.append([array.copy() for loop in (1, 4) for array in sequence.kv_of(loop).valid(231)])
+    assert sum(seen) == 4 * (90 + 140)
     steps = {"fp32": 1e-4, "int8": 1, "int4": 0x11}[kv]
     for wanted, found in zip(*caches, strict=True):
         apart = np.abs(wanted.astype(np.float32) - found.astype(np.float32))
@@ -178,6 +181,20 @@ def test_several_may_make_it_at_once(bundle, cache):
     assert [is_complete(made) for made in cache.iterdir()] == [True]
 
 
+def test_a_copy_that_is_cleared_meanwhile_is_not_missed(bundle, cache):
+    with ouro_edge.load(bundle, prefill="lean") as lean, ouro_edge.load(bundle, prefill="fast") as fast:
+        shutil.rmtree(cache)
+        wanted, found = (m.forward(IDS, exit=FixedDepth(1)).logits for m in (lean, fast))
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_rows_of_odd_width_are_not_rotated(checkpoint_of, bundle_of):
+    bundle = bundle_of(checkpoint_of(intermediate_size=99), "int8", block_size=16)
+    with ouro_edge.load(bundle, prefill="lean") as lean, ouro_edge.load(bundle, prefill="fast") as fast:
+        wanted, found = (m.forward(IDS, exit=FixedDepth(1)).logits for m in (lean, fast))
+    assert 0 < np.linalg.norm(wanted - found) < 0.05 * np.linalg.norm(wanted)
+
+
 def test_a_cache_that_cannot_be_written_is_one_line(bundle, cache):
     cache.write_text("a file")
     with pytest.raises(ExportError, match=r"cannot be written: .*use --prefill lean"):
@@ -204,6 +221,16 @@ def test_auto_wants_a_large_model_and_memory(bundle, cache, monkeypatch):
     monkeypatch.setattr(many_rows, "multiplies_exactly", lambda path: False)
     assert prefill.many_rows_for(open_bundle(bundle), "auto") is None
     with pytest.raises(RequestError, match="needs a CPU that multiplies int8 exactly"):
+        prefill.many_rows_for(open_bundle(bundle), "fast")
+
+
+def test_an_app_without_onnx_goes_the_lean_way(bundle, cache, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ouro_edge.export.many_rows", None)  # as if what it imports were missing
+    monkeypatch.setattr(prefill, "_pays", lambda bundle: True)
+    assert prefill.many_rows_for(open_bundle(bundle), "auto") is None
+    with pytest.raises(
+        ExportError, match=r"needs ouro_edge\.export\.many_rows to make its copy of the weights: use lean"
+    ):
         prefill.many_rows_for(open_bundle(bundle), "fast")
 
 
