@@ -54,7 +54,9 @@ def contenders_of(section: str, peers: tuple[str, ...]) -> list[Contender]:
     there = [c for c in CONTENDERS if c.peer in peers]
     if section == "dense":
         return [c for c in there if c.peer == "dense" or c.name == OURS[1]]
-    left_out = {"long-prefill": ("fp32", "q8_0"), "prefill": ("int8", "q8_0"), "decode": ("int8", "q8_0")}.get(section, ())
+    left_out = {"long-prefill": ("fp32", "q8_0"), "prefill": ("int8", "q8_0"), "decode": ("int8", "q8_0")}.get(
+        section, ()
+    )
     there = [c for c in there if c.prefill == "auto" or section == "prefill"]
     return [c for c in there if c.peer != "dense" and c.kv not in left_out]
 

@@ -153,7 +153,13 @@ def _run(model: Model, sequence: TokenSequence, test: Test, rng: np.random.Gener
     new, wanted = (test.tokens, 1) if test.kind == "prefill" else (1, test.tokens)
     ids = [*sequence.tokens, *rng.integers(0, model.config.vocab_size, new).tolist()]
     *_, done = model.generate(
-        ids, max_tokens=wanted, exit=FixedDepth(test.depth), sampler=Sampler(), stop_ids=(), sequence=sequence
+        ids,
+        max_tokens=wanted,
+        exit=FixedDepth(test.depth),
+        sampler=Sampler(),
+        stop_ids=(),
+        sequence=sequence,
+        speculate=False,  # on random tokens it only costs its probes
     )
     assert isinstance(done, Done)
     return done
