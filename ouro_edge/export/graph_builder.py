@@ -61,7 +61,7 @@ class GraphBuilder:
 
     def initializer(self, tensor: str, part: str) -> str:
         name = f"{tensor}.{part}"
-        self._initializers.setdefault(name, _external(name, self.tensors[tensor].parts[part]))
+        self._initializers.setdefault(name, external(name, self.tensors[tensor].parts[part]))
         return name
 
     def constant(self, values: list[int]) -> str:
@@ -169,7 +169,8 @@ def _value(name: str, dtype: str, shape: list[Any]) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, _TYPES[dtype], shape)
 
 
-def _external(name: str, array: StoredArray) -> onnx.TensorProto:
+def external(name: str, array: StoredArray) -> onnx.TensorProto:
+    """An initializer whose values stay in the bundle's data file."""
     tensor = TensorProto(name=name, data_type=_TYPES[array.dtype], dims=array.shape)
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", DATA_FILE), ("offset", array.offset), ("length", array.size)):

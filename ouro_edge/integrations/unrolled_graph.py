@@ -14,12 +14,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ouro_edge.bundle import BLOCK_FILES, DATA_FILE, HEAD_FILE, Bundle, cache_head_dim
+from ouro_edge.bundle import BLOCK_FILES, HEAD_FILE, Bundle, cache_head_dim
 from ouro_edge.config import ModelConfig
-from ouro_edge.manifest import StoredArray
+from ouro_edge.export.graph_builder import external
 from ouro_edge.reference import rope_tables
-
-_TYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
 
 # How the block's inputs follow from genai's, in onnx's own notation.
 _FRONT = """
@@ -105,7 +103,7 @@ def _rope(config: ModelConfig) -> list[onnx.TensorProto]:
 def _embedding(bundle: Bundle) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """Nodes from input_ids to hidden_0, and the arrays that they read; padding of the last block is cut off."""
     tensor, width = bundle.manifest.tensors["embedding"], bundle.config.hidden_size
-    arrays = {part: _external(f"table.{part}", array) for part, array in tensor.parts.items()}
+    arrays = {part: external(f"table.{part}", array) for part, array in tensor.parts.items()}
     if tensor.scheme is None:
         return [helper.make_node("Gather", ["table.values", "input_ids"], ["hidden_0"])], list(arrays.values())
     rows, blocks, size = arrays["packed"].dims
@@ -123,11 +121,3 @@ def _embedding(bundle: Bundle) -> tuple[list[onnx.NodeProto], list[onnx.TensorPr
     ends = [numpy_helper.from_array(np.array([at]), name) for name, at in (("from", 0), ("to", width), ("axis", 2))]
     cut = helper.make_node("Slice", ["padded_rows", "from", "to", "axis"], ["hidden_0"])
     return [gather, cut], [*arrays.values(), *ends]
-
-
-def _external(name: str, array: StoredArray) -> onnx.TensorProto:
-    tensor = TensorProto(name=name, data_type=_TYPES[array.dtype], dims=array.shape)
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", DATA_FILE), ("offset", array.offset), ("length", array.size)):
-        tensor.external_data.add(key=key, value=str(value))
-    return tensor

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -103,8 +105,18 @@ def test_memory_moves_and_keeps_its_content():
 
 
 @linux
-def test_memory_that_is_gone_is_no_error():
-    collapse([(module._PAGE, 3 * module._PAGE)])  # below what any process gets
+@pytest.mark.parametrize(("problem", "calls"), [(errno.ENOMEM, 1), (errno.EINVAL, 4)])
+def test_it_ends_when_memory_is_gone_and_goes_on_otherwise(monkeypatch, problem, calls):
+    seen = []
+
+    def madvise(address, size, advice):
+        seen.append((address.value, size.value))
+        ctypes.set_errno(problem)
+        return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: SimpleNamespace(madvise=madvise))
+    collapse([(module._PAGE, module._PAGE + 2 * module._PIECE), (1 << 40, (1 << 40) + 2 * module._PIECE)])
+    assert len(seen) == calls and seen[0] == (module._PAGE, module._PIECE)
 
 
 def test_elsewhere_nothing_happens(monkeypatch):
