@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from safetensors.numpy import save_file
 
 import ouro_edge
 from ouro_edge.cli import main
+from ouro_edge.runtime import generate as generate_module
 from ouro_edge.runtime import request as request_module
 from ouro_edge.runtime.speculation import Speculation
 from ouro_edge.runtime.speculation_plan import Draft, Plan
@@ -45,10 +47,14 @@ SAMPLERS = st.builds(
 )
 
 
+WORTH_DRAFTING = request_module._WORTH_DRAFTING
+
+
 @pytest.fixture(autouse=True)
-def no_model_is_too_small(monkeypatch):
-    """Drafts are left to the plan, as they are for large models."""
+def plans_as_for_large_models(monkeypatch):
+    """Drafts are left to the plan, and the plan to its built-in costs: not to what calls take on this machine."""
     monkeypatch.setattr(request_module, "_WORTH_DRAFTING", 0)
+    monkeypatch.setattr(generate_module, "Plan", partial(Plan, clock=lambda: 0.0))
 
 
 class Scripted(Plan):
@@ -333,7 +339,8 @@ def test_the_command_line_counts_drafts():
 
 def test_small_models_are_not_drafted_for_unasked(checkpoint_of, bundle_of, monkeypatch):
     """Their loops cost less than the bookkeeping, and what they cost must not hang on the clock."""
-    monkeypatch.undo()
+    monkeypatch.setattr(request_module, "_WORTH_DRAFTING", WORTH_DRAFTING)
+    monkeypatch.setattr(Plan, "is_bold", lambda self, probability: True)
     with ouro_edge.load(bundle_of(checkpoint_of())) as model:
         for speculate, drafts in (("auto", False), (True, True)):
             *_, done = model.generate(PROMPT, max_tokens=20, speculate=speculate, stop_ids=())
