@@ -68,13 +68,7 @@ def _write(bundle: Bundle, path: Path, progress: Progress | None) -> None:
 def _pays(bundle: Bundle) -> bool:
     size, free = many_rows_bytes(bundle), available_memory()
     bits = {t.scheme.bits for name in block_tensors(bundle) if (t := bundle.manifest.tensors[name]).scheme is not None}
-    return (
-        platform.machine() in ("x86_64", "AMD64")
-        and bits == {4}
-        and size >= _SMALLEST
-        and free is not None
-        and free >= _PLENTY * size
-    )
+    return platform.machine() in ("x86_64", "AMD64") and bits == {4} and size >= _SMALLEST and free >= _PLENTY * size
 
 
 def _free_disk() -> int:

@@ -71,7 +71,7 @@ def _affordable(config: ModelConfig, tokens: int | None) -> int:
         raise ContextOverflowError(f"{tokens} tokens do not fit this model's context of {config.max_positions}")
     # The reference holds the attention scores of a whole layer three times; logits come and go in float32 and float64.
     need, free = 12 * config.num_heads * tokens**2 + 24 * config.vocab_size * tokens, available_memory()
-    if free is not None and need > free:
+    if need > free:
         raise RequestError(f"the reference needs about {need / 1e9:.2g} GB for {tokens} tokens, {free / 1e9:.2g} GB "
                            "are free: ask for fewer")  # fmt: skip
     return tokens

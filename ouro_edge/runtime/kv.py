@@ -93,7 +93,7 @@ class LoopKV:
         own = kv_bytes_per_token(self._config, self._kv) // self._config.loops
         more, per_token = (capacity - self.capacity) * own, own * self._siblings
         free = available_memory()
-        if free is not None and more > max(0, free - _SPARE):
+        if more > max(0, free - _SPARE):
             raise ContextOverflowError(
                 f"{capacity} tokens need {capacity * per_token / 1e9:.2g} GB of {self._kv} keys and values; "
                 f"{free / 1e9:.2g} GB are free: use --kv int8 or int4, or a smaller --ctx"

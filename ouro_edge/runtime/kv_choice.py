@@ -23,7 +23,7 @@ def choose_kv(bundle: Bundle, kv: str) -> tuple[str, str | None]:
         raise RequestError(f"kv is {kv!r}; wanted auto, {', '.join(KV_TYPES)}")
     tokens = min(bundle.config.max_positions, _USUAL)
     need, free = tokens * kv_bytes_per_token(bundle.config, "fp32"), available_memory()
-    if free is None or need * _SHARE <= free or not has_ranges(bundle):
+    if need * _SHARE <= free or not has_ranges(bundle):
         return "fp32", None
     return "int8", (
         f"KV cache in int8: {tokens} tokens would need {need / 1e9:.2g} GB in fp32, {free / 1e9:.2g} GB are free"

@@ -1,28 +1,28 @@
-"""How much memory this process may still take. Reads Linux's own figures; knows nothing elsewhere."""
+"""How much memory this process may still take: of the machine, of its container, of its own limit."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
-_HIGHEST = 1 << 60
 
 
-def available_memory() -> int | None:
-    """Bytes free for use, within the container's limit; None where the system does not tell."""
+def available_memory() -> int:
+    """Bytes that may be taken without swapping; what files merely have cached counts as free."""
+    import psutil
+
+    process = psutil.Process()
+    free: int = psutil.virtual_memory().available
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return None
-    limit, used = (_number(_CGROUP / name) for name in ("memory.max", "memory.current"))
-    if limit is not None and used is not None and limit < _HIGHEST:
-        free = min(free, max(0, limit - used))
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        free = min(free, max(0, limit - used + int(stat["inactive_file"]) + int(stat["active_file"])))
+    except (OSError, ValueError, KeyError):  # no container, or "max": no limit
+        pass
+    if sys.platform == "linux":
+        limit = process.rlimit(psutil.RLIMIT_AS)[0]
+        if limit != psutil.RLIM_INFINITY:
+            free = min(free, max(0, limit - process.memory_info().vms))
     return free
-
-
-def _number(file: Path) -> int | None:
-    try:
-        return int(file.read_text())
-    except (OSError, ValueError):  # "max" means no limit
-        return None

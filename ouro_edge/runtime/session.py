@@ -11,10 +11,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ouro_edge.bundle import GraphInMemory
+from ouro_edge.bundle import DATA_FILE, GraphInMemory
 from ouro_edge.cpus import available_threads
 from ouro_edge.errors import BundleError, RequestError, one_line
+from ouro_edge.runtime.memory import available_memory
 from ouro_edge.tuned import tuned_threads
+
+_PLENTY = 4  # times the weights' size: free memory that makes loading in parallel safe
 
 
 def import_onnxruntime() -> Any:
@@ -49,6 +52,9 @@ def open_session(graph: Path | GraphInMemory, threads: int | None = None) -> Any
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only; they are raised as well
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # The weights' file then stays mapped until all are packed: memory that the system may take back, if it has to.
+    if available_memory() >= _PLENTY * _weights_bytes(graph):
+        options.add_session_config_entry("session.prepack.enable_parallel", "1")
     try:
         if isinstance(graph, Path):
             return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
@@ -58,3 +64,10 @@ def open_session(graph: Path | GraphInMemory, threads: int | None = None) -> Any
     except Exception as problem:  # onnxruntime's errors share no public base class
         name = graph if isinstance(graph, Path) else graph.source
         raise BundleError(f"{name} cannot be loaded by onnxruntime {ort.__version__}: {one_line(problem)}") from None
+
+
+def _weights_bytes(graph: Path | GraphInMemory) -> int:
+    if isinstance(graph, GraphInMemory):
+        return sum(array.nbytes for array in graph.arrays.values())
+    data = graph.parent / DATA_FILE
+    return data.stat().st_size if data.is_file() else 0

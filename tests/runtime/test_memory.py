@@ -1,0 +1,61 @@
+"""Free memory is the least of what the machine, the container and the process's own limit leave."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import ouro_edge
+from ouro_edge.runtime import memory, session
+from ouro_edge.runtime.memory import available_memory
+
+PARALLEL = "session.prepack.enable_parallel"
+
+
+def container(path, limit, used, cached):
+    (path / "memory.max").write_text(limit)
+    (path / "memory.current").write_text(f"{used}\n")
+    (path / "memory.stat").write_text(f"anon 5\ninactive_file {cached}\nactive_file 3\n")
+    return path
+
+
+def test_the_machine_has_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    assert 1 << 20 < available_memory() < 1 << 50
+
+
+def test_a_container_has_less_and_its_cached_files_count_as_free(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_CGROUP", container(tmp_path, "5000\n", 4000, 700))
+    assert available_memory() == 5000 - 4000 + 703
+    container(tmp_path, "5000\n", 9000, 0)
+    assert available_memory() == 0
+    container(tmp_path, "max\n", 9000, 0)
+    assert available_memory() > 1 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits on address space")
+def test_a_process_may_be_held_to_less():
+    code = (
+        "import resource, psutil\n"
+        "from ouro_edge.runtime.memory import available_memory\n"
+        "held = psutil.Process().memory_info().vms + 64_000_000\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (held, held))\n"
+        "print(available_memory())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0 < int(done.stdout) <= 64_000_000
+
+
+@pytest.mark.parametrize("plenty", [True, False])
+def test_weights_are_packed_in_parallel_where_memory_is_plentiful(monkeypatch, bundle_of, checkpoint_of, plenty):
+    monkeypatch.setattr(session, "available_memory", lambda: 1 << 40 if plenty else 1 << 10)
+    with ouro_edge.load(bundle_of(checkpoint_of(), "int4", block_size=32)) as model:
+        options = model._block._session.get_session_options()
+        if plenty:
+            assert options.get_session_config_entry(PARALLEL) == "1"
+        else:
+            with pytest.raises(RuntimeError):
+                options.get_session_config_entry(PARALLEL)
+        assert model.forward([1, 2, 3], exit=ouro_edge.FullDepth()).logits.shape[0] == 3
