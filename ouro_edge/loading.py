@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ouro_edge.bundle import MANIFEST_FILE, Bundle, is_bundle, open_bundle
 from ouro_edge.cache import cache_directory
-from ouro_edge.errors import BundleError, CheckpointError, RequestError, one_line
+from ouro_edge.errors import BundleError, CheckpointError, RequestError, TemplateError, one_line
 from ouro_edge.hub import Resolved, resolve
 from ouro_edge.manifest import VERSION
 from ouro_edge.prefill import many_rows_for
@@ -155,7 +156,7 @@ def _open_source(found: Resolved, gate_from: Resolved | None) -> tuple[Checkpoin
     from ouro_edge.export.checkpoint import open_checkpoint, with_gate
 
     checkpoint = open_checkpoint(found.path)
-    _check_tokenizer(checkpoint)
+    _check_text(checkpoint)
     if gate_from is not None:
         checkpoint = with_gate(checkpoint, open_checkpoint(gate_from.path))
     if not found.repo_id:
@@ -164,18 +165,25 @@ def _open_source(found: Resolved, gate_from: Resolved | None) -> tuple[Checkpoin
     return checkpoint, {"repo_id": found.repo_id, "revision": found.revision}
 
 
-def _check_tokenizer(checkpoint: Checkpoint) -> None:
-    """CheckpointError, before the work begins, when the exported model could not use the tokenizer."""
+def _check_text(checkpoint: Checkpoint) -> None:
+    """CheckpointError, before the work begins, when the exported model could not use its tokenizer or template."""
     from ouro_edge.runtime.bundle_text import fitting_tokenizer
+    from ouro_edge.runtime.template import ChatTemplate
 
-    path = checkpoint.path / "tokenizer.json"
-    try:
-        if (content := checkpoint.files.get(path.name)) is not None:
-            fitting_tokenizer(content.decode(), checkpoint.config.vocab_size, path)
-    except BundleError as problem:
-        raise CheckpointError(str(problem)) from None
-    except UnicodeDecodeError as problem:
-        raise CheckpointError(f"{path} is no Unicode text: {problem}; fetch it again") from None
+    uses: dict[str, Callable[[str], object]] = {
+        "tokenizer.json": lambda text: fitting_tokenizer(text, checkpoint.config.vocab_size, path),
+        "chat_template.jinja": ChatTemplate,
+    }
+    for name, use in uses.items():
+        path = checkpoint.path / name
+        try:
+            if (content := checkpoint.files.get(name)) is not None:
+                use(content.decode())
+        except (BundleError, TemplateError) as problem:
+            where = "" if str(path) in str(problem) else f"{path}: "
+            raise CheckpointError(f"{where}{problem}") from None
+        except UnicodeDecodeError as problem:
+            raise CheckpointError(f"{path} is no Unicode text: {problem}; fetch it again") from None
 
 
 def default_model() -> Path | None:

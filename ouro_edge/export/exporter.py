@@ -24,6 +24,7 @@ from ouro_edge.export.checkpoint import Checkpoint
 from ouro_edge.export.data_file import DataFile, store
 from ouro_edge.export.graph import block_graph, head_graph
 from ouro_edge.export.model_card import model_card
+from ouro_edge.export.parents import new_parents
 from ouro_edge.kv_ranges import RANGES_FILE, RECORD_FILE
 from ouro_edge.manifest import Manifest, StoredTensor
 from ouro_edge.quant import Recipe
@@ -116,16 +117,13 @@ def _fresh_directory(out: Path, overwrite: bool, source: Path) -> Iterator[Path]
         _remove_stale(out)
         home = out if _content(out, overwrite, source) == [] else out.parent
         work = home / f".{out.name}.{secrets.token_hex(4)}.partial"
-        new = [parent for parent in work.parents if not parent.exists()]
-        try:
-            work.mkdir(parents=True)
-            yield work
-            _publish(work, out, overwrite, source)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-            with suppress(OSError):  # the first that is not empty keeps those above it
-                for parent in new:
-                    parent.rmdir()
+        with new_parents(work):
+            try:
+                work.mkdir()
+                yield work
+                _publish(work, out, overwrite, source)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
     except OSError as problem:
         raise ExportError(f"{out} cannot be written: {problem.strerror or problem}; nothing was kept") from None
 

@@ -24,6 +24,7 @@ from ouro_edge.config import ModelConfig
 from ouro_edge.errors import ExportError, RequestError
 from ouro_edge.export.gguf_config import GATE_BIAS, GATE_THRESHOLD, GATE_WEIGHT
 from ouro_edge.export.gguf_file import gguf_name
+from ouro_edge.export.parents import new_parents
 from ouro_edge.weights import Array, Weights, tensor_shapes
 
 Progress = Callable[[int, int, str], None]
@@ -115,12 +116,12 @@ def write_gguf(
         raise ExportError(f"{out} exists; choose another name" + ("" if out.is_dir() else " or pass --overwrite"))
     work = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _write(work, config, tensors, kind, metadata, arch or config.model_type, progress)
-            os.replace(work, out)
-        finally:
-            work.unlink(missing_ok=True)
+        with new_parents(out):
+            try:
+                _write(work, config, tensors, kind, metadata, arch or config.model_type, progress)
+                os.replace(work, out)
+            finally:
+                work.unlink(missing_ok=True)
     except OSError as problem:
         raise ExportError(f"{out} cannot be written: {problem.strerror or problem}; nothing was kept") from None
 

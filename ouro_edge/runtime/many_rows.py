@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from ouro_edge.bundle import BLOCK_FILES
 from ouro_edge.errors import BundleError
 from ouro_edge.many_rows_files import PROBE_FILE
 from ouro_edge.runtime.session import open_session
+
+_log = logging.getLogger("ouro_edge.prefill")
 
 MANY_ROWS = 256  # rows a call: the product is at its best, and attention computes little above its diagonal
 _WORTH_OPENING = 64  # opening takes a second or two: a short prompt is done by then
@@ -35,8 +38,9 @@ class ManyRows:
             if self._session is None and not self._gone:
                 try:
                     self._session = open_session(self._path / BLOCK_FILES[self._kv], self._threads)
-                except BundleError:  # somebody cleared the cache since the model was loaded
+                except BundleError as problem:  # somebody cleared the cache since the model was loaded
                     self._gone = True
+                    _log.warning("long prompts go the lean way from now on: %s", problem)
         return self._session
 
 

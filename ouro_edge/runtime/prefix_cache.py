@@ -21,6 +21,9 @@ class PrefixCache:
     """Holds idle sequences of one model within `max_bytes` of keys and values. For several threads."""
 
     def __init__(self, model: Model, max_bytes: int) -> None:
+        from ouro_edge.runtime.model import Model
+
+        check_kind("model", model, Model)
         if type(max_bytes) is not int or max_bytes < 0:
             raise RequestError(f"a prefix cache of {max_bytes!r} bytes was asked for; wanted a whole number from 0")
         self._model, self._max_bytes = model, max_bytes

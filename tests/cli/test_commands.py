@@ -99,6 +99,15 @@ def test_a_checkpoint_with_a_broken_tokenizer_is_not_exported(tmp_path, form, co
     assert list(tmp_path.iterdir()) == [source]
 
 
+@pytest.mark.parametrize("form", ["onnx", "gguf"])
+@pytest.mark.parametrize("content", [b"{% for", b"\xff", b"{{ 'a"])
+def test_a_checkpoint_with_a_broken_template_is_not_exported(tmp_path, form, content):
+    source = add_tokenizer(write_checkpoint(tmp_path / "checkpoint", vocab_size=300))
+    (source / "chat_template.jinja").write_bytes(content)
+    refused("export", source, tmp_path / "new" / "out", "--format", form, says="chat_template.jinja")
+    assert list(tmp_path.iterdir()) == [source]
+
+
 def test_run_without_tokenizer_works_on_ids_and_refuses_text(bundle_of):
     result = ouro("run", bundle_of(), "--ids", "5,17 3", "-n", 4)
     assert len(result.stdout.split()) == 4 and all(part.isdigit() for part in result.stdout.split())

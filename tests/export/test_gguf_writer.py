@@ -183,7 +183,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, talker: Path, monkeypatch: pyte
 
     monkeypatch.setattr(gguf.gguf_writer, "open", opened, raising=False)
     with pytest.raises(ExportError, match=r"x\.gguf cannot be written: .*; nothing was kept"):
-        checkpoint_to_gguf(open_checkpoint(talker), tmp_path / "x.gguf", "q8_0")
+        checkpoint_to_gguf(open_checkpoint(talker), tmp_path / "new" / "parents" / "x.gguf", "q8_0")
     assert list(tmp_path.iterdir()) == []
 
 

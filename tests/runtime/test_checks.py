@@ -38,6 +38,7 @@ CALLS = {
     "decode": lambda model, value: model.tokenizer.decode(value),
     "token_id": lambda model, value: model.tokenizer.token_id(value),
     "from_file": lambda model, value: ouro_edge.Tokenizer.from_file(value),
+    "cache": lambda model, value: ouro_edge.PrefixCache(value, 1),
     "take": lambda model, value: ouro_edge.PrefixCache(model, 1).take(value),
     "give": lambda model, value: ouro_edge.PrefixCache(model, 1).give(value),
     "save_sequence": lambda model, value: ouro_edge.save_sequence(value, "unused"),

@@ -181,11 +181,13 @@ def test_several_may_make_it_at_once(bundle, cache):
     assert [is_complete(made) for made in cache.iterdir()] == [True]
 
 
-def test_a_copy_that_is_cleared_meanwhile_is_not_missed(bundle, cache):
+def test_a_copy_that_is_cleared_meanwhile_is_told_once_and_not_needed(bundle, cache, caplog):
     with ouro_edge.load(bundle, prefill="lean") as lean, ouro_edge.load(bundle, prefill="fast") as fast:
         shutil.rmtree(cache)
         wanted, found = (m.forward(IDS, exit=FixedDepth(1)).logits for m in (lean, fast))
         np.testing.assert_array_equal(found, wanted)
+        fast.forward(IDS, exit=FixedDepth(1))
+    assert [r.message.startswith("long prompts go the lean way from now on") for r in caplog.records] == [True]
 
 
 def test_rows_of_odd_width_are_not_rotated(checkpoint_of, bundle_of):
