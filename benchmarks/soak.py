@@ -3,7 +3,7 @@
     python benchmarks/soak.py --minutes 30
 
 Prints what was asked and answered, every answer that was not as it should be, memory over time and idle CPU after.
-Needs `pip install ouro-edge[serve] httpx psutil`.
+Needs `pip install '.[serve]' httpx`.
 """
 
 from __future__ import annotations

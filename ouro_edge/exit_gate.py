@@ -63,9 +63,14 @@ def gate_record(gate: FittedGate, weights: str) -> dict[str, Any]:
 
 def choose_gate(bundle: Bundle, gate: str) -> FittedGate | None:
     """The fitted gate that "auto" takes where there is one; None, the one in the graph, for "original"."""
+    return read_gate(bundle) if check_gate(gate) == "auto" else None
+
+
+def check_gate(gate: str) -> str:
+    """`gate`, if it says which gate to use. RequestError otherwise."""
     if gate not in ("auto", "original"):
         raise RequestError(f"gate is {gate!r}; wanted 'auto' (the fitted one where there is one) or 'original'")
-    return read_gate(bundle) if gate == "auto" else None
+    return gate
 
 
 def read_gate(bundle: Bundle) -> FittedGate | None:

@@ -39,8 +39,11 @@ def write_ranges(bundle: Bundle, ranges: Array, about: Mapping[str, Any]) -> Non
     try:
         for name, content in ranges_files(ranges, about, bundle.manifest.files[DATA_FILE]["sha256"]).items():
             work = bundle.path / f"{name}.partial"
-            work.write_bytes(content)
-            os.replace(work, bundle.path / name)
+            try:
+                work.write_bytes(content)
+                os.replace(work, bundle.path / name)
+            finally:
+                work.unlink(missing_ok=True)
     except OSError as problem:
         raise BundleError(f"{bundle.path} cannot be written: {problem}; it still works with --kv fp32") from None
 
@@ -66,7 +69,7 @@ def has_ranges(bundle: Bundle) -> bool:
 
 def read_ranges(bundle: Bundle) -> Array:
     """The ranges [R, L, 2, KV, D]. BundleError when there are none, or they are damaged or of other weights."""
-    again = f"run ouro-edge calibrate {bundle.path}"
+    again = f"run ouro-edge calibrate {bundle.path}" if bundle.path.is_dir() else "export it to a directory"
     if (content := bundle.measured(RECORD_FILE)) is None:
         raise BundleError(f"{bundle.path} is not calibrated for a quantised KV cache: {again}, or use --kv fp32")
     record = parse_json_object(content, str(bundle.path / RECORD_FILE), BundleError)

@@ -12,20 +12,25 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ouro_edge.bundle import MANIFEST_FILE, Bundle, is_bundle, open_bundle
 from ouro_edge.cache import cache_directory
-from ouro_edge.errors import BundleError, CheckpointError, RequestError, TemplateError, one_line
+from ouro_edge.errors import BundleError, CheckpointError, ExportError, RequestError, TemplateError, one_line
+from ouro_edge.exit_gate import check_gate
 from ouro_edge.hub import Resolved, resolve
+from ouro_edge.kv_ranges import has_ranges
 from ouro_edge.manifest import VERSION
-from ouro_edge.prefill import many_rows_for
+from ouro_edge.prefill import check_prefill, many_rows_for
 
 if TYPE_CHECKING:
     from ouro_edge.export.checkpoint import Checkpoint
     from ouro_edge.export.exporter import Progress
     from ouro_edge.quant import Recipe
     from ouro_edge.runtime.model import Model
+    from ouro_edge.runtime.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 
 def load(
@@ -48,10 +53,12 @@ def load(
     `context` caps the positions below the model's own. `gate="original"` ignores a gate that was fitted to the bundle
     later. `prefill` is the way of long prompts: see `ouro_edge.prefill`. Raises OuroEdgeError's kinds.
     """
+    from ouro_edge.runtime.kv_choice import check_kv, check_share
     from ouro_edge.runtime.model import Model
     from ouro_edge.runtime.session import check_threads
 
-    check_threads(threads)  # before a conversion that takes a minute
+    check_threads(threads)  # all before a conversion that takes a minute
+    check_kv(kv), check_share(kv_share), check_gate(gate), check_prefill(prefill)
     if progress is not None and not callable(progress):
         raise RequestError(f"progress is {one_line(progress)}; wanted a function or None")
     bundle = open_runnable(runnable(model, progress), progress)
@@ -84,14 +91,22 @@ def is_gguf(path: Path) -> bool:
 
 def exported(found: Resolved, progress: Progress | None = None) -> Path:
     """The cached int4 bundle of a checkpoint, made when it is not there yet or its source has changed."""
+    from ouro_edge.evaluation.calibrate import calibrate
     from ouro_edge.quant import preset
 
     out = cache_directory() / _key(found)
     try:
-        open_bundle(out)
+        bundle = open_bundle(out)
     except BundleError:
         shutil.rmtree(out, ignore_errors=True)  # absent or damaged: it is ours to make anew
-        export_to(found, out, preset("int4"), progress=progress)
+        try:
+            export_to(found, out, preset("int4"), progress=progress)
+        except ExportError:
+            if not is_bundle(out):  # somebody else was faster
+                raise
+    else:
+        if not has_ranges(bundle):  # interrupted, the last time
+            calibrate(bundle, progress=progress)
     return out
 
 
@@ -110,12 +125,14 @@ def export_to(
     `calibration` is text to measure KV ranges on: None takes the built-in one, "" measures nothing. `gate_from` is a
     checkpoint whose exit gate a source without one gets.
     """
-    from ouro_edge.evaluation.calibrate import calibrate
+    from ouro_edge.evaluation.calibrate import calibrate, calibration_ids
     from ouro_edge.export.exporter import export_bundle
 
     if is_bundle(found.path):
         raise BundleError(f"{found.path} is an exported model already; export its checkpoint instead")
     checkpoint, source = _open_source(found, gate_from)
+    if calibration:
+        calibration_ids(checkpoint_tokenizer(checkpoint), checkpoint.config.vocab_size, calibration)  # or refuse now
     export_bundle(checkpoint, out, recipe, source=source, overwrite=overwrite, progress=progress)
     if calibration != "":
         calibrate(open_bundle(out), calibration, progress=progress)
@@ -154,9 +171,11 @@ def _open_source(found: Resolved, gate_from: Resolved | None) -> tuple[Checkpoin
     from dataclasses import replace
 
     from ouro_edge.export.checkpoint import open_checkpoint, with_gate
+    from ouro_edge.runtime.template import ChatTemplate
 
     checkpoint = open_checkpoint(found.path)
-    _check_text(checkpoint)
+    checkpoint_tokenizer(checkpoint)  # before the work begins
+    _used(checkpoint, checkpoint.path / "chat_template.jinja", ChatTemplate)
     if gate_from is not None:
         checkpoint = with_gate(checkpoint, open_checkpoint(gate_from.path))
     if not found.repo_id:
@@ -165,25 +184,23 @@ def _open_source(found: Resolved, gate_from: Resolved | None) -> tuple[Checkpoin
     return checkpoint, {"repo_id": found.repo_id, "revision": found.revision}
 
 
-def _check_text(checkpoint: Checkpoint) -> None:
-    """CheckpointError, before the work begins, when the exported model could not use its tokenizer or template."""
+def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
+    """The tokenizer that comes with a checkpoint. CheckpointError when the exported model could not use it."""
     from ouro_edge.runtime.bundle_text import fitting_tokenizer
-    from ouro_edge.runtime.template import ChatTemplate
 
-    uses: dict[str, Callable[[str], object]] = {
-        "tokenizer.json": lambda text: fitting_tokenizer(text, checkpoint.config.vocab_size, path),
-        "chat_template.jinja": ChatTemplate,
-    }
-    for name, use in uses.items():
-        path = checkpoint.path / name
-        try:
-            if (content := checkpoint.files.get(name)) is not None:
-                use(content.decode())
-        except (BundleError, TemplateError) as problem:
-            where = "" if str(path) in str(problem) else f"{path}: "
-            raise CheckpointError(f"{where}{problem}") from None
-        except UnicodeDecodeError as problem:
-            raise CheckpointError(f"{path} is no Unicode text: {problem}; fetch it again") from None
+    path = checkpoint.path / "tokenizer.json"
+    return _used(checkpoint, path, lambda text: fitting_tokenizer(text, checkpoint.config.vocab_size, path))
+
+
+def _used(checkpoint: Checkpoint, path: Path, use: Callable[[str], T]) -> T | None:
+    try:
+        content = checkpoint.files.get(path.name)
+        return None if content is None else use(content.decode())
+    except (BundleError, TemplateError) as problem:
+        where = "" if str(path) in str(problem) else f"{path}: "
+        raise CheckpointError(f"{where}{problem}") from None
+    except UnicodeDecodeError as problem:
+        raise CheckpointError(f"{path} is no Unicode text: {problem}; fetch it again") from None
 
 
 def default_model() -> Path | None:

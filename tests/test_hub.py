@@ -44,6 +44,9 @@ REPOS: dict[str, dict[str, bytes]] = {
         "ouro_edge.json": b"{}",
         "model.onnx": b"graph",
         "model.onnx.data": WEIGHTS[:4096],
+        "exit_gate.json": b"{}",
+        "kv_ranges.json": b"{}",
+        "kv_ranges.npy": b"numbers",
         "model.safetensors": b"what the bundle was made of",
     },
     "org/large": {"config.json": b"{}", "model.safetensors": LARGE},
@@ -217,7 +220,8 @@ def test_checkpoint_comes_whole_without_pickles_and_code(server: FakeHub, tmp_pa
 
 def test_bundle_comes_without_the_checkpoint_beside_it(server: FakeHub, tmp_path: Path) -> None:
     [answer], _ = resolve(tmp_path, server.url, ("org/bundle", {"revision": "main"}))
-    assert set(files_in(answer[0])) == {"config.json", "ouro_edge.json", "model.onnx", "model.onnx.data"}
+    measured = {"exit_gate.json", "kv_ranges.json", "kv_ranges.npy"}
+    assert set(files_in(answer[0])) == {"config.json", "ouro_edge.json", "model.onnx", "model.onnx.data", *measured}
     assert "model.safetensors" not in server.fetched()
 
 

@@ -161,7 +161,7 @@ def test_a_file_without_ranges_says_what_to_do(tmp_path: Path, wide: Path) -> No
         ({"ouro_edge.fitted_gate.bias": "x"}, "ouro_edge.fitted_gate.bias is 'x'"),
         ({"ouro_edge.fitted_gate.threshold": np.float32(2)}, "threshold 2.0; wanted 0 to 1"),
         ({"ouro_edge.fitted_gate.bias": np.float32(np.nan)}, "64 finite weights and a bias"),
-        ({"tokenizer.huggingface.json": "{"}, "tokenizer.json"),
+        ({"tokenizer.huggingface.json": "{"}, "tokenizer.huggingface.json cannot be read"),
     ],
 )
 def test_measured_things_that_lie(tmp_path: Path, wide: Path, change: dict[str, Any], says: str) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ouro_edge.config import ModelConfig
+
+if TYPE_CHECKING:
+    from ouro_edge.bundle import Bundle
 
 
 @click.command(name="inspect")
@@ -26,7 +29,7 @@ def command(model: str, revision: str | None, tensors: bool, as_json: bool) -> N
     found = resolve(model, revision=revision)
     if is_bundle(found.path):
         bundle = open_bundle(found.path)
-        facts = _bundle_facts(bundle.manifest)
+        facts = _bundle_facts(bundle)
         extra = error_table(bundle.manifest) if tensors else ""
     else:
         facts, extra = _checkpoint_facts(found.path), ""
@@ -53,14 +56,19 @@ def _checkpoint_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _bundle_facts(manifest: Any) -> dict[str, Any]:
+def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
     from ouro_edge.cli.tables import file_size
+    from ouro_edge.exit_gate import read_gate
 
+    manifest = bundle.manifest
     kinds = Counter(
         f"int{t.scheme.bits}/{t.scheme.block_size}" if t.scheme else "fp32" for t in manifest.tensors.values()
     )
     size = sum(record["size"] for record in manifest.files.values())
     facts = {"name": manifest.name, "kind": f"exported model ({manifest.recipe})", **_model_facts(manifest.model)}
+    if (gate := read_gate(bundle)) is not None:
+        facts["exit gate"] = "yes, with another fitted to this model"
+        facts["exit threshold"] = facts["exit threshold"] if gate.threshold is None else gate.threshold
     facts["tensor types"] = dict(kinds)
     facts["size"] = file_size(size)
     facts["source"] = dict(manifest.source)
@@ -82,7 +90,7 @@ def _model_facts(config: ModelConfig) -> dict[str, Any]:
         "parameters": sum(map(prod, tensor_shapes(config).values())),
         "loops": config.loops,
         "layers in the block": config.num_layers,
-        "exit gate": "yes" if config.has_gate else "none: fixed depth only",
+        "exit gate": "yes" if config.has_gate else "none: all loops, or a number of them",
         "exit threshold": config.exit_threshold,
         "hidden size": config.hidden_size,
         "feed-forward size": config.intermediate_size,

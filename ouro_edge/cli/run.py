@@ -33,6 +33,7 @@ def command(
 ) -> None:
     """Answer one prompt with MODEL and exit."""
     from ouro_edge.runtime.events import Done
+    from ouro_edge.terminal.clean import clean
 
     if ids is not None and (prompt is not None or system is not None or raw):
         raise RequestError("--ids is a whole prompt: it goes with neither -p nor --system nor --raw")
@@ -60,7 +61,7 @@ def command(
             else:
                 tokens.append(event)
                 if show_text:
-                    click.echo(event.text, nl=False)
+                    click.echo(clean(event.text) if sys.stdout.isatty() else event.text, nl=False)
         if as_json:
             click.echo(_json(tokens, done))
         else:

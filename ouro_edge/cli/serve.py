@@ -84,6 +84,7 @@ def command(
     """
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise RequestError(f"serve needs {' and '.join(missing)}: pip install 'ouro-edge[serve]'")
+    from ouro_edge.cli.tables import printable
     from ouro_edge.server.app import make_app
     from ouro_edge.server.engine import Engine
     from ouro_edge.server.limits import Access, Limits
@@ -111,5 +112,5 @@ def command(
         if not is_loopback(host) and key is None:
             click.echo("Anyone who reaches this machine can use this server: set --api-key.", err=True)
         name = f"[{host}]" if ":" in host else host
-        click.echo(f"{loaded.bundle.manifest.name} at http://{name}:{listener.getsockname()[1]}", err=True)
+        click.echo(f"{printable(loaded.bundle.manifest.name)} at http://{name}:{listener.getsockname()[1]}", err=True)
         run(make_app(engine, access), engine, listener)

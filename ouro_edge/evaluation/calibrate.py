@@ -19,6 +19,7 @@ from ouro_edge.errors import RequestError, TemplateError
 from ouro_edge.kv_ranges import ranges_shape, write_ranges
 from ouro_edge.runtime.exits import FullDepth
 from ouro_edge.runtime.model import Model
+from ouro_edge.runtime.tokenizer import Tokenizer
 from ouro_edge.weights import Array
 
 _TOKENS = 640  # enough for stable maxima, a minute or two for 1.4B parameters on two cores
@@ -37,7 +38,8 @@ def calibrate(
     A model without tokenizer is measured on seeded random ids. RequestError when the text is too short to tell.
     """
     with Model(bundle, threads=threads, kv="fp32") as model:
-        ids = _ids(model, text, tokens)
+        tokenizer = model.tokenizer if model.has_tokenizer else None
+        ids = calibration_ids(tokenizer, model.config.vocab_size, text, tokens)
         opening = _opening(model)
         ranges = np.zeros(ranges_shape(bundle.config), np.float32)
         window = min(_WINDOW, model.config.max_positions)
@@ -105,13 +107,14 @@ def _pair_reach(keys: Array) -> Array:
     return np.concatenate([reach, reach], axis=-1)
 
 
-def _ids(model: Model, text: str | None, tokens: int) -> list[int]:
-    if not model.has_tokenizer:
+def calibration_ids(tokenizer: Tokenizer | None, vocab_size: int, text: str | None, tokens: int = _TOKENS) -> list[int]:
+    """What a model with this tokenizer is measured on. RequestError when the text is too short, or nothing reads it."""
+    if tokenizer is None:
         if text is not None:
             raise RequestError("this model has no tokenizer, so it is calibrated on random ids: leave the text out")
-        ids = np.random.default_rng(0).integers(0, model.config.vocab_size, tokens).tolist()
+        ids = np.random.default_rng(0).integers(0, vocab_size, tokens).tolist()
     else:
-        ids = model.tokenizer.encode(built_in_text() if text is None else text)[:tokens]
+        ids = tokenizer.encode(built_in_text() if text is None else text)[:tokens]
     if len(ids) < min(16, tokens):
         raise RequestError(f"the calibration text has {len(ids)} tokens; wanted some hundreds")
     return ids

@@ -35,9 +35,11 @@ def trace(
     """
     start, loops = max(1, start), model.config.loops
     policy = exit or model.default_exit()
-    sequence = model.new_sequence()
-    sequence.feed(ids)
     count = len(ids) - start
+    if count < 1:
+        return []
+    sequence = model.new_sequence()
+    sequence.feed(ids[:-1])  # nothing follows the last one
     hidden = np.zeros((loops, len(ids), model.config.hidden_size), np.float32)
     gates = np.full((len(ids), loops), np.nan)
 
@@ -48,8 +50,6 @@ def trace(
     for loop in range(1, loops + 1):
         sequence.advance(loop, sink=collect)
     at = slice(start - 1, start - 1 + count)
-    if count < 1:
-        return []
     depths = model.forward(ids[:-1], exit=policy).depth[at]
     probabilities = exit_probabilities(gates[at], loops)
     lens = [[_candidates(model, logits, candidates) for logits in model.logits(hidden[r, at])] for r in range(loops)]

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def _store_all(
     data: DataFile, checkpoint: Checkpoint, recipe: Recipe, progress: Progress | None
 ) -> dict[str, StoredTensor]:
     weights, tensors = checkpoint.weights, {}
-    counts = {name: sum(_elements(weights.shapes[part]) for part in parts)
+    counts = {name: sum(prod(weights.shapes[part]) for part in parts)
               for name, parts in fused_names(weights.config).items()}  # fmt: skip
     done, total = 0, sum(counts.values())
     for name, parts in fused_names(weights.config).items():
@@ -97,13 +98,6 @@ def _store_all(
     if progress:
         progress(total, total, "")
     return tensors
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 @contextmanager
@@ -154,7 +148,7 @@ def _content(out: Path, overwrite: bool, source: Path) -> list[str] | None:
 
 def _remove_stale(out: Path) -> None:
     """Remove what exports to `out` left when they were killed, a day ago or longer."""
-    name = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{8}}\.partial")
+    name = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{8}}\.(partial{'|old' if out.exists() else ''})")
     for home in (out.parent, out):
         with suppress(OSError):  # not there, or not ours to read
             for entry in list(os.scandir(home)):
@@ -168,11 +162,12 @@ def _publish(work: Path, out: Path, overwrite: bool, source: Path) -> None:
         _move_up(work, out)
     elif _content(out, overwrite, source):  # looked at again: minutes have passed
         old = work.with_suffix(".old")
-        os.rename(out, old)
         try:
+            os.rename(out, old)
             os.rename(work, out)
-        except OSError:
-            os.rename(old, out)
+        except BaseException:
+            with suppress(OSError):  # it was not moved yet, or its successor was
+                os.rename(old, out)
             raise
         shutil.rmtree(old, ignore_errors=True)
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,10 +35,10 @@ def checkpoint_to_gguf(
     """Write a checkpoint; `kind` is one of gguf_writer.PRECISIONS or ALIASES. Errors as `write_gguf`'s."""
     stored = precision(kind)
     out = _place(out, checkpoint.name, stored)
-    if out.exists() and out.samefile(checkpoint.path):
+    if os.path.exists(out) and out.samefile(checkpoint.path):
         raise ExportError(f"{out} is the model that is read; choose another name")
     text, notes = text_metadata(checkpoint.config, checkpoint.files)
-    about = {"general.name": checkpoint.name, "general.type": "model"}
+    about = {"general.name": _text(checkpoint.name), "general.type": "model"}
     if repository := (source or {}).get("repo_id"):
         about["general.source.repo_url"] = f"https://huggingface.co/{repository}"
     tensors = QuantizedWeights(checkpoint.weights, stored)
@@ -51,7 +53,7 @@ def bundle_to_gguf(bundle: Bundle, out: Path, *, overwrite: bool = False, progre
     files = {name: content.encode() for name in _TEXT_FILES if (content := bundle.text(name)) is not None}
     text, notes = text_metadata(bundle.config, files)
     ranges = read_ranges(bundle) if has_ranges(bundle) else None
-    pairs = {"general.name": bundle.manifest.name, "general.type": "model", **text}
+    pairs = {"general.name": _text(bundle.manifest.name), "general.type": "model", **text}
     pairs |= measured_metadata(read_gate(bundle), ranges)
     write_gguf(out, bundle.config, tensors, tensors.type(), pairs, overwrite=overwrite, progress=progress)
     if tensors.changed():
@@ -62,4 +64,11 @@ def bundle_to_gguf(bundle: Bundle, out: Path, *, overwrite: bool = False, progre
 
 def _place(out: Path, name: str, kind: Q) -> Path:
     """The file to write: what is not called .gguf is a directory, and its file is named after model and type."""
-    return out if out.suffix.lower() == ".gguf" and not out.is_dir() else out / file_name(name, kind)
+    if out.suffix.lower() == ".gguf" and not os.path.isdir(out):
+        return out
+    return out / file_name(re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)[:96].strip("-.") or "model", kind)
+
+
+def _text(name: str) -> str:
+    """A name that may hold anything, as text that can be written."""
+    return name.encode(errors="replace").decode()

@@ -18,7 +18,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from ouro_edge.config import ModelConfig, to_hf
+from ouro_edge.config import ModelConfig, parse_json_object, to_hf
 from ouro_edge.errors import CheckpointError
 from ouro_edge.export.checkpoint import Checkpoint
 from ouro_edge.export.gguf_config import GATE_BIAS, GATE_THRESHOLD, GATE_WEIGHT, brief, read_config
@@ -46,9 +46,12 @@ _OURS = (GATE_WEIGHT, GATE_BIAS, GATE_THRESHOLD, *MEASURED)
 _NORMS = {"post_attention_norm": "attn_post_norm", "post_ffw_norm": "ffn_post_norm"}
 
 
-def open_gguf(path: Path) -> Checkpoint:
-    """Open a .gguf file. ConfigError or CheckpointError names what is missing, extra, damaged or not implemented."""
-    header = read_header(path)
+def open_gguf(path: Path, header: Header | None = None) -> Checkpoint:
+    """Open a .gguf file, whose header may have been read already.
+
+    ConfigError or CheckpointError names what is missing, extra, damaged or not implemented.
+    """
+    header = header or read_header(path)
     config, notes = read_config(header)
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list) and len(tokens) > config.vocab_size:
@@ -193,17 +196,24 @@ def _text_files(metadata: Metadata, config: ModelConfig, tokenizer: str | None) 
         files["generation_config.json"] = _json(generation)
     if tokenizer is not None:
         tokens = metadata.get("tokenizer.ggml.tokens")
-        tokens = tokens if isinstance(tokens, list) else []
+        texts = dict(enumerate(tokens)) if isinstance(tokens, list) else _added_tokens(tokenizer)
         ids = {"bos_token": config.bos_token_id, "pad_token": config.pad_token_id,
                "eos_token": metadata.get("tokenizer.ggml.eos_token_id")}  # fmt: skip
         files["tokenizer.json"] = tokenizer.encode()
         files["tokenizer_config.json"] = _json(
             {"tokenizer_class": "PreTrainedTokenizerFast"}
-            | {name: tokens[i] for name, i in ids.items() if isinstance(i, int) and 0 <= i < len(tokens)}
+            | {name: texts[i] for name, i in ids.items() if isinstance(i, int) and i in texts}
         )
     if isinstance(template := metadata.get("tokenizer.chat_template"), str):
         files["chat_template.jinja"] = template.encode()
     return files
+
+
+def _added_tokens(tokenizer: str) -> dict[int, str]:
+    """The special tokens of a tokenizer.json by id, for a file that lists none: GGUF has no form for its tokenizer."""
+    entries = parse_json_object(tokenizer.encode(), "tokenizer.huggingface.json", CheckpointError).get("added_tokens")
+    found = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
+    return {e["id"]: e["content"] for e in found if type(e.get("id")) is int and isinstance(e.get("content"), str)}
 
 
 def _json(data: dict[str, Any]) -> bytes:

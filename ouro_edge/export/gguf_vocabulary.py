@@ -96,7 +96,8 @@ def _special_ids(config: ModelConfig, generation: dict[str, Any], first: int | N
     ends = dict.fromkeys([first, *ends]) if first in ends else ends
     names = ("eos", "eot", "eom")
     ids = dict(zip(names, ends, strict=False)) | {"bos": config.bos_token_id, "padding": config.pad_token_id}
-    return {f"tokenizer.ggml.{name}_token_id": np.uint32(i) for name, i in ids.items() if i is not None}
+    return {f"tokenizer.ggml.{name}_token_id": np.uint32(i) for name, i in ids.items()
+            if i is not None and 0 <= i < config.vocab_size}  # fmt: skip
 
 
 def _sampling(generation: dict[str, Any]) -> Pairs:

@@ -112,7 +112,7 @@ def write_gguf(
     unless told. ExportError when `out` is taken or cannot be written; an earlier file is replaced at the very end.
     """
     out = Path(os.path.realpath(out))
-    if out.exists() and not (overwrite and out.is_file()):
+    if os.path.exists(out) and not (overwrite and out.is_file()):
         raise ExportError(f"{out} exists; choose another name" + ("" if out.is_dir() else " or pass --overwrite"))
     work = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
     try:

@@ -24,7 +24,7 @@ from ouro_edge.cpus import available_threads
 from ouro_edge.errors import CheckpointError
 from ouro_edge.export.checkpoint import Checkpoint
 from ouro_edge.export.gguf_file import GgufReader, open_gguf
-from ouro_edge.export.gguf_header import read_header
+from ouro_edge.export.gguf_header import Header, read_header
 from ouro_edge.export.gguf_ours import measured_files
 from ouro_edge.export.gguf_repack import BLOCK, EXACT, Parts, scheme
 from ouro_edge.export.graph import block_graph, head_graph
@@ -41,16 +41,17 @@ _SAMPLE = 1 << 10  # bytes of each tensor that go into the name of the weights
 
 def open_in_memory(path: Path, progress: Progress | None = None) -> GgufBundle:
     """A .gguf file, ready for the runtime. ConfigError or CheckpointError as for `open_gguf`."""
-    return GgufBundle(open_gguf(path), progress)
+    header = read_header(path)
+    return GgufBundle(open_gguf(path, header), header, progress)
 
 
 class GgufBundle(Bundle):
     """A .gguf file behind the interface of a bundle; arrays are made for a session and dropped."""
 
-    def __init__(self, checkpoint: Checkpoint, progress: Progress | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, header: Header, progress: Progress | None = None) -> None:
         self._checkpoint, self._progress = checkpoint, progress
         self._homes = _homes(checkpoint.weights)
-        weights_id = _weights_id(checkpoint.path)
+        weights_id = _weights_id(checkpoint.path, header)
         manifest = Manifest(
             name=checkpoint.name,
             source={"path": checkpoint.path.name, "tensor_types": dict(checkpoint.tensor_types)},
@@ -61,7 +62,7 @@ class GgufBundle(Bundle):
             files={DATA_FILE: {"size": checkpoint.path.stat().st_size, "sha256": weights_id}},
         )
         super().__init__(checkpoint.path, manifest)
-        self._measured = measured_files(read_header(checkpoint.path).metadata, checkpoint.config, weights_id)
+        self._measured = measured_files(header.metadata, checkpoint.config, weights_id)
         changes = _changes(checkpoint.weights)
         self.notes = (*checkpoint.notes, *([changes] if changes else []))
 
@@ -148,11 +149,11 @@ class GgufEmbedding(Embedding):
         return rows
 
 
-def _weights_id(path: Path) -> str:
+def _weights_id(path: Path, header: Header) -> str:
     """Names the weights by what stands at the start of every tensor: hashing all would double the time of loading."""
     digest = sha256()
     with path.open("rb") as file:
-        for tensor in read_header(path).tensors.values():
+        for tensor in header.tensors.values():
             file.seek(tensor.offset)
             digest.update(repr((tensor.name, tensor.type.name, tensor.shape)).encode())
             digest.update(file.read(min(_SAMPLE, tensor.nbytes)))
@@ -220,11 +221,11 @@ def _changes(weights: Weights) -> str:
     changed: Counter[tuple[str, str]] = Counter()
     for name, shape in weights.shapes.items():
         reader = weights.reader(name)
-        tied = name == "embedding" and not weights.config.tie_word_embeddings
+        gathered = name == "embedding" and not weights.config.tie_word_embeddings  # row by row, as the file has it
         if (
             isinstance(reader, GgufReader)
             and len(shape) == 2
-            and not tied
+            and not gathered
             and reader.type != (to := _kind(weights, name))
         ):
             changed[reader.type.name, to.name] += 1

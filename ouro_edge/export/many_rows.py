@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ouro_edge.bundle import BLOCK_FILES, DATA_FILE, Bundle, sha256
+from ouro_edge.bundle import BLOCK_FILES, DATA_FILE, Bundle, GraphInMemory, sha256
 from ouro_edge.errors import ExportError
 from ouro_edge.export.data_file import DataFile
 from ouro_edge.export.graph import block_graph
@@ -31,6 +31,11 @@ from ouro_edge.weights import Array
 Progress = Callable[[int, int, str], None]
 
 _PIECE = 1 << 22  # weights that are float32 at a time
+
+
+def probe_in_memory() -> GraphInMemory:
+    """The graph that tells whether this CPU multiplies exactly, before anything is written."""
+    return GraphInMemory(Path(PROBE_FILE), probe_graph().SerializeToString(), {})
 
 
 def write_many_rows(bundle: Bundle, out: Path, progress: Progress | None = None) -> None:

@@ -17,7 +17,7 @@ def model_card(manifest: Manifest) -> str:
     model, origin = manifest.model, repository or "a local checkpoint"
     revision = f" at revision {manifest.source['revision']}" if manifest.source.get("revision") else ""
     loops = "no loops" if model.loops == 1 else f"one block of {model.num_layers} layers, {model.loops} loops"
-    gate = "with its exit gate" if model.has_gate else "without exit gate: fixed depth only"
+    gate = "with its exit gate" if model.has_gate else "without exit gate"
     lines = [
         "---",
         *front,

@@ -16,7 +16,7 @@ def check_ids(ids: Any, vocab_size: int, name: str = "ids") -> list[int]:
     ids = list(check_items(name, ids, "token ids"))
     for i in ids:
         if not _is_whole(i) or not 0 <= i < vocab_size:
-            raise RequestError(f"token id {_shown(i)} is not in the vocabulary of {vocab_size}")
+            raise RequestError(f"token id {shown(i)} is not in the vocabulary of {vocab_size}")
     return [int(i) for i in ids]
 
 
@@ -24,20 +24,20 @@ def check_items(name: str, value: Any, wanted: str) -> Iterable[Any]:
     """Something to go through, whose items are still to be looked at. RequestError for text, bytes and mappings too."""
     scalar = getattr(value, "ndim", 1) == 0  # NumPy calls it iterable all the same
     if scalar or not isinstance(value, Iterable) or isinstance(value, (str, bytes, bytearray, Mapping)):
-        raise RequestError(f"{name} is {_shown(value)}; wanted a list of {wanted}")
+        raise RequestError(f"{name} is {shown(value)}; wanted a list of {wanted}")
     return value
 
 
 def check_kind(name: str, value: object, kind: type, *, optional: bool = False) -> None:
     """RequestError unless it is of this kind, or None where that will do."""
     if not isinstance(value, kind) and not (optional and value is None):
-        raise RequestError(f"{name} is {_shown(value)}; wanted {kind.__name__}{' or None' * optional}")
+        raise RequestError(f"{name} is {shown(value)}; wanted {kind.__name__}{' or None' * optional}")
 
 
 def check_whole(name: str, value: Any, least: int, most: int, meaning: str = "") -> int:
     """A whole number. RequestError unless it is one from `least` to `most`; `meaning` says where the bound is from."""
     if not _is_whole(value) or not least <= value <= most:
-        raise RequestError(f"{name} is {_shown(value)}; wanted a whole number from {least} to {most}{meaning}")
+        raise RequestError(f"{name} is {shown(value)}; wanted a whole number from {least} to {most}{meaning}")
     return int(value)
 
 
@@ -45,7 +45,8 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value in a message: short, and on one line."""
     try:
         return one_line(reprlib.repr(value))
     except ValueError:  # Python writes no numbers of thousands of digits

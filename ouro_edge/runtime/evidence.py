@@ -51,15 +51,6 @@ class Evidence:
         """The same evidence with another state [T, C] to go on with."""
         return Evidence(self.gate_logits, hidden, self._head, self.before)
 
-    def first(self, count: int) -> Evidence:
-        """The same evidence of the first `count` positions."""
-        if count == len(self.hidden):
-            return self
-        part = Evidence(self.gate_logits[:count], self.hidden[:count], self._head, self.before)
-        if self.has_logits:
-            part.__dict__["logits"] = self.logits[:count]
-        return part
-
     def rows(self, places: Sequence[int]) -> Evidence:
         """The same evidence of the positions at these places."""
         before = None if self.before is None else self.before.rows(places)

@@ -63,7 +63,10 @@ class LoopKV:
         if length <= self.capacity:
             return
         capacity = min(max(_FIRST, length, self.capacity + self.capacity // 2), max(length, self._config.max_positions))
-        self._check_memory(capacity)
+        if not self._fits(capacity):
+            capacity = min(length + _FIRST, max(length, self._config.max_positions))
+            if not self._fits(capacity):
+                raise ContextOverflowError(self._too_much(capacity))
         ort = import_onnxruntime()
         shape = (1, self._config.num_kv_heads, capacity, _width(self._config, self._kv))
         for i in range(2 * self._config.num_layers):
@@ -89,15 +92,18 @@ class LoopKV:
         """Bytes held by the buffers."""
         return sum(array.nbytes for array in self.arrays)
 
-    def _check_memory(self, capacity: int) -> None:
-        own = kv_bytes_per_token(self._config, self._kv) // self._config.loops
-        more, per_token = (capacity - self.capacity) * own, own * self._siblings
-        free = available_memory()
-        if more > max(0, free - _SPARE):
-            raise ContextOverflowError(
-                f"{capacity} tokens need {capacity * per_token / 1e9:.2g} GB of {self._kv} keys and values; "
-                f"{free / 1e9:.2g} GB are free: use --kv int8 or int4, or a smaller --ctx"
-            )
+    def _fits(self, capacity: int) -> bool:
+        return (capacity - self.capacity) * self._per_token <= max(0, available_memory() - _SPARE)
+
+    def _too_much(self, capacity: int) -> str:
+        return (
+            f"{capacity} tokens need {capacity * self._per_token * self._siblings / 1e9:.2g} GB of {self._kv} keys and "
+            f"values; {available_memory() / 1e9:.2g} GB are free: use --kv int8 or int4, or a smaller --ctx"
+        )
+
+    @property
+    def _per_token(self) -> int:
+        return kv_bytes_per_token(self._config, self._kv) // self._config.loops
 
 
 def _width(config: ModelConfig, kv: str) -> int:

@@ -17,10 +17,8 @@ def choose_kv(bundle: Bundle, kv: str) -> tuple[str, str | None]:
 
     RequestError for an unknown type; a quantised one needs a calibrated bundle, which opening it will demand.
     """
-    if kv in KV_TYPES:
+    if check_kv(kv) != "auto":
         return kv, None
-    if kv != "auto":
-        raise RequestError(f"kv is {kv!r}; wanted auto, {', '.join(KV_TYPES)}")
     tokens = min(bundle.config.max_positions, _USUAL)
     need, free = tokens * kv_bytes_per_token(bundle.config, "fp32"), available_memory()
     if need * _SHARE <= free or not has_ranges(bundle):
@@ -28,6 +26,13 @@ def choose_kv(bundle: Bundle, kv: str) -> tuple[str, str | None]:
     return "int8", (
         f"KV cache in int8: {tokens} tokens would need {need / 1e9:.2g} GB in fp32, {free / 1e9:.2g} GB are free"
     )
+
+
+def check_kv(kv: str) -> str:
+    """`kv`, if it is a type of cache or auto. RequestError otherwise."""
+    if kv not in ("auto", *KV_TYPES):
+        raise RequestError(f"kv is {kv!r}; wanted auto, {', '.join(KV_TYPES)}")
+    return kv
 
 
 def check_share(kv_share: str) -> str:

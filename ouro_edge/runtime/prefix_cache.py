@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ouro_edge.errors import RequestError
-from ouro_edge.runtime.checks import check_ids, check_kind
+from ouro_edge.runtime.checks import check_ids, check_kind, shown
 from ouro_edge.runtime.sequence import TokenSequence, common_prefix
 
 if TYPE_CHECKING:
@@ -21,9 +21,8 @@ class PrefixCache:
     """Holds idle sequences of one model within `max_bytes` of keys and values. For several threads."""
 
     def __init__(self, model: Model, max_bytes: int) -> None:
-        from ouro_edge.runtime.model import Model
-
-        check_kind("model", model, Model)
+        if not callable(getattr(model, "new_sequence", None)):  # a stand-in will do
+            raise RequestError(f"model is {shown(model)}; wanted a loaded model")
         if type(max_bytes) is not int or max_bytes < 0:
             raise RequestError(f"a prefix cache of {max_bytes!r} bytes was asked for; wanted a whole number from 0")
         self._model, self._max_bytes = model, max_bytes

@@ -190,7 +190,8 @@ class TokenSequence:
             target = min(check_whole("upto", upto, 0, len(self.tokens), ", the tokens of the sequence"), target)
         last = None
         while (start := self.frontier[loop]) < target:
-            count = min(self.block.rows_per_call, target - start)
+            calls = -(-(target - start) // self.block.rows_per_call)
+            count = -(-(target - start) // calls)  # in even parts: a short rest would go the slower way
             if loop == 1:
                 rows = self._embedding(np.array(self.tokens[start : start + count]))
             else:

@@ -40,10 +40,11 @@ def check_threads(threads: int | None) -> None:
         raise RequestError(f"threads is {threads!r}; wanted a whole number from 1 to 1024")
 
 
-def open_session(graph: Path | GraphInMemory, threads: int | None = None) -> Any:
+def open_session(graph: Path | GraphInMemory, threads: int | None = None, *, parallel: bool = True) -> Any:
     """An InferenceSession on the CPU over a graph file or a graph in memory. BundleError when onnxruntime refuses it.
 
-    What a graph in memory holds may be dropped or overwritten afterwards.
+    What a graph in memory holds may be dropped or overwritten afterwards. Weights are packed in `parallel` where memory
+    is plentiful: that halves the time, but until all are packed the file's pages count as resident.
     """
     check_threads(threads)
     ort = import_onnxruntime()
@@ -52,8 +53,7 @@ def open_session(graph: Path | GraphInMemory, threads: int | None = None) -> Any
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only; they are raised as well
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # The weights' file then stays mapped until all are packed: memory that the system may take back, if it has to.
-    if available_memory() >= _PLENTY * _weights_bytes(graph):
+    if parallel and available_memory() >= _PLENTY * _weights_bytes(graph):
         options.add_session_config_entry("session.prepack.enable_parallel", "1")
     try:
         if isinstance(graph, Path):

@@ -7,12 +7,17 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from models import GOLDEN, write_checkpoint
 from toy_text import add_tokenizer
 
+from ouro_edge import loading
+from ouro_edge.bundle import open_bundle
 from ouro_edge.cli import main
+from ouro_edge.errors import RequestError
+from ouro_edge.exit_gate import FittedGate, write_gate
 
 COMMANDS = ("cache", "calibrate", "chat", "export", "fit-gate", "inspect", "run", "trace", "verify")
 
@@ -185,6 +190,13 @@ def test_inspect_names_what_matters(talker, bundle_of):
     assert "down_proj" in ouro("inspect", bundle_of(precision="int4"), "--tensors").stdout
 
 
+def test_inspect_shows_the_gate_that_will_be_used(bundle_of, tmp_path):
+    path = shutil.copytree(bundle_of(precision="int4"), tmp_path / "model")
+    write_gate(open_bundle(path), FittedGate(np.zeros(64, np.float32), 0.0, threshold=0.35))
+    facts = json.loads(ouro("inspect", path, "--json").stdout)
+    assert "fitted" in facts["exit gate"] and facts["exit threshold"] == 0.35
+
+
 def test_verify_passes_what_is_right_and_fails_what_is_not(bundle_of, tmp_path):
     for precision in ("fp32", "int8", "int4"):
         result = ouro("verify", bundle_of(precision=precision), "--against", GOLDEN)
@@ -229,6 +241,36 @@ def test_a_checkpoint_can_be_run_directly_and_is_converted_once(talker, tmp_path
     assert (made / "ouro_edge.json").stat().st_mtime_ns == before
     (made / "head.onnx").unlink()
     assert ouro("run", checkpoint, "-p", "hello", "-n", 2).exit_code == 0  # a damaged conversion is made anew
+    (made / "kv_ranges.json").unlink()
+    assert ouro("run", checkpoint, "-p", "hello", "-n", 2, "--kv", "int8").exit_code == 0  # and goes on where it ended
+
+
+def test_two_conversions_at_once_make_one(talker, tmp_path, monkeypatch):
+    monkeypatch.setenv("OURO_EDGE_CACHE", str(tmp_path / "cache"))
+    checkpoint = shutil.copytree(talker.parent / "checkpoint", tmp_path / "checkpoint")
+    real = loading.export_to
+
+    def late(found, out, recipe, **options):
+        real(found, out, recipe)  # somebody else's, meanwhile
+        real(found, out, recipe, **options)
+
+    monkeypatch.setattr(loading, "export_to", late)
+    assert ouro("run", checkpoint, "-p", "hello", "-n", 2).exit_code == 0
+
+
+def test_what_cannot_be_is_said_before_a_conversion(talker, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "export_to", None)
+    monkeypatch.setenv("OURO_EDGE_CACHE", str(tmp_path / "cache"))
+    for option, value in (("kv", "int16"), ("kv_share", "first"), ("gate", "mine"), ("prefill", "faster")):
+        with pytest.raises(RequestError, match=f"{option} is '{value}'"):
+            loading.load(talker.parent / "checkpoint", **{option: value})
+
+
+def test_a_text_too_short_to_calibrate_on_is_said_before_the_export(talker, tmp_path):
+    (tmp_path / "tiny.txt").write_text("hi")
+    arguments = ("export", talker.parent / "checkpoint", tmp_path / "out", "--calibration", tmp_path / "tiny.txt")
+    refused(*arguments, says="wanted some hundreds")
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny.txt"]
 
 
 @pytest.mark.parametrize(

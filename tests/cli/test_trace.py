@@ -40,6 +40,15 @@ def test_the_lens_is_the_head_on_every_loop(checkpoint_of, bundle_of):
         assert sum(token.exit_probs) == pytest.approx(1.0, abs=1e-6)
 
 
+def test_an_answer_may_fill_the_context(talker):
+    shown = CliRunner().invoke(main, ["trace", str(talker), "--raw", "--ctx", "12", "-p", "hello"])
+    assert shown.exit_code == 0, shown.output
+    ran = json.loads(
+        CliRunner().invoke(main, ["run", str(talker), "--raw", "--ctx", "12", "-p", "hello", "--json"]).stdout
+    )
+    assert len(shown.stdout.splitlines()) == 1 + len(ran["ids"])
+
+
 def test_table_and_depths_agree_with_run(talker):
     options = [str(talker), "-p", "hello", "-n", "6", "--exit-threshold", "0.5"]
     run = json.loads(CliRunner().invoke(main, ["run", *options, "--json"]).stdout)

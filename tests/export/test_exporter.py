@@ -201,6 +201,32 @@ def test_what_killed_exports_left_is_removed_after_a_day(tmp_path):
     assert not old.exists() and young.exists() and other.exists()
 
 
+def test_interrupted_between_two_renames_the_old_model_is_back(tmp_path, monkeypatch):
+    export(GOLDEN, tmp_path / "out", "int4")
+    plain = os.rename
+
+    def interrupt(old, new):
+        if Path(old).suffix == ".partial":
+            raise KeyboardInterrupt
+        plain(old, new)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "rename", interrupt)
+        export(GOLDEN, tmp_path / "out", "int8", overwrite=True)
+    assert open_bundle(tmp_path / "out").manifest.recipe == "int4"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_old_model_that_nobody_needs_any_more_is_removed_after_a_day(tmp_path):
+    old = tmp_path / ".out.0123abcd.old"
+    old.mkdir()
+    os.utime(old, (0, 0))
+    export(GOLDEN, tmp_path / "out")
+    assert old.exists()  # it may have been the only one
+    export(GOLDEN, tmp_path / "out", overwrite=True)
+    assert not old.exists()
+
+
 def test_a_destination_that_cannot_be_looked_at_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(ExportError, match=r"cannot be written: .*; nothing was kept"):
         export(GOLDEN, tmp_path / ("x" * 300))

@@ -131,7 +131,24 @@ def test_a_tokenizer_that_gguf_cannot_say_stays_ours(tmp_path: Path, talker: Pat
     assert notes == ("this tokenizer has no form in GGUF: only ouro-edge can use it, from its own tokenizer.json",)
     metadata = read_header(out).metadata
     assert metadata["tokenizer.ggml.model"] == "no_vocab" and "tokenizer.ggml.tokens" not in metadata
-    assert json.loads(open_gguf(out).files["tokenizer.json"]) == data
+    found = open_gguf(out)
+    assert json.loads(found.files["tokenizer.json"]) == data
+    special = json.loads(found.files["tokenizer_config.json"])
+    assert (special["bos_token"], special["eos_token"]) == ("<|im_start|>", "<|im_end|>")
+
+
+def test_a_name_by_strangers_stays_in_the_directory(tmp_path: Path) -> None:
+    for name in ("../../away", "/away", "a\0b\ud800", ".."):
+        checkpoint = replace(open_checkpoint(GOLDEN), name=name)
+        out, _ = checkpoint_to_gguf(checkpoint, tmp_path / "out", "q8_0", overwrite=True)
+        assert out.parent == tmp_path / "out" and out.is_file()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_id_that_no_token_has_is_left_out(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "odd", bos_token_id=1 << 32)
+    out, _ = checkpoint_to_gguf(open_checkpoint(path), tmp_path / "x.gguf", "q8_0")
+    assert "tokenizer.ggml.bos_token_id" not in read_header(out).metadata
 
 
 def test_rows_that_are_no_whole_blocks(tmp_path: Path) -> None:

@@ -167,6 +167,20 @@ def test_auto_takes_int8_when_float_would_fill_the_memory(bundle, monkeypatch):
     assert ouro_edge.load(bundle, context=64).kv == "fp32"
 
 
+def test_a_cache_grows_by_less_when_memory_is_short(bundle, monkeypatch):
+    with ouro_edge.load(bundle, kv="fp32") as model:
+        sequence = model.new_sequence()
+        sequence.feed([5] * 256)
+        sequence.advance(1)
+        loop = sequence.kv_of(1)
+        full = loop.capacity
+        per_token = loop.nbytes // full
+        monkeypatch.setattr("ouro_edge.runtime.kv.available_memory", lambda: (64 << 20) + 70 * per_token)
+        sequence.feed([5] * (full + 1 - 256))
+        sequence.advance(1)
+        assert full + 1 <= loop.capacity <= full + 70
+
+
 def test_no_memory_is_one_line_and_leaves_the_sequence_usable(bundle, monkeypatch):
     with ouro_edge.load(bundle, kv="fp32") as model:
         sequence = model.new_sequence()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -116,13 +118,26 @@ def test_rows_do_not_feel_their_neighbours(bundle):
         np.testing.assert_allclose(rows[0], rows[1], atol=1e-5)
 
 
-def test_few_rows_take_the_exact_way(bundle, monkeypatch):
+@pytest.mark.parametrize("opened", [False, True])
+def test_few_rows_take_the_exact_way_whatever_came_before(bundle, monkeypatch, opened):
     with ouro_edge.load(bundle, prefill="lean") as lean, ouro_edge.load(bundle, prefill="fast") as fast:
+        if opened:
+            fast.forward(IDS)
         seen = calls_of(fast, monkeypatch)
+        for count in (20, 63):
+            np.testing.assert_array_equal(*(m.forward(IDS[:count]).logits for m in (lean, fast)))
         for exit in (FullDepth(), ExitThreshold(0.5)):
             wanted, found = (list(m.generate(IDS[:12], max_tokens=8, exit=exit, stop_ids=())) for m in (lean, fast))
             assert [e.id for e in wanted[:-1]] == [e.id for e in found[:-1]]
         assert seen == []
+
+
+def test_a_prompt_is_read_in_even_parts(bundle, monkeypatch):
+    monkeypatch.setattr("ouro_edge.runtime.block.MANY_ROWS", 140)
+    with ouro_edge.load(bundle, prefill="fast") as fast:
+        seen = calls_of(fast, monkeypatch)
+        fast.forward(IDS, exit=FixedDepth(2))
+    assert seen == [75] * 4
 
 
 def test_both_ways_append_to_one_cache(bundle):
@@ -203,6 +218,34 @@ def test_a_cache_that_cannot_be_written_is_one_line(bundle, cache):
         ouro_edge.load(bundle, prefill="fast")
 
 
+@pytest.mark.parametrize("problem", [PermissionError(13, "Permission denied"), RuntimeError("no home directory")])
+def test_a_cache_without_a_place_is_one_line_and_none_unasked(bundle, monkeypatch, problem):
+    def fail():
+        raise problem
+
+    monkeypatch.setattr(prefill, "cache_directory", fail)
+    monkeypatch.setattr(prefill, "_pays", lambda bundle: True)
+    ouro_edge.load(bundle).close()
+    with pytest.raises(ExportError, match=r"has no place: .*use --prefill lean"):
+        ouro_edge.load(bundle, prefill="fast")
+
+
+def test_the_copy_belongs_to_the_file_and_to_what_it_means(bundle, cache, tmp_path):
+    """Not to the checksum that a manifest claims: a large file is not hashed when it is opened."""
+    same = shutil.copytree(bundle, tmp_path / "same")
+    config = open_bundle(bundle).config
+    for path, changes in ((bundle, {}), (same, {}), (same, {"rms_norm_eps": 2 * config.rms_norm_eps})):
+        opened = open_bundle(path)
+        opened.config = replace(config, **changes)
+        prefill.many_rows_for(opened, "fast")
+        prefill.many_rows_for(opened.with_context(50), "fast")  # the same one
+    assert len(list(cache.iterdir())) == 3
+    data = same / DATA_FILE
+    os.utime(data, ns=(0, data.stat().st_mtime_ns + 1))
+    prefill.many_rows_for(open_bundle(same), "fast")
+    assert len(list(cache.iterdir())) == 4
+
+
 def test_nothing_half_written_stays(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr("ouro_edge.export.many_rows.probe_graph", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -220,10 +263,12 @@ def test_auto_wants_a_large_model_and_memory(bundle, cache, monkeypatch):
     monkeypatch.setattr(prefill, "available_memory", lambda: 1 << 40)
     four_bits = open_bundle(bundle).manifest.recipe.startswith("int4")
     assert (prefill.many_rows_for(open_bundle(bundle), "auto") is not None) == four_bits
-    monkeypatch.setattr(many_rows, "multiplies_exactly", lambda path: False)
+    shutil.rmtree(cache, ignore_errors=True)
+    monkeypatch.setattr(many_rows, "multiplies_exactly", lambda probe: False)
     assert prefill.many_rows_for(open_bundle(bundle), "auto") is None
     with pytest.raises(RequestError, match="needs a CPU that multiplies int8 exactly"):
         prefill.many_rows_for(open_bundle(bundle), "fast")
+    assert not cache.exists()  # nothing is written for a CPU that cannot use it
 
 
 def test_an_app_without_onnx_goes_the_lean_way(bundle, cache, monkeypatch):

@@ -14,25 +14,40 @@ from ouro_edge.runtime.memory import available_memory
 PARALLEL = "session.prepack.enable_parallel"
 
 
-def container(path, limit, used, cached):
+def group(path, limit, used=0, cached=0):
+    path.mkdir(exist_ok=True)
     (path / "memory.max").write_text(limit)
     (path / "memory.current").write_text(f"{used}\n")
     (path / "memory.stat").write_text(f"anon 5\ninactive_file {cached}\nactive_file 3\n")
-    return path
 
 
-def test_the_machine_has_memory(monkeypatch, tmp_path):
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+@pytest.fixture(autouse=True)
+def groups(monkeypatch, tmp_path):
+    """A tree of control groups, in which this process is a/b."""
+    (tmp_path / "own").write_text("1:name=systemd:/x\n0::/a/b\n")
+    monkeypatch.setattr(memory, "_OWN_CGROUP", tmp_path / "own")
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path / "groups")
+    (tmp_path / "groups" / "a" / "b").mkdir(parents=True)
+    return tmp_path / "groups"
+
+
+def test_the_machine_has_memory(monkeypatch, groups):
+    assert 1 << 20 < available_memory() < 1 << 50
+    monkeypatch.setattr(memory, "_OWN_CGROUP", groups / "nowhere")
     assert 1 << 20 < available_memory() < 1 << 50
 
 
-def test_a_container_has_less_and_its_cached_files_count_as_free(monkeypatch, tmp_path):
-    monkeypatch.setattr(memory, "_CGROUP", container(tmp_path, "5000\n", 4000, 700))
+def test_groups_have_less_and_their_cached_files_count_as_free(groups):
+    group(groups / "a" / "b", "5000\n", 4000, 700)
     assert available_memory() == 5000 - 4000 + 703
-    container(tmp_path, "5000\n", 9000, 0)
+    group(groups / "a" / "b", "5000\n", 9000)
     assert available_memory() == 0
-    container(tmp_path, "max\n", 9000, 0)
+    group(groups / "a" / "b", "max\n", 9000)
     assert available_memory() > 1 << 20
+    group(groups / "a", "800\n")  # around it
+    assert available_memory() == 803
+    group(groups, "600\n")
+    assert available_memory() == 603
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits on address space")
