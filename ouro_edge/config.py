@@ -136,13 +136,14 @@ def read_json_object(path: Path, error: type[Exception] = ConfigError) -> dict[s
     """The JSON object in a file; `error` with one line when it is absent, not UTF-8, not JSON or no object."""
     try:
         status = path.stat()
-        if not S_ISREG(status.st_mode) or status.st_size > _MAX_JSON:  # a pipe would hang us, a device fill the memory
-            raise error(f"{path} is no file of at most {_MAX_JSON >> 20} MiB")
-        content = path.read_bytes()
+        ordinary = S_ISREG(status.st_mode) and status.st_size <= _MAX_JSON  # a pipe would hang us, a device fill memory
+        content = path.read_bytes() if ordinary else b""
     except FileNotFoundError:
         raise error(f"{path} is missing") from None
     except (OSError, ValueError) as problem:  # ValueError: a name that no file can have
         raise error(f"{path} cannot be read: {problem}") from None
+    if not ordinary:
+        raise error(f"{path} is no file of at most {_MAX_JSON >> 20} MiB")
     return parse_json_object(content, str(path), error)
 
 

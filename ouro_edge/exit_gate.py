@@ -21,6 +21,7 @@ from ouro_edge.errors import BundleError, RequestError
 from ouro_edge.weights import Array
 
 GATE_FILE = "exit_gate.json"
+_LARGEST = float(np.finfo(np.float32).max)
 _VERSION = 1
 
 
@@ -93,4 +94,4 @@ def read_gate(bundle: Bundle) -> FittedGate | None:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST

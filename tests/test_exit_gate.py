@@ -49,6 +49,8 @@ def test_a_fitted_gate_replaces_the_original_and_leaves_it_in_place(bundle):
         (lambda d: d.update(weight=[1.0] * 63), "64 finite weights"),
         (lambda d: d["weight"].__setitem__(3, float("nan")), "64 finite weights"),
         (lambda d: d.update(bias="x"), "64 finite weights"),
+        (lambda d: d.update(bias=10**400), "64 finite weights"),
+        (lambda d: d["weight"].__setitem__(3, 1e39), "64 finite weights"),
         (lambda d: d.update(threshold=1.5), "threshold"),
     ],
 )

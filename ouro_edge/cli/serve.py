@@ -91,7 +91,8 @@ def command(
     from ouro_edge.server.listen import is_loopback, open_socket, run
 
     key = os.environ.get(_KEY) if api_key is None else api_key
-    if key is not None and not key.strip():
+    key = None if key is None else key.strip()  # clients' keys come without white space around them
+    if key == "":
         raise RequestError(f"the API key is empty: give --api-key or {_KEY} a value, or leave both out")
     for name, seconds in (("--timeout", timeout), ("--grace", grace)):
         if not seconds <= _LONGEST:

@@ -66,34 +66,38 @@ def run_forward(
     depth = np.zeros(len(ids), np.int64)
     gates = np.full((len(ids), config.loops), np.nan)
     hidden = np.empty((len(ids), config.hidden_size), np.float32)
-    shown: dict[int, list[Array]] = {}  # rows after each loop, by first position: all loops' calls start alike
+    shown: list[Array] = []  # [T, C] after each loop, as far as it was run; the calls of loops need not start alike
 
-    def evidence(start: int, count: int) -> Evidence:
+    def evidence(part: slice) -> Evidence:
         seen: Evidence | None = None
-        for loop, rows in enumerate(shown[start], start=1):
-            seen = Evidence(gates[start : start + count, :loop], rows[:count], head, seen)
+        for loop, rows in enumerate(shown, start=1):
+            seen = Evidence(gates[part, :loop], rows[part], head, seen)
         assert seen is not None
         return seen
 
     def collect(loop: int, start: int, rows: Array, logits: Array) -> None:
         part = slice(start, start + len(rows))
         gates[part, loop - 1] = logits
-        shown.setdefault(start, []).append(rows.copy())
-        now = evidence(start, len(rows))
+        if len(shown) < loop:
+            shown.append(np.empty_like(hidden))
+        shown[-1][part] = rows
+        now = evidence(part)
         stopping = (depth[part] == 0) & (np.ones(len(rows), bool) if loop == limit else policy.stops(now))
         if stopping.any():
             hidden[part][stopping] = policy.output(now).hidden[stopping]
             depth[part][stopping] = loop
 
-    for loop in range(1, limit + 1):
-        sequence.advance(loop, int(np.flatnonzero(depth == 0)[-1]) + 1, collect, cancel)
-        if depth.all():
-            break
+    try:
+        for loop in range(1, limit + 1):
+            sequence.advance(loop, int(np.flatnonzero(depth == 0)[-1]) + 1, collect, cancel)
+            if depth.all():
+                break
+    finally:
+        sequence.settle()
     probs = np.full((len(ids), config.loops), np.nan)
     for loop in range(1, limit + 1):
         at = depth == loop
         probs[at] = exit_probabilities(gates[at, :loop], config.loops)
-    sequence.settle()
     return States(hidden, depth, probs)
 
 

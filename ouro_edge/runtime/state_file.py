@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ouro_edge.errors import RequestError
+from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.runtime.checks import check_kind
 from ouro_edge.runtime.kv import kv_bytes_per_token
 from ouro_edge.runtime.model import Model
@@ -77,6 +77,15 @@ def load_sequence(model: Model, path: str | os.PathLike[str]) -> TokenSequence:
         raise RequestError(f"{path} cannot be read: {problem.strerror or problem}") from None
 
 
+def is_saved_sequence(path: Path) -> bool:
+    """Whether a file begins as those of `save_sequence` do."""
+    try:
+        with path.open("rb") as file:
+            return bool(json.loads(file.readline(_LONGEST_HEADER))["format"] == _FORMAT)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
 def _checked(path: str | os.PathLike[str]) -> Path:
     try:
         if not os.fspath(path) or b"\0" in os.fsencode(path):
@@ -103,6 +112,10 @@ def _read(model: Model, path: Path, file: IO[bytes]) -> TokenSequence:
         raise RequestError(f"{path} was saved with another KV cache: load the model with {cache}")
     if header.get("model") != sequence.block.state_id:
         raise RequestError(f"{path} was saved with another model, or before it was calibrated again")
+    most = model.config.max_positions
+    if isinstance(frontier, list) and frontier and type(frontier[0]) is int and frontier[0] > most:
+        raise ContextOverflowError(f"{path} holds {frontier[0]} tokens, this model was loaded for {most}: set a larger "
+                                   "context (--ctx)")  # fmt: skip
     size = _size(model, sequence, frontier)
     if size is None or len(line) + size + _CHECKSUM != os.fstat(file.fileno()).st_size:
         raise RequestError(f"{path} is damaged: its size does not fit its header")

@@ -6,7 +6,6 @@ null counts as absent, because OpenAI's clients send it so. Every mistake is an 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
@@ -51,10 +50,6 @@ class Fields:
         """How an error calls a field: messages[0].role."""
         return f"{self._name}.{name}" if self._name else name
 
-    def has(self, name: str) -> bool:
-        """Whether the field is there; does not tick it off."""
-        return name in self._values
-
     def any(self, name: str) -> Any:
         """The field as it came, None when absent."""
         self._left.discard(name)
@@ -81,7 +76,7 @@ class Fields:
     def number(self, name: str, low: float, high: float) -> float | None:
         """A number in low..high, or None when absent."""
         value = self.any(name)
-        if value is None or (type(value) in (int, float) and math.isfinite(value) and low <= value <= high):
+        if value is None or (type(value) in (int, float) and low <= value <= high):
             return value
         raise bad_field(self.path(name), f"is {_shown(value)}; wanted a number from {low:g} to {high:g}")
 

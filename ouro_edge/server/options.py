@@ -69,10 +69,13 @@ def read_options(fields: Fields, model: Model, default_exit: ExitPolicy, least_t
         if fields.number(name, -2, 2):
             raise bad_field(fields.path(name), "is not supported here: use repetition_penalty")
     stream = fields.flag("stream")
+    stop = fields.texts("stop", MAX_STOPS)
+    if "" in stop:
+        raise bad_field(fields.path("stop"), "holds an empty text")
     return Options(
         sampler=model.default_sampler(logit_bias=_logit_bias(fields, model.config.vocab_size), **changes),
         exit=read_exit(fields, model, default_exit),
-        stop=fields.texts("stop", MAX_STOPS),
+        stop=stop,
         max_tokens=_max_tokens(fields, least_tokens),
         choices=fields.whole("n", 1, MAX_CHOICES) or 1,
         stream=stream,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from codecs import getincrementaldecoder
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,7 @@ class CompletionLogprobs:
 
     def __init__(self, model: Model, offset: int = 0) -> None:
         self._model, self._offset = model, offset
+        self._decoder = getincrementaldecoder("utf-8")("replace")
         self.json: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
 
     def add(self, token: int, logprob: float | None, top: Iterable[Candidate]) -> None:
@@ -66,7 +68,8 @@ class CompletionLogprobs:
         values = (text, logprob, likely, self._offset)
         for name, value in zip(self.json, values, strict=True):
             self.json[name].append(value)
-        self._offset += len(text)
+        data = self._model.tokenizer.token_bytes(token) if self._model.has_tokenizer else text.encode()
+        self._offset += len(self._decoder.decode(data))  # a character may come in several tokens
 
 
 def token_text(model: Model, token: int) -> str:

@@ -94,8 +94,6 @@ def read_tools(fields: Fields) -> Tools:
 class AnswerText:
     """Cuts an answer's text into OpenAI's deltas; here all of it is content."""
 
-    called = False  # whether a tool was called
-
     def push(self, text: str) -> dict[str, Any]:
         """The delta that is certain now."""
         return {"content": text} if text else {}
@@ -117,7 +115,6 @@ class ForcedCall(AnswerText):
 
     def finish(self) -> dict[str, Any]:
         calls = _calls(self._text, self._tools)
-        self.called = bool(calls)
         return {"tool_calls": _deltas(calls, 0)} if calls else {"content": self._text}
 
 
@@ -167,7 +164,6 @@ class FreeCalls(AnswerText):
         if calls:
             delta["tool_calls"] = _deltas(calls, self._count)
             self._count += len(calls)
-            self.called = True
         return delta
 
 

@@ -42,7 +42,8 @@ def markdown_parser() -> MarkdownIt:
     """CommonMark with tables and strike-through. HTML stays text: rich would swallow it."""
     from markdown_it import MarkdownIt
 
-    parser = MarkdownIt("commonmark", {"html": False}).enable("strikethrough").enable("table")
+    # Definitions of links stay text: they would show nothing of what was written.
+    parser = MarkdownIt("commonmark", {"html": False}).enable("strikethrough").enable("table").disable("reference")
     return parser.disable("text_join")  # so that escaped characters can be told from plain ones
 
 
@@ -51,6 +52,6 @@ def _block_parser() -> MarkdownIt:
     """The same blocks, their inline text unread: that is most of the work."""
     from markdown_it import MarkdownIt
 
-    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("reference")
     parser.core.ruler.enableOnly(["normalize", "block"])
     return parser

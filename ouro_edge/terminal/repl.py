@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ouro_edge.errors import ContextOverflowError, RequestError
-from ouro_edge.runtime.state_file import load_sequence, save_sequence
+from ouro_edge.runtime.state_file import is_saved_sequence, load_sequence, save_sequence
 from ouro_edge.terminal.clean import one_line
 from ouro_edge.terminal.commands import COMMANDS, LEAVING
 from ouro_edge.terminal.conversation import Conversation
@@ -98,14 +98,15 @@ class Repl:
             events = talk.retry(**options) if text is None else talk.ask(text, **options)
             self.view.answer(events, show_depth=bool(values.get("show_depth")))
         if talk.last is said and cancel.cancelled:
-            self.view.notice("(stopped before the first token: the question is forgotten)")
+            now = "the old answer is back" if text is None else "the question is forgotten"
+            self.view.notice(f"(stopped before the first token: {now})")
 
     def _help(self, _: str) -> None:
         self.view.table([(f"/{c.name} {c.argument}".rstrip(), c.help) for c in COMMANDS])
         self.view.notice(_KEYS if self.view.lasting else _SLASHES)
 
     def _set(self, argument: str) -> None:
-        name, *text = argument.split(maxsplit=1)[:2] if argument else ("",)
+        name, *text = argument.removeprefix("--").split(maxsplit=1)[:2] if argument else ("",)
         if text:
             values = changed(self._values, name, text[0])
             policy = self._build(_generation(values)).get("exit")
@@ -164,6 +165,8 @@ class Repl:
                 read_chat(path)
             except RequestError as problem:
                 raise RequestError(f"{problem}; it will not be overwritten") from None
+        if bare != argument and state_path(path).exists() and not is_saved_sequence(state_path(path)):
+            raise RequestError(f"{state_path(path)} is no saved sequence; it will not be overwritten")
         write_chat(path, SavedChat(talk.model.bundle.manifest.name, talk.system, talk.messages))
         if bare != argument:
             save_sequence(talk.sequence, state_path(path))

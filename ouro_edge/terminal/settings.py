@@ -15,6 +15,12 @@ def _switch(text: str) -> bool:
     return _YES[text.lower()]
 
 
+def _count(text: str) -> int:
+    if (count := int(text)) < 1:
+        raise ValueError
+    return count
+
+
 def _texts(text: str) -> tuple[str, ...]:
     return (text,)
 
@@ -36,7 +42,7 @@ OPTIONS: Mapping[str, Option] = {
     "min-p": Option("min_p", float, "a number", "drop tokens less likely than this share of the likeliest"),
     "repeat-penalty": Option("repetition_penalty", float, "a number", "penalty on tokens seen before; 1 is off"),
     "seed": Option("seed", int, "a whole number", "make sampling repeatable"),
-    "max-tokens": Option("max_tokens", int, "a whole number", "longest answer"),
+    "max-tokens": Option("max_tokens", _count, "a whole number from 1", "longest answer"),
     "stop": Option("stop", _texts, "a text", "end the answer before this text"),
     "exit-threshold": Option("exit_threshold", float, "a number", "stop looping when the gate reaches it"),
     "exit": Option("rule", str, "a rule", "agreement, confidence:P, entropy:NATS, change:SHARE or weighted"),

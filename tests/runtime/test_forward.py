@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,49 @@ def test_scores_are_those_of_the_forward_pass(model, policy):
         best = np.argsort(-logs[t], kind="stable")[:3]
         assert [i for i, _ in top] == best.tolist()
         assert [lp for _, lp in top] == pytest.approx(logs[t, best], abs=1e-4)
+
+
+POLICIES = [ouro_edge.ExitThreshold(0.3), ouro_edge.ExitThreshold(0.6), ouro_edge.StateChange(0.7),
+            ouro_edge.Agreement(), ouro_edge.LowEntropy(4.0)]  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 16])
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
+def test_calls_of_any_size_say_the_same(model, monkeypatch, policy, rows):
+    """Deeper loops end earlier, so that their calls may begin elsewhere than those of the loops before."""
+    for count in range(17, 41, 3):
+        monkeypatch.setattr("ouro_edge.runtime.block._ROWS", 64)
+        wanted = model.forward(IDS[:count], exit=policy)
+        monkeypatch.setattr("ouro_edge.runtime.block._ROWS", rows)
+        found = model.forward(IDS[:count], exit=policy)
+        assert found.depth.tolist() == wanted.depth.tolist()
+        np.testing.assert_allclose(found.logits, wanted.logits, atol=1e-4)
+        np.testing.assert_allclose(found.exit_probs, wanted.exit_probs, atol=1e-4)
+
+
+def test_these_policies_stop_early_and_not_everywhere_at_once(model):
+    assert all(len(set(model.forward(IDS, exit=policy).depth.tolist())) > 1 for policy in POLICIES)
+
+
+def test_cancelled_within_a_loop_a_shared_cache_holds_nothing_mixed(bundle_of, monkeypatch):
+    monkeypatch.setattr("ouro_edge.runtime.block._ROWS", 16)
+    with ouro_edge.load(bundle_of(), kv_share="last") as shared:
+        sequence, cancel, calls = shared.new_sequence(), ouro_edge.Cancel(), itertools.count(1)
+        call = shared._block.call
+
+        def counted(*arguments):
+            if next(calls) == 5:  # the second of loop 2's three
+                cancel.cancel()
+            call(*arguments)
+
+        monkeypatch.setattr(shared._block, "call", counted)
+        with pytest.raises(ouro_edge.Cancelled):
+            shared.score(IDS, sequence=sequence, cancel=cancel, exit=ouro_edge.FullDepth())
+        answers = []
+        for each in (sequence, shared.new_sequence()):
+            *tokens, _ = shared.generate(IDS, sequence=each, max_tokens=5, stop_ids=())
+            answers.append([(token.id, token.logprob) for token in tokens])
+        assert answers[0] == answers[1]
 
 
 def test_no_more_than_some_rows_of_logits_are_alive(model, monkeypatch):

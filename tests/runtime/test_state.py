@@ -118,7 +118,7 @@ def _header(change):
         (lambda data: b"[" * 100_000, "no saved sequence"),
         (lambda data: b"\x00" * 5000, "no saved sequence"),
         (_header({"version": 2}), "version 2 of a saved"),
-        (_header({"frontier": [1 << 40] * 5}), "size does not fit"),
+        (_header({"frontier": [1 << 40] * 5}), "set a larger context"),
         (_header({"frontier": [20, 20, 14, 14, 15]}), "size does not fit"),
         (_header({"frontier": [20, 20, 14, 14, -1]}), "size does not fit"),
         (_header({"frontier": "20"}), "size does not fit"),

@@ -40,6 +40,7 @@ def test_nested_too_deeply(server):
         ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]),
         ("messages", [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]),
         ("temperature", "hot"), ("temperature", -1), ("temperature", True), ("temperature", 1e999),
+        ("temperature", 10**400), ("exit_threshold", -(10**400)), ("stop", ["a", ""]),
         ("top_p", 2), ("min_p", -0.1), ("top_k", 1.5), ("top_k", -2), ("repetition_penalty", 0),
         ("max_tokens", 0), ("max_tokens", "7"), ("max_tokens", 1.5), ("n", 0), ("n", 1000), ("seed", "x"),
         ("stop", [""]), ("stop", [1]), ("stop", {"a": 1}), ("stop", ["x"] * 100),

@@ -102,7 +102,7 @@ def test_a_port_that_somebody_else_has():
 
 
 def test_the_key_from_the_environment(start):
-    _, url = start(OURO_EDGE_API_KEY="secret")
+    _, url = start(OURO_EDGE_API_KEY="secret\r")  # from a file with Windows' line ends
     assert get(url, "/v1/models").status_code == 401
     assert get(url, "/v1/models", headers={"Authorization": "Bearer secret"}).status_code == 200
 

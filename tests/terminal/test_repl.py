@@ -84,7 +84,7 @@ def test_settings_change_the_next_answer(nano):
 
 
 def test_set_shows_what_is_set(nano):
-    view, _ = hold(nano, "/set seed 5", "/set", "/set seed default", "/set seed", "/set stop a b")
+    view, _ = hold(nano, "/set seed 5", "/set", "/set seed default", "/set --seed", "/set stop a b")
     assert view.said[0].startswith("seed | 5") and len([x for x in view.said if x.startswith("temp |")]) == 1
     assert view.said[-2].startswith("seed | default") and view.said[-1].startswith("stop | 'a b'")
 
@@ -97,6 +97,7 @@ def test_set_shows_what_is_set(nano):
         ("/set luck 3", "cannot be set"),
         ("/set luck", "cannot be set"),
         ("/set temp hot", "wanted a number"),
+        ("/set max-tokens 0", "a whole number from 1"),
         ("/set temp -1", "temperature"),
         ("/set think maybe", "on or off"),
         ("/set loops 9", "1 to 4"),
@@ -155,6 +156,9 @@ def test_save_and_load(nano, tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
     view, _ = hold(nano, f"/save {tmp_path / 'mine.txt'}")
     assert "will not be overwritten" in view.errors[0] and (tmp_path / "mine.txt").read_text() == "precious"
+    (tmp_path / "notes.kv").write_text("precious")
+    view, _ = hold(nano, QUESTION, f"/save {tmp_path / 'notes'} --kv")
+    assert "will not be overwritten" in view.errors[0] and (tmp_path / "notes.kv").read_text() == "precious"
     data = json.loads(file.read_text())
     file.write_text(json.dumps({**data, "model": "another\x1b[2J"}))
     view, _ = hold(nano, f"/load {file}")

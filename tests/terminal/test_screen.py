@@ -75,6 +75,12 @@ def test_markdown_is_drawn_and_nothing_is_lost(memory, pieces):
     assert "list; see the docs" in text and "Second line" in [line[:11] for line in text.split("\n")]
 
 
+@pytest.mark.parametrize("text", ["[Answer]: 42", "A [1].\n\nB\n\n[1]: https://x\n", "[a]: b\n\nwords [a]\n\nmore\n"])
+def test_definitions_of_links_are_shown(memory, pieces, text):
+    drawn = "".join("".join(show(memory, pieces(chunks(text))).lines).split())
+    assert drawn.startswith("".join(text.split()))
+
+
 def test_no_blank_lines_pile_up(memory, pieces):
     lines = body(show(memory, pieces([GUIDE])))
     assert lines[0] == "Sorting" and "\n\n\n" not in "\n".join(lines).rstrip()
