@@ -86,6 +86,7 @@ def test_names_and_defaults_are_those_of_our_command():
     given = vars(parser.parse_args(["-m", "SRC", "OUT"]))
     assert given.pop("model") == "SRC" and given.pop("output") == Path("OUT")
     ours = command.make_context("export", ["SRC", "OUT"]).params
+    ours["precision"] = ours["precision"] or "int4"  # ours depends on what is written: a directory
     assert given == {name: ours[name] for name in given}
 
     names = {name for action in parser._actions for name in action.option_strings} - {"-m", "--model"}
