@@ -132,7 +132,7 @@ def export_to(
         raise BundleError(f"{found.path} is an exported model already; export its checkpoint instead")
     checkpoint, source = _open_source(found, gate_from)
     if calibration:
-        calibration_ids(checkpoint_tokenizer(checkpoint), checkpoint.config.vocab_size, calibration)  # or refuse now
+        calibration_ids(_tokenizer_of(checkpoint), checkpoint.config.vocab_size, calibration)  # or refuse now
     export_bundle(checkpoint, out, recipe, source=source, overwrite=overwrite, progress=progress)
     if calibration != "":
         calibrate(open_bundle(out), calibration, progress=progress)
@@ -174,7 +174,7 @@ def _open_source(found: Resolved, gate_from: Resolved | None) -> tuple[Checkpoin
     from ouro_edge.runtime.template import ChatTemplate
 
     checkpoint = open_checkpoint(found.path)
-    checkpoint_tokenizer(checkpoint)  # before the work begins
+    _tokenizer_of(checkpoint)  # before the work begins
     _used(checkpoint, checkpoint.path / "chat_template.jinja", ChatTemplate)
     if gate_from is not None:
         checkpoint = with_gate(checkpoint, open_checkpoint(gate_from.path))
@@ -184,7 +184,7 @@ def _open_source(found: Resolved, gate_from: Resolved | None) -> tuple[Checkpoin
     return checkpoint, {"repo_id": found.repo_id, "revision": found.revision}
 
 
-def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
+def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | None:
     """The tokenizer that comes with a checkpoint. CheckpointError when the exported model could not use it."""
     from ouro_edge.runtime.bundle_text import fitting_tokenizer
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from ouro_edge.bundle import Bundle
 from ouro_edge.errors import ExportError
 from ouro_edge.exit_gate import read_gate
 from ouro_edge.export.checkpoint import Checkpoint
+from ouro_edge.export.gguf_file import plain_name
 from ouro_edge.export.gguf_from_bundle import BundleTensors
 from ouro_edge.export.gguf_ours import measured_metadata
 from ouro_edge.export.gguf_vocabulary import text_metadata
@@ -38,7 +38,7 @@ def checkpoint_to_gguf(
     if os.path.exists(out) and out.samefile(checkpoint.path):
         raise ExportError(f"{out} is the model that is read; choose another name")
     text, notes = text_metadata(checkpoint.config, checkpoint.files)
-    about = {"general.name": _text(checkpoint.name), "general.type": "model"}
+    about = {"general.name": _encodable(checkpoint.name), "general.type": "model"}
     if repository := (source or {}).get("repo_id"):
         about["general.source.repo_url"] = f"https://huggingface.co/{repository}"
     tensors = QuantizedWeights(checkpoint.weights, stored)
@@ -53,7 +53,7 @@ def bundle_to_gguf(bundle: Bundle, out: Path, *, overwrite: bool = False, progre
     files = {name: content.encode() for name in _TEXT_FILES if (content := bundle.text(name)) is not None}
     text, notes = text_metadata(bundle.config, files)
     ranges = read_ranges(bundle) if has_ranges(bundle) else None
-    pairs = {"general.name": _text(bundle.manifest.name), "general.type": "model", **text}
+    pairs = {"general.name": _encodable(bundle.manifest.name), "general.type": "model", **text}
     pairs |= measured_metadata(read_gate(bundle), ranges)
     write_gguf(out, bundle.config, tensors, tensors.type(), pairs, overwrite=overwrite, progress=progress)
     if tensors.changed():
@@ -66,9 +66,9 @@ def _place(out: Path, name: str, kind: Q) -> Path:
     """The file to write: what is not called .gguf is a directory, and its file is named after model and type."""
     if out.suffix.lower() == ".gguf" and not os.path.isdir(out):
         return out
-    return out / file_name(re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)[:96].strip("-.") or "model", kind)
+    return out / file_name(plain_name(name) or "model", kind)
 
 
-def _text(name: str) -> str:
+def _encodable(name: str) -> str:
     """A name that may hold anything, as text that can be written."""
     return name.encode(errors="replace").decode()

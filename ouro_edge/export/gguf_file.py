@@ -183,10 +183,13 @@ def _floats(metadata: Metadata, key: str) -> Array:
 
 
 def _model_name(metadata: Metadata, path: Path) -> str:
-    for name in (metadata.get("general.name"), metadata.get("general.basename"), path.stem):
-        if isinstance(name, str) and (clean := re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:96].strip("-.")):
-            return clean
-    return "model"
+    names = (metadata.get("general.name"), metadata.get("general.basename"), path.stem)
+    return next((plain for name in names if isinstance(name, str) and (plain := plain_name(name))), "model")
+
+
+def plain_name(name: str) -> str:
+    """What of a name, which may hold anything, is safe as the name of a file; empty when nothing is."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:96].strip("-.")
 
 
 def _text_files(metadata: Metadata, config: ModelConfig, tokenizer: str | None) -> dict[str, bytes]:
