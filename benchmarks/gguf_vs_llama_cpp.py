@@ -80,14 +80,14 @@ def ask_peer(python: str, request: dict[str, Any]) -> dict[str, Any]:
 
 def looped_model(path: Path, precision: str) -> Any:
     """A random looped model in llama.cpp's `nanbeige` schema, and the bundle that runs the same file here."""
-    from ouro_edge.config import ModelConfig
+    from ouro_edge.arch.config import ModelConfig
+    from ouro_edge.arch.weights import Weights, tensor_shapes
     from ouro_edge.export.checkpoint import Checkpoint
-    from ouro_edge.export.gguf_file import tensor_readers
-    from ouro_edge.export.gguf_header import read_header
-    from ouro_edge.export.gguf_writer import QuantizedWeights, write_gguf
-    from ouro_edge.export.gguf_writer import precision as type_of
-    from ouro_edge.export.in_memory import GgufBundle
-    from ouro_edge.weights import Weights, tensor_shapes
+    from ouro_edge.export.gguf.gguf_bundle import GgufBundle
+    from ouro_edge.export.gguf.header import read_header
+    from ouro_edge.export.gguf.reader import tensor_readers
+    from ouro_edge.export.gguf.writer import QuantizedWeights, write_gguf
+    from ouro_edge.export.gguf.writer import precision as type_of
 
     config = ModelConfig(
         model_type="ouro", vocab_size=2048, hidden_size=512, intermediate_size=1408, num_layers=6, num_heads=8,

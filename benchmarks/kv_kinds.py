@@ -16,7 +16,7 @@ import nano
 import numpy as np
 
 import ouro_edge
-from ouro_edge.weights import Array
+from ouro_edge.arch.weights import Array
 
 KINDS = {  # what `load` is told; the first is what the others are compared with
     "fp32": ("fp32", "none"),

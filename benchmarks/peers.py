@@ -26,7 +26,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from peer_models.contenders import CONTENDERS, Contender, Test, memory_read, run  # noqa: E402 (after the path is set)
 from peer_models.install import FULL, QUICK, Places, Sizes, prepare  # noqa: E402
 
-from ouro_edge.cpus import available_threads  # noqa: E402
+from ouro_edge.system.cpus import available_threads  # noqa: E402
 
 PEERS = ("ouro-edge", "openvino", "llama.cpp", "dense")
 SECTIONS = {

@@ -14,7 +14,7 @@ from statistics import fmean
 import nano
 
 import ouro_edge
-from ouro_edge.runtime.evidence import Evidence
+from ouro_edge.runtime.exits.loop_states import Evidence
 
 HEAD = 0.15  # Ouro-1.4B in int4: the head reads 0.1 GB, a loop 0.66 GB
 

@@ -24,7 +24,7 @@ import numpy as np
 
 import ouro_edge
 from ouro_edge.runtime import request
-from ouro_edge.runtime.speculation_plan import Plan
+from ouro_edge.runtime.speculation.draft_policy import Plan
 
 DATA = Path(__file__).parent / "nano"
 ROWS, PRICES = (1, 2, 4, 8, 16, 512), (1.0, 1.17, 1.56, 2.4, 4.08, 108.0)

@@ -17,9 +17,9 @@ from rich.text import Text
 
 from ouro_edge import load
 from ouro_edge.terminal.conversation import Conversation
-from ouro_edge.terminal.markdown import THEME
+from ouro_edge.terminal.display.markdown import THEME
+from ouro_edge.terminal.display.screen import Screen
 from ouro_edge.terminal.repl import Repl
-from ouro_edge.terminal.screen import Screen
 
 LINES = (
     "Ada likes Ben. Ben likes Cleo. Ada likes someone who likes who?",

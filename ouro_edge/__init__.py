@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ouro_edge.version import __version__
 
 if TYPE_CHECKING:
-    from ouro_edge.config import ModelConfig
+    from ouro_edge.arch.config import ModelConfig
     from ouro_edge.errors import (
         BundleError,
         Cancelled,
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from ouro_edge.loading import load
-    from ouro_edge.runtime.cancel import Cancel
-    from ouro_edge.runtime.constraint import Constraint
+    from ouro_edge.runtime.backend.cancel import Cancel
     from ouro_edge.runtime.events import Done, Event, Timings, Token, Usage
-    from ouro_edge.runtime.exits import (
+    from ouro_edge.runtime.exits.loop_budget import LoopBudget
+    from ouro_edge.runtime.exits.policies import (
         Agreement,
         Confidence,
         ExitPolicy,
@@ -45,36 +45,36 @@ if TYPE_CHECKING:
         WeightedExit,
     )
     from ouro_edge.runtime.forward import Forward, Score
-    from ouro_edge.runtime.loop_budget import LoopBudget
     from ouro_edge.runtime.model import Model
-    from ouro_edge.runtime.prefix_cache import PrefixCache
-    from ouro_edge.runtime.sampler import Sampler
-    from ouro_edge.runtime.sequence import TokenSequence
-    from ouro_edge.runtime.state_file import load_sequence, save_sequence
-    from ouro_edge.runtime.tokenizer import Tokenizer
+    from ouro_edge.runtime.sampling.constraint import Constraint
+    from ouro_edge.runtime.sampling.sampler import Sampler
+    from ouro_edge.runtime.saved.prefix_cache import PrefixCache
+    from ouro_edge.runtime.saved.state_file import load_sequence, save_sequence
+    from ouro_edge.runtime.sequence.sequence import TokenSequence
+    from ouro_edge.runtime.text.tokenizer import Tokenizer
 
 _HOMES = {
-    "config": ("ModelConfig",),
+    "arch.config": ("ModelConfig",),
     "errors": (
         "BundleError", "Cancelled", "CheckpointError", "ConfigError", "ContextOverflowError", "ExportError", "HubError",
         "NoGateError", "NoTokenizerError", "OuroEdgeError", "RequestError", "TemplateError", "VerificationError",
     ),
     "loading": ("load",),
-    "runtime.cancel": ("Cancel",),
-    "runtime.constraint": ("Constraint",),
+    "runtime.backend.cancel": ("Cancel",),
+    "runtime.sampling.constraint": ("Constraint",),
     "runtime.events": ("Done", "Event", "Timings", "Token", "Usage"),
-    "runtime.exits": (
+    "runtime.exits.policies": (
         "Agreement", "Confidence", "ExitPolicy", "ExitThreshold", "FixedDepth", "FullDepth", "LowEntropy",
         "StateChange", "WeightedExit",
     ),
     "runtime.forward": ("Forward", "Score"),
-    "runtime.loop_budget": ("LoopBudget",),
+    "runtime.exits.loop_budget": ("LoopBudget",),
     "runtime.model": ("Model",),
-    "runtime.prefix_cache": ("PrefixCache",),
-    "runtime.sampler": ("Sampler",),
-    "runtime.sequence": ("TokenSequence",),
-    "runtime.state_file": ("load_sequence", "save_sequence"),
-    "runtime.tokenizer": ("Tokenizer",),
+    "runtime.saved.prefix_cache": ("PrefixCache",),
+    "runtime.sampling.sampler": ("Sampler",),
+    "runtime.sequence.sequence": ("TokenSequence",),
+    "runtime.saved.state_file": ("load_sequence", "save_sequence"),
+    "runtime.text.tokenizer": ("Tokenizer",),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -14,21 +14,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ouro_edge.bundle import MANIFEST_FILE, Bundle, is_bundle, open_bundle
-from ouro_edge.cache import cache_directory
+from ouro_edge.bundle.bundle import MANIFEST_FILE, Bundle, is_bundle, open_bundle
+from ouro_edge.bundle.fitted_gate import check_gate
+from ouro_edge.bundle.kv_ranges import has_ranges
+from ouro_edge.bundle.manifest import VERSION
 from ouro_edge.errors import BundleError, CheckpointError, ExportError, RequestError, TemplateError, one_line
-from ouro_edge.exit_gate import check_gate
-from ouro_edge.hub import Resolved, resolve
-from ouro_edge.kv_ranges import has_ranges
-from ouro_edge.manifest import VERSION
-from ouro_edge.prefill import check_prefill, many_rows_for
+from ouro_edge.prefill_weights import check_prefill, many_rows_for
+from ouro_edge.system.cache_dir import cache_directory
+from ouro_edge.system.hub import Resolved, resolve
 
 if TYPE_CHECKING:
     from ouro_edge.export.checkpoint import Checkpoint
     from ouro_edge.export.exporter import Progress
     from ouro_edge.quant import Recipe
     from ouro_edge.runtime.model import Model
-    from ouro_edge.runtime.tokenizer import Tokenizer
+    from ouro_edge.runtime.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
@@ -51,11 +51,11 @@ def load(
     the cache: fp32, int8, int4, or auto, which takes int8 where 4096 positions in float32 would take over a quarter of
     the free memory. `kv_share="last"` keeps one cache for all loops: a quarter of the memory, and no longer exact.
     `context` caps the positions below the model's own. `gate="original"` ignores a gate that was fitted to the bundle
-    later. `prefill` is the way of long prompts: see `ouro_edge.prefill`. Raises OuroEdgeError's kinds.
+    later. `prefill` is the way of long prompts: see `ouro_edge.prefill_weights`. Raises OuroEdgeError's kinds.
     """
-    from ouro_edge.runtime.kv_choice import check_kv, check_share
+    from ouro_edge.runtime.backend.kv_choice import check_kv, check_share
+    from ouro_edge.runtime.backend.session import check_threads
     from ouro_edge.runtime.model import Model
-    from ouro_edge.runtime.session import check_threads
 
     check_threads(threads)  # all before a conversion that takes a minute
     check_kv(kv), check_share(kv_share), check_gate(gate), check_prefill(prefill)
@@ -78,7 +78,7 @@ def runnable(model: str | os.PathLike[str] | None = None, progress: Progress | N
 def open_runnable(path: Path, progress: Progress | None = None) -> Bundle:
     """Open what `runnable` returned."""
     if is_gguf(path):
-        from ouro_edge.export.in_memory import open_in_memory
+        from ouro_edge.export.gguf.gguf_bundle import open_in_memory
 
         return open_in_memory(path, progress)
     return open_bundle(path)
@@ -91,7 +91,7 @@ def is_gguf(path: Path) -> bool:
 
 def exported(found: Resolved, progress: Progress | None = None) -> Path:
     """The cached int4 bundle of a checkpoint, made when it is not there yet or its source has changed."""
-    from ouro_edge.evaluation.calibrate import calibrate
+    from ouro_edge.fitting.calibrate_kv import calibrate
     from ouro_edge.quant import preset
 
     out = cache_directory() / _key(found)
@@ -125,8 +125,8 @@ def export_to(
     `calibration` is text to measure KV ranges on: None takes the built-in one, "" measures nothing. `gate_from` is a
     checkpoint whose exit gate a source without one gets.
     """
-    from ouro_edge.evaluation.calibrate import calibrate, calibration_ids
     from ouro_edge.export.exporter import export_bundle
+    from ouro_edge.fitting.calibrate_kv import calibrate, calibration_ids
 
     if is_bundle(found.path):
         raise BundleError(f"{found.path} is an exported model already; export its checkpoint instead")
@@ -153,7 +153,7 @@ def export_gguf(
     An `out` not called .gguf is a directory, whose file is named after model and type. A bundle keeps its own number
     format, its fitted gate and its KV ranges; `precision` is for checkpoints, int4 unless told.
     """
-    from ouro_edge.export.gguf_export import bundle_to_gguf, checkpoint_to_gguf
+    from ouro_edge.export.gguf.write_file import bundle_to_gguf, checkpoint_to_gguf
 
     if is_bundle(found.path):
         if precision is not None or gate_from is not None:
@@ -170,8 +170,9 @@ def _open_source(found: Resolved, gate_from: Resolved | None) -> tuple[Checkpoin
     """A checkpoint under its repository's name, with another checkpoint's gate if asked for, and where it came from."""
     from dataclasses import replace
 
-    from ouro_edge.export.checkpoint import open_checkpoint, with_gate
-    from ouro_edge.runtime.template import ChatTemplate
+    from ouro_edge.export.checkpoint import with_gate
+    from ouro_edge.export.open_checkpoint import open_checkpoint
+    from ouro_edge.runtime.text.chat_template import ChatTemplate
 
     checkpoint = open_checkpoint(found.path)
     _tokenizer_of(checkpoint)  # before the work begins
@@ -186,7 +187,7 @@ def _open_source(found: Resolved, gate_from: Resolved | None) -> tuple[Checkpoin
 
 def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | None:
     """The tokenizer that comes with a checkpoint. CheckpointError when the exported model could not use it."""
-    from ouro_edge.runtime.bundle_text import fitting_tokenizer
+    from ouro_edge.runtime.text.bundle_text import fitting_tokenizer
 
     path = checkpoint.path / "tokenizer.json"
     return _used(checkpoint, path, lambda text: fitting_tokenizer(text, checkpoint.config.vocab_size, path))

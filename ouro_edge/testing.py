@@ -15,23 +15,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ouro_edge.bundle import open_bundle
-from ouro_edge.config import ModelConfig
+from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.weights import Array
+from ouro_edge.bundle.bundle import open_bundle
 from ouro_edge.errors import RequestError
 from ouro_edge.loading import default_model
-from ouro_edge.runtime.block import Block, Head
-from ouro_edge.runtime.bound_loop import BoundLoop
-from ouro_edge.runtime.bundle_text import read_stop_ids, read_tokenizer
-from ouro_edge.runtime.cancel import Cancel
+from ouro_edge.runtime.backend.block import Block, Head
+from ouro_edge.runtime.backend.bound_loop import BoundLoop
+from ouro_edge.runtime.backend.cancel import Cancel
+from ouro_edge.runtime.backend.fair_lock import Turns
+from ouro_edge.runtime.backend.kv import LoopKV
 from ouro_edge.runtime.checks import check_items, check_whole
-from ouro_edge.runtime.evidence import Evidence
-from ouro_edge.runtime.exits import ExitPolicy
-from ouro_edge.runtime.kv import LoopKV
+from ouro_edge.runtime.exits.loop_states import Evidence
+from ouro_edge.runtime.exits.policies import ExitPolicy
 from ouro_edge.runtime.model import Model
-from ouro_edge.runtime.sequence import Thought, TokenSequence
-from ouro_edge.runtime.template import ChatTemplate
-from ouro_edge.runtime.turns import Turns
-from ouro_edge.weights import Array
+from ouro_edge.runtime.sequence.sequence import Thought, TokenSequence
+from ouro_edge.runtime.text.bundle_text import read_stop_ids, read_tokenizer
+from ouro_edge.runtime.text.chat_template import ChatTemplate
 
 _CONTEXT = 1 << 20  # nothing is computed, so nothing needs to be short
 _SURE = 30.0  # a logit beside which all others count for nothing

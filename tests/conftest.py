@@ -26,8 +26,8 @@ def golden() -> dict[str, np.ndarray]:
 @pytest.fixture(scope="session")
 def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     """Export a checkpoint directory once a session: bundle_of(checkpoint, "int4", block_size=32)."""
-    from ouro_edge.export.checkpoint import open_checkpoint
     from ouro_edge.export.exporter import export_bundle
+    from ouro_edge.export.open_checkpoint import open_checkpoint
     from ouro_edge.quant import preset
 
     made: dict[object, Path] = {}

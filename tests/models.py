@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from ouro_edge import reference
-from ouro_edge.export.checkpoint import open_checkpoint
+from ouro_edge.arch import reference
+from ouro_edge.export.open_checkpoint import open_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden" / "ouro-tiny"
 

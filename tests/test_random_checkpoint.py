@@ -12,7 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from ouro_edge.config import from_hf
+from ouro_edge.arch.config import from_hf
 
 SOURCE = Path(__file__).parents[1] / "benchmarks" / "random_checkpoint.py"
 PUBLISHED = {"1.4b": (1_434_652_673, 269), "2.6b": (2_667_974_657, 533)}

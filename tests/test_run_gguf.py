@@ -17,18 +17,18 @@ from gguf.quants import quantize
 from models import write_checkpoint
 
 import ouro_edge
-from ouro_edge import reference
-from ouro_edge.bundle import BLOCK_FILES, GraphInMemory, open_bundle
+from ouro_edge.arch import reference
+from ouro_edge.bundle.bundle import BLOCK_FILES, GraphInMemory, open_bundle
+from ouro_edge.bundle.fitted_gate import FittedGate, read_gate, write_gate
+from ouro_edge.bundle.kv_ranges import read_ranges
 from ouro_edge.cli import main
 from ouro_edge.errors import BundleError, CheckpointError
-from ouro_edge.evaluation.calibrate import calibrate
-from ouro_edge.exit_gate import FittedGate, read_gate, write_gate
-from ouro_edge.export.checkpoint import open_checkpoint
-from ouro_edge.export.gguf_export import bundle_to_gguf, checkpoint_to_gguf
-from ouro_edge.export.gguf_writer import QuantizedWeights, write_gguf
-from ouro_edge.export.in_memory import open_in_memory
-from ouro_edge.kv_ranges import read_ranges
-from ouro_edge.runtime.session import open_session
+from ouro_edge.export.gguf.gguf_bundle import open_in_memory
+from ouro_edge.export.gguf.write_file import bundle_to_gguf, checkpoint_to_gguf
+from ouro_edge.export.gguf.writer import QuantizedWeights, write_gguf
+from ouro_edge.export.open_checkpoint import open_checkpoint
+from ouro_edge.fitting.calibrate_kv import calibrate
+from ouro_edge.runtime.backend.session import open_session
 
 WIDE = {"hidden_size": 64, "intermediate_size": 96}  # rows are whole blocks, so that every matrix is quantised
 PROMPT = [5, 17, 80, 3, 44, 9, 61]

@@ -124,8 +124,8 @@ def command(
     from ouro_edge.cli.progress import conversion_progress
     from ouro_edge.loading import open_runnable, runnable
     from ouro_edge.measure.speed import Plan
-    from ouro_edge.prefill import many_rows_for
-    from ouro_edge.runtime.session import default_threads
+    from ouro_edge.prefill_weights import many_rows_for
+    from ouro_edge.runtime.backend.session import default_threads
 
     if tune:
         given = [p for p in ctx.command.params if ctx.get_parameter_source(p.name or "") == ParameterSource.COMMANDLINE]
@@ -162,8 +162,8 @@ def _run(path: Path, kv: str, threads: int, prefill: str, plan: Plan) -> dict[st
     from ouro_edge.measure.bandwidth import memory_read
     from ouro_edge.measure.own_process import in_own_process
     from ouro_edge.measure.speed import End, Loading, Speed, check_plan, time_model
-    from ouro_edge.runtime.kv_choice import choose_kv
-    from ouro_edge.runtime.session import check_threads
+    from ouro_edge.runtime.backend.kv_choice import choose_kv
+    from ouro_edge.runtime.backend.session import check_threads
 
     bundle = open_runnable(path)  # refuse what cannot be done before anything is measured
     check_plan(bundle, plan)
@@ -196,7 +196,7 @@ def _progress(text: str) -> None:
 def _machine() -> dict[str, Any]:
     from importlib.metadata import version
 
-    from ouro_edge.tuned import cpu_name
+    from ouro_edge.system.tuned_threads import cpu_name
 
     names = ("numpy", "onnxruntime")
     return {"cpu": cpu_name(), "system": platform.platform(), "ouro-edge": __version__} | {n: version(n) for n in names}

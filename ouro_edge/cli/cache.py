@@ -6,8 +6,8 @@ import time
 
 import click
 
-from ouro_edge.cache import cache_directory, cache_entries, remove_entry
 from ouro_edge.errors import RequestError
+from ouro_edge.system.cache_dir import cache_directory, cache_entries, remove_entry
 
 
 @click.command(name="cache")

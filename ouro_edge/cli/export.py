@@ -53,11 +53,11 @@ def command(
 
     SRC is a directory in Hugging Face form, a .gguf file, a hub id, or for a .gguf file also an exported model.
     """
-    from ouro_edge.bundle import open_bundle
+    from ouro_edge.bundle.bundle import open_bundle
     from ouro_edge.cli.tables import error_table, file_size
-    from ouro_edge.hub import resolve
     from ouro_edge.loading import export_gguf, export_to
     from ouro_edge.quant import preset
+    from ouro_edge.system.hub import resolve
 
     if format_ == "gguf" or (format_ is None and out.suffix.lower() == ".gguf"):
         if block_size is not None or symmetric is not None or calibration_file is not None or report:

@@ -11,9 +11,9 @@ import click
 from ouro_edge.errors import BundleError, RequestError
 
 if TYPE_CHECKING:
-    from ouro_edge.bundle import Bundle
-    from ouro_edge.exit_gate import FittedGate
-    from ouro_edge.gates import Features, Objective
+    from ouro_edge.bundle.bundle import Bundle
+    from ouro_edge.bundle.fitted_gate import FittedGate
+    from ouro_edge.fitting import Features, Objective
 
 _LEAST_FITTED, _LEAST_HELD_OUT = 400, 100
 _THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -68,12 +68,12 @@ def command(
     A fifth of the lines is held out: the tables compare the checkpoint's own gate with the new one there. The new gate
     is written beside the model, which stays as it is: delete exit_gate.json to have the checkpoint's gate back.
     """
-    from ouro_edge.bundle import open_bundle
+    from ouro_edge.bundle.bundle import open_bundle
+    from ouro_edge.bundle.fitted_gate import GATE_FILE, FittedGate, write_gate
     from ouro_edge.cli.progress import conversion_progress
-    from ouro_edge.exit_gate import GATE_FILE, FittedGate, write_gate
-    from ouro_edge.gates import choose_threshold, collect, draw, fit_gate, gate_logits, original_gate, read_lines
-    from ouro_edge.gates.data import count
-    from ouro_edge.gates.features import MOST_BYTES, bytes_per_position, window
+    from ouro_edge.fitting import choose_threshold, collect, draw, fit_gate, gate_logits, original_gate, read_lines
+    from ouro_edge.fitting.gate_data import count
+    from ouro_edge.fitting.gate_features import MOST_BYTES, bytes_per_position, window
     from ouro_edge.runtime.model import Model
 
     opened = open_bundle(bundle)
@@ -117,7 +117,7 @@ def command(
 
 def _check(bundle: Bundle, budget: float | None, most: int, seed: int, *, writes: bool) -> None:
     """Everything that can be refused before the model is loaded."""
-    from ouro_edge.cache import cache_directory
+    from ouro_edge.system.cache_dir import cache_directory
 
     loops = bundle.config.loops
     if loops == 1:
@@ -143,7 +143,7 @@ def _compare(test: Features, old: FittedGate, new: FittedGate, budget: float | N
     from dataclasses import astuple
 
     from ouro_edge.cli.tables import table
-    from ouro_edge.gates import at_depth, at_threshold, choose_threshold, gate_logits
+    from ouro_edge.fitting import at_depth, at_threshold, choose_threshold, gate_logits
 
     loops = len(test.loss)
     logits = [gate_logits(test.hidden, gate) for gate in (old, new)]

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ouro_edge.config import ModelConfig
+from ouro_edge.arch.config import ModelConfig
 
 if TYPE_CHECKING:
-    from ouro_edge.bundle import Bundle
+    from ouro_edge.bundle.bundle import Bundle
 
 
 @click.command(name="inspect")
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one object.")
 def command(model: str, revision: str | None, tensors: bool, as_json: bool) -> None:
     """Show what MODEL holds: sizes, loops, exit gate, types, memory for keys and values."""
-    from ouro_edge.bundle import is_bundle, open_bundle
+    from ouro_edge.bundle.bundle import is_bundle, open_bundle
     from ouro_edge.cli.tables import error_table, printable
-    from ouro_edge.hub import resolve
+    from ouro_edge.system.hub import resolve
 
     found = resolve(model, revision=revision)
     if is_bundle(found.path):
@@ -44,7 +44,7 @@ def command(model: str, revision: str | None, tensors: bool, as_json: bool) -> N
 
 
 def _checkpoint_facts(path: Path) -> dict[str, Any]:
-    from ouro_edge.export.checkpoint import open_checkpoint
+    from ouro_edge.export.open_checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(path)
     kind = "checkpoint (.gguf)" if path.is_file() else "checkpoint (safetensors)"
@@ -57,8 +57,8 @@ def _checkpoint_facts(path: Path) -> dict[str, Any]:
 
 
 def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
+    from ouro_edge.bundle.fitted_gate import read_gate
     from ouro_edge.cli.tables import file_size
-    from ouro_edge.exit_gate import read_gate
 
     manifest = bundle.manifest
     kinds = Counter(
@@ -80,9 +80,9 @@ def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
 def _model_facts(config: ModelConfig) -> dict[str, Any]:
     from math import prod
 
+    from ouro_edge.arch.weights import tensor_shapes
     from ouro_edge.cli.tables import file_size
-    from ouro_edge.runtime.kv import KV_TYPES, kv_bytes_per_token
-    from ouro_edge.weights import tensor_shapes
+    from ouro_edge.runtime.backend.kv import KV_TYPES, kv_bytes_per_token
 
     kv = {kind: file_size(kv_bytes_per_token(config, kind)) for kind in KV_TYPES}
     heads = f"{config.num_heads} heads, {config.num_kv_heads} for keys and values, of {config.head_dim}"

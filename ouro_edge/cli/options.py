@@ -11,7 +11,7 @@ import click
 from ouro_edge.errors import RequestError
 
 if TYPE_CHECKING:
-    from ouro_edge.runtime.exits import ExitPolicy
+    from ouro_edge.runtime.exits.policies import ExitPolicy
     from ouro_edge.runtime.model import Model
 
 BUILT_IN = (
@@ -86,9 +86,9 @@ def exit_policy(
     model: Model, *, exit_threshold: float | None, rule: str | None, loops: int | None, loop_budget: float | None
 ) -> ExitPolicy | None:
     """The policy that the options ask for; None when they ask for none."""
-    from ouro_edge.runtime.exit_rules import parse_exit_rule
-    from ouro_edge.runtime.exits import ExitThreshold, FixedDepth
-    from ouro_edge.runtime.loop_budget import LoopBudget
+    from ouro_edge.runtime.exits.loop_budget import LoopBudget
+    from ouro_edge.runtime.exits.parse import parse_exit_rule
+    from ouro_edge.runtime.exits.policies import ExitThreshold, FixedDepth
 
     policy: ExitPolicy | None = None
     if sum(option is not None for option in (exit_threshold, rule, loops)) > 1:

@@ -33,7 +33,7 @@ def command(
 ) -> None:
     """Answer one prompt with MODEL and exit."""
     from ouro_edge.runtime.events import Done
-    from ouro_edge.terminal.clean import clean
+    from ouro_edge.terminal.display.sanitize import clean
 
     if ids is not None and (prompt is not None or system is not None or raw):
         raise RequestError("--ids is a whole prompt: it goes with neither -p nor --system nor --raw")

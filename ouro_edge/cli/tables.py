@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ouro_edge.manifest import Manifest
+from ouro_edge.bundle.manifest import Manifest
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

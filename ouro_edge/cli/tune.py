@@ -21,10 +21,10 @@ _QUIET = 0.8  # least share of CPU time that was measured on a machine to itself
 
 def show_tuning(machine: dict[str, Any], progress: Callable[[str], None], as_json: bool) -> None:
     """Time formats and thread counts, print them, and keep the thread count for the runtime to use."""
-    from ouro_edge.cpus import available_threads
     from ouro_edge.measure.tune import FORMATS, best_format, best_threads, thread_counts
-    from ouro_edge.runtime.session import import_onnxruntime
-    from ouro_edge.tuned import save_tuned
+    from ouro_edge.runtime.backend.session import import_onnxruntime
+    from ouro_edge.system.cpus import available_threads
+    from ouro_edge.system.tuned_threads import save_tuned
 
     cpus = available_threads()
     formats = _timed(FORMATS, [cpus], progress)

@@ -22,8 +22,8 @@ def command(model: str, against: str | None, tokens: int | None, seed: int, thre
     """
     from ouro_edge.cli.tables import table
     from ouro_edge.evaluation.verify import verify
-    from ouro_edge.export.checkpoint import open_checkpoint
-    from ouro_edge.hub import resolve
+    from ouro_edge.export.open_checkpoint import open_checkpoint
+    from ouro_edge.system.hub import resolve
 
     weights = open_checkpoint(resolve(against).path).weights if against is not None else None
 

@@ -1,11 +1,11 @@
-"""A bundle's weights under the names of `ouro_edge.weights`, dequantised: the input of a fair reference."""
+"""A bundle's weights under the names of `ouro_edge.arch.weights`, dequantised: the input of a fair reference."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ouro_edge.bundle import Bundle
-from ouro_edge.weights import Array, fused_names, tensor_shapes
+from ouro_edge.arch.weights import Array, fused_names, tensor_shapes
+from ouro_edge.bundle.bundle import Bundle
 
 
 class StoredWeights(Mapping[str, Array]):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ouro_edge.reference import exit_probabilities
-from ouro_edge.runtime.exits import ExitPolicy
+from ouro_edge.arch.reference import exit_probabilities
+from ouro_edge.arch.weights import Array
+from ouro_edge.runtime.exits.policies import ExitPolicy
 from ouro_edge.runtime.model import Model
-from ouro_edge.weights import Array
 
 Candidate = tuple[int, str, float]  # token id, its text, its probability
 

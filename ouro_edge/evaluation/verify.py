@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ouro_edge import reference
-from ouro_edge.bundle import Bundle, check_files, open_bundle
-from ouro_edge.config import ModelConfig
+from ouro_edge.arch import reference
+from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.weights import Array, Weights
+from ouro_edge.bundle.bundle import Bundle, check_files, open_bundle
 from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.evaluation.stored_weights import StoredWeights
 from ouro_edge.quant import ErrorMeter
-from ouro_edge.runtime.memory import available_memory
 from ouro_edge.runtime.model import Model
-from ouro_edge.weights import Array, Weights
+from ouro_edge.system.memory import available_memory
 
 # Kernels in float32 differ by summation order; MatMulNBits also rounds activations to int8, block by block.
 # Loops amplify that rounding, most in narrow models; a packing error makes outputs unrelated (1.4). By bits: what each

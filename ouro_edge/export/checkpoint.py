@@ -1,21 +1,16 @@
-"""A checkpoint as the exporter sees it, whatever files it came from. Knows config and weights; readers live beside it.
-
-`open_checkpoint` looks at a path and hands it to the reader of its kind: `huggingface` for a directory, `gguf_file` for
-a .gguf file. Both end as the same `Checkpoint`.
-"""
+"""A checkpoint as the exporter sees it: config, lazily read weights, text files. Readers of each file type make it."""
 
 from __future__ import annotations
 
 import json
-import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ouro_edge.config import ModelConfig, to_hf
+from ouro_edge.arch.config import ModelConfig, to_hf
+from ouro_edge.arch.weights import Weights
 from ouro_edge.errors import CheckpointError
-from ouro_edge.weights import Weights
 
 NO_GATE = "no exit gate in this file: runs at fixed depth; ouro-edge export FILE OUT --gate-from CHECKPOINT adds one"
 
@@ -31,21 +26,6 @@ class Checkpoint:
     files: Mapping[str, bytes]  # config.json always; tokenizer.json, chat_template.jinja, ... where there are any
     tensor_types: Mapping[str, int]  # storage type -> number of tensors: {"BF16": 269}
     notes: tuple[str, ...] = field(default=())  # one line each: what a user should know about this source
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a Hugging Face directory or a .gguf file. CheckpointError or ConfigError in one line when it is neither."""
-    if os.path.isdir(path):
-        from ouro_edge.export.huggingface import open_directory
-
-        return open_directory(path)
-    if not is_present(path):
-        raise CheckpointError(f"{path} does not exist")
-    if path.suffix.lower() == ".gguf":
-        from ouro_edge.export.gguf_file import open_gguf
-
-        return open_gguf(path)
-    raise CheckpointError(f"{path} is no checkpoint; wanted a directory with config.json or a .gguf file")
 
 
 def with_gate(checkpoint: Checkpoint, donor: Checkpoint) -> Checkpoint:

@@ -16,9 +16,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ouro_edge.manifest import PAGE, StoredArray, StoredTensor
+from ouro_edge.arch.weights import Array, Weights
+from ouro_edge.bundle.manifest import PAGE, StoredArray, StoredTensor
 from ouro_edge.quant import ErrorMeter, QuantizedTensor, Scheme, concatenate, dequantize, quantize
-from ouro_edge.weights import Array, Weights
 
 _PIECE = 16 << 20  # float32 values quantised at a time: 64 MB
 _SMALLEST_HALF = np.float32(2.0**-14)  # the smallest that is not subnormal

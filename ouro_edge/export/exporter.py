@@ -17,20 +17,20 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ouro_edge.bundle import BLOCK_FILES, DATA_FILE, HEAD_FILE, MANIFEST_FILE, sha256
-from ouro_edge.config import read_json_object
+from ouro_edge.arch.config import read_json_object
+from ouro_edge.arch.weights import fused_names
+from ouro_edge.bundle.bundle import BLOCK_FILES, DATA_FILE, HEAD_FILE, MANIFEST_FILE, sha256
+from ouro_edge.bundle.fitted_gate import GATE_FILE
+from ouro_edge.bundle.kv_ranges import RANGES_FILE, RECORD_FILE
+from ouro_edge.bundle.manifest import Manifest, StoredTensor
 from ouro_edge.errors import ExportError
-from ouro_edge.exit_gate import GATE_FILE
 from ouro_edge.export.checkpoint import Checkpoint
 from ouro_edge.export.data_file import DataFile, store
-from ouro_edge.export.graph import block_graph, head_graph
+from ouro_edge.export.graphs.block_graph import block_graph, head_graph
 from ouro_edge.export.model_card import model_card
-from ouro_edge.export.parents import new_parents
-from ouro_edge.kv_ranges import RANGES_FILE, RECORD_FILE
-from ouro_edge.manifest import Manifest, StoredTensor
 from ouro_edge.quant import Recipe
+from ouro_edge.system.files import new_parents
 from ouro_edge.version import __version__
-from ouro_edge.weights import fused_names
 
 Progress = Callable[[int, int, str], None]  # weights done, weights in all, name of the tensor at hand
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ouro_edge.config import from_hf, read_json_object
+from ouro_edge.arch.config import from_hf, read_json_object
+from ouro_edge.arch.weights import Array, TensorReader, Weights
 from ouro_edge.errors import CheckpointError
 from ouro_edge.export.checkpoint import Checkpoint, is_present
-from ouro_edge.weights import Array, TensorReader, Weights
 
 _TEXT_FILES = (
     "config.json",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ouro_edge.manifest import Manifest
+from ouro_edge.bundle.manifest import Manifest
 
 
 def model_card(manifest: Manifest) -> str:

@@ -9,14 +9,14 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from ouro_edge.bundle import cache_head_dim
+from ouro_edge.bundle.bundle import cache_head_dim
 from ouro_edge.errors import BundleError
-from ouro_edge.runtime.bundle_text import read_json, read_stop_ids
+from ouro_edge.runtime.text.bundle_text import read_json, read_stop_ids
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ouro_edge.bundle import Bundle
+    from ouro_edge.bundle.bundle import Bundle
 
 GRAPH_FILE, CONFIG_FILE = "genai.onnx", "genai_config.json"
 
@@ -26,7 +26,7 @@ def write_genai(bundle: Bundle) -> Path:
 
     BundleError when the files cannot be written.
     """
-    from ouro_edge.integrations.unrolled_graph import unrolled_graph
+    from ouro_edge.export.graphs.unrolled_graph import unrolled_graph
 
     graph = unrolled_graph(bundle).SerializeToString()
     config = json.dumps(genai_config(bundle), indent=2).encode() + b"\n"

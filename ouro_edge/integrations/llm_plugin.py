@@ -15,7 +15,7 @@ import ouro_edge
 
 if TYPE_CHECKING:
     from ouro_edge.runtime.model import Model
-    from ouro_edge.runtime.sequence import TokenSequence
+    from ouro_edge.runtime.sequence.sequence import TokenSequence
 
 
 class OuroEdge(llm.Model):

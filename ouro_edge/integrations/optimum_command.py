@@ -44,9 +44,9 @@ class OuroEdgeExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
 
     def run(self) -> None:
         """Export; what goes wrong is one line and exit code 1."""
-        from ouro_edge.hub import resolve
         from ouro_edge.loading import export_to
         from ouro_edge.quant import preset
+        from ouro_edge.system.hub import resolve
 
         args = self.args
         try:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ouro_edge.runtime.model import Model
-from ouro_edge.runtime.sequence import TokenSequence
+from ouro_edge.runtime.sequence.sequence import TokenSequence
 
 
 def filled_sequence(model: Model, length: int, loops: int, room: int, rng: np.random.Generator) -> TokenSequence:

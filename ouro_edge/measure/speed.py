@@ -15,18 +15,18 @@ from typing import Literal
 
 import numpy as np
 
-from ouro_edge.bundle import Bundle
+from ouro_edge.bundle.bundle import Bundle
 from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.loading import open_runnable
 from ouro_edge.measure.context import filled_sequence
 from ouro_edge.measure.memory import ProcessMemory, process_memory
-from ouro_edge.prefill import many_rows_for
+from ouro_edge.prefill_weights import many_rows_for
+from ouro_edge.runtime.backend.kv import kv_bytes_per_token
 from ouro_edge.runtime.events import Done
-from ouro_edge.runtime.exits import FixedDepth, FullDepth
-from ouro_edge.runtime.kv import kv_bytes_per_token
+from ouro_edge.runtime.exits.policies import FixedDepth, FullDepth
 from ouro_edge.runtime.model import Model
-from ouro_edge.runtime.sampler import Sampler
-from ouro_edge.runtime.sequence import TokenSequence
+from ouro_edge.runtime.sampling.sampler import Sampler
+from ouro_edge.runtime.sequence.sequence import TokenSequence
 
 
 @dataclass(frozen=True, slots=True)

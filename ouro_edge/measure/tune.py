@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from ouro_edge.bundle import GraphInMemory
-from ouro_edge.config import ModelConfig
-from ouro_edge.export.graph import block_graph
-from ouro_edge.export.graph_builder import GraphBuilder
-from ouro_edge.export.many_rows_graph import ManyRowsBuilder
-from ouro_edge.manifest import DTYPES, StoredArray, StoredTensor
+from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.weights import fused_names, tensor_shapes
+from ouro_edge.bundle.bundle import GraphInMemory
+from ouro_edge.bundle.manifest import DTYPES, StoredArray, StoredTensor
+from ouro_edge.export.graphs.block_graph import block_graph
+from ouro_edge.export.graphs.builder import GraphBuilder
+from ouro_edge.export.graphs.prefill_graph import ManyRowsBuilder
 from ouro_edge.quant import Scheme
-from ouro_edge.runtime.session import open_session
-from ouro_edge.weights import fused_names, tensor_shapes
+from ouro_edge.runtime.backend.session import open_session
 
 SHAPES = ModelConfig(
     model_type="ouro", vocab_size=1, hidden_size=2048, intermediate_size=5632, num_layers=2, num_heads=16,

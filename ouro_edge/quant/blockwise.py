@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ouro_edge.cpus import available_threads
 from ouro_edge.errors import BundleError, RequestError
 from ouro_edge.quant.packing import pack, unpack
 from ouro_edge.quant.scheme import Scheme
 from ouro_edge.quant.search import BlockSearch
+from ouro_edge.system.cpus import available_threads
 
 Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

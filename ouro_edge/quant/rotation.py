@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ouro_edge.weights import Array
+from ouro_edge.arch.weights import Array
 
 _LARGEST = 64  # channels that are mixed: 128 gains little more, and costs twice as much
 

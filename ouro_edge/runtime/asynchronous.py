@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol, TypeVar, Unpack
 
-from ouro_edge.runtime.cancel import Cancel
+from ouro_edge.arch.weights import Array
+from ouro_edge.runtime.backend.cancel import Cancel
 from ouro_edge.runtime.events import Event
-from ouro_edge.runtime.exits import ExitPolicy
+from ouro_edge.runtime.exits.policies import ExitPolicy
 from ouro_edge.runtime.forward import Forward, Score
 from ouro_edge.runtime.request import GenerateOptions
-from ouro_edge.runtime.sequence import TokenSequence
-from ouro_edge.weights import Array
+from ouro_edge.runtime.sequence.sequence import TokenSequence
 
 T = TypeVar("T")
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ouro_edge.reference import exit_probabilities
-from ouro_edge.runtime.cancel import Cancel
-from ouro_edge.runtime.candidates import likeliest
+from ouro_edge.arch.reference import exit_probabilities
+from ouro_edge.arch.weights import Array
+from ouro_edge.runtime.backend.cancel import Cancel
 from ouro_edge.runtime.events import Candidate
-from ouro_edge.runtime.evidence import Evidence
-from ouro_edge.runtime.exits import ExitPolicy
-from ouro_edge.runtime.sampler import check_logits
-from ouro_edge.runtime.sequence import TokenSequence
-from ouro_edge.weights import Array
+from ouro_edge.runtime.exits.loop_states import Evidence
+from ouro_edge.runtime.exits.policies import ExitPolicy
+from ouro_edge.runtime.sampling.sampler import check_logits
+from ouro_edge.runtime.sampling.top_logprobs import likeliest
+from ouro_edge.runtime.sequence.sequence import TokenSequence
 
 HEAD_ROWS = 256  # rows of logits made at a time: 48 MiB at a vocabulary of 49152
 

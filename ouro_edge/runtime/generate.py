@@ -9,17 +9,17 @@ from dataclasses import replace
 
 import numpy as np
 
+from ouro_edge.arch.weights import Array
 from ouro_edge.errors import Cancelled, RequestError
-from ouro_edge.runtime.constraint import Constraint
 from ouro_edge.runtime.events import Done, Event, StopReason, Timings, Token, Usage
 from ouro_edge.runtime.request import Request
-from ouro_edge.runtime.sampler import Sampling, check_logits
-from ouro_edge.runtime.sequence import TokenSequence
-from ouro_edge.runtime.speculation import Speculation
-from ouro_edge.runtime.speculation_plan import Plan
-from ouro_edge.runtime.step import Step, make_step
-from ouro_edge.runtime.tokenizer import TextStream, Tokenizer
-from ouro_edge.weights import Array
+from ouro_edge.runtime.sampling.constraint import Constraint
+from ouro_edge.runtime.sampling.sampler import Sampling, check_logits
+from ouro_edge.runtime.sequence.sequence import TokenSequence
+from ouro_edge.runtime.speculation.decoder import Speculation
+from ouro_edge.runtime.speculation.draft_policy import Plan
+from ouro_edge.runtime.speculation.step import Step, make_step
+from ouro_edge.runtime.text.tokenizer import TextStream, Tokenizer
 
 
 def generate_steps(sequence: TokenSequence, request: Request) -> Generator[Step, None, None]:

@@ -13,29 +13,29 @@ from typing import Any, Self, Unpack
 
 import numpy as np
 
-from ouro_edge.bundle import Bundle
+from ouro_edge.arch.weights import Array
+from ouro_edge.bundle.bundle import Bundle
+from ouro_edge.bundle.fitted_gate import choose_gate
 from ouro_edge.errors import BundleError, NoTokenizerError, RequestError, TemplateError
-from ouro_edge.exit_gate import choose_gate
 from ouro_edge.runtime.asynchronous import AsyncTwins
-from ouro_edge.runtime.block import Block, Head
-from ouro_edge.runtime.bundle_text import read_json, read_stop_ids, read_template, read_tokenizer
-from ouro_edge.runtime.cancel import Cancel
+from ouro_edge.runtime.backend.block import Block, Head
+from ouro_edge.runtime.backend.cancel import Cancel
+from ouro_edge.runtime.backend.kv_choice import check_share, choose_kv
 from ouro_edge.runtime.checks import check_ids, check_items, check_kind
-from ouro_edge.runtime.constraint import Constraint
 from ouro_edge.runtime.events import Event
-from ouro_edge.runtime.exits import ExitPolicy, ExitThreshold, FullDepth
+from ouro_edge.runtime.exits.policies import ExitPolicy, ExitThreshold, FullDepth
 from ouro_edge.runtime.forward import HEAD_ROWS, Forward, Score, States, pool, run_forward, run_score
 from ouro_edge.runtime.generate import generate_events
-from ouro_edge.runtime.generation_config import sampler_settings
-from ouro_edge.runtime.kv_choice import check_share, choose_kv
-from ouro_edge.runtime.large_pages import large_pages
 from ouro_edge.runtime.request import GenerateOptions, Speculate, check_count, make_request, token_budget
-from ouro_edge.runtime.sampler import Sampler
-from ouro_edge.runtime.sequence import TokenSequence
-from ouro_edge.runtime.shared_kv import SharedKVSequence
-from ouro_edge.runtime.template import check_variables
-from ouro_edge.runtime.tokenizer import Tokenizer
-from ouro_edge.weights import Array
+from ouro_edge.runtime.sampling.constraint import Constraint
+from ouro_edge.runtime.sampling.generation_config import sampler_settings
+from ouro_edge.runtime.sampling.sampler import Sampler
+from ouro_edge.runtime.sequence.sequence import TokenSequence
+from ouro_edge.runtime.sequence.shared_kv import SharedKVSequence
+from ouro_edge.runtime.text.bundle_text import read_json, read_stop_ids, read_template, read_tokenizer
+from ouro_edge.runtime.text.chat_template import check_variables
+from ouro_edge.runtime.text.tokenizer import Tokenizer
+from ouro_edge.system.huge_pages import large_pages
 
 
 class Model(AsyncTwins):

@@ -8,15 +8,15 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from ouro_edge.config import ModelConfig
+from ouro_edge.arch.config import ModelConfig
 from ouro_edge.errors import ContextOverflowError, RequestError
-from ouro_edge.runtime.cancel import Cancel
+from ouro_edge.runtime.backend.cancel import Cancel
 from ouro_edge.runtime.checks import check_ids, check_kind, check_whole
-from ouro_edge.runtime.constraint import Constraint
-from ouro_edge.runtime.exits import ExitPolicy
-from ouro_edge.runtime.sampler import Sampler
-from ouro_edge.runtime.sequence import TokenSequence
-from ouro_edge.runtime.stopping import StopStrings
+from ouro_edge.runtime.exits.policies import ExitPolicy
+from ouro_edge.runtime.sampling.constraint import Constraint
+from ouro_edge.runtime.sampling.sampler import Sampler
+from ouro_edge.runtime.sequence.sequence import TokenSequence
+from ouro_edge.runtime.text.stop_strings import StopStrings
 
 Speculate = bool | Literal["auto"]
 # Feed-forward weights of the block. Below, a loop takes less time than the Python around it, which drafting adds to.

@@ -13,18 +13,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ouro_edge.server.chat import Chat
-from ouro_edge.server.completions import Completions
-from ouro_edge.server.constraints import Schemas
-from ouro_edge.server.embeddings import Embeddings
-from ouro_edge.server.endpoint import Endpoint, Handler, dumps
 from ouro_edge.server.engine import Engine
-from ouro_edge.server.errors import ApiError
-from ouro_edge.server.guard import HostGuard, KeyGuard
+from ouro_edge.server.http.endpoint import Endpoint, Handler, dumps
+from ouro_edge.server.http.errors import ApiError
+from ouro_edge.server.http.guard import HostGuard, KeyGuard
+from ouro_edge.server.http.page import page
 from ouro_edge.server.limits import Access
 from ouro_edge.server.metrics import CONTENT_TYPE
-from ouro_edge.server.page import page
-from ouro_edge.server.replies import Head
+from ouro_edge.server.openai.chat import Chat
+from ouro_edge.server.openai.completions import Completions
+from ouro_edge.server.openai.constraints import Schemas
+from ouro_edge.server.openai.embeddings import Embeddings
+from ouro_edge.server.openai.replies import Head
 
 if TYPE_CHECKING:
     from ouro_edge.runtime.model import Model

@@ -15,20 +15,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ouro_edge.errors import Cancelled
-from ouro_edge.runtime.cancel import Cancel
+from ouro_edge.runtime.backend.cancel import Cancel
 from ouro_edge.runtime.events import Done, Event, Timings, Usage
-from ouro_edge.runtime.exits import ExitPolicy
+from ouro_edge.runtime.exits.policies import ExitPolicy
 from ouro_edge.runtime.forward import Score
-from ouro_edge.runtime.prefix_cache import PrefixCache
-from ouro_edge.server.errors import ApiError
+from ouro_edge.runtime.saved.prefix_cache import PrefixCache
+from ouro_edge.server.http.errors import ApiError
 from ouro_edge.server.limits import Limits
 from ouro_edge.server.metrics import Metrics
 from ouro_edge.server.options import Options, at_once
 from ouro_edge.server.queue import Queue
 
 if TYPE_CHECKING:
-    from ouro_edge.runtime.constraint import Constraint
     from ouro_edge.runtime.model import Model
+    from ouro_edge.runtime.sampling.constraint import Constraint
 
 T = TypeVar("T")
 

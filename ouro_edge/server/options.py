@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ouro_edge.errors import RequestError
-from ouro_edge.runtime.exit_rules import parse_exit_rule
-from ouro_edge.runtime.exits import ExitPolicy, ExitThreshold, FixedDepth
-from ouro_edge.runtime.loop_budget import LoopBudget
-from ouro_edge.runtime.sampler import Sampler
-from ouro_edge.server.errors import ApiError, bad_field
-from ouro_edge.server.fields import Fields
+from ouro_edge.runtime.exits.loop_budget import LoopBudget
+from ouro_edge.runtime.exits.parse import parse_exit_rule
+from ouro_edge.runtime.exits.policies import ExitPolicy, ExitThreshold, FixedDepth
+from ouro_edge.runtime.sampling.sampler import Sampler
+from ouro_edge.server.http.errors import ApiError, bad_field
+from ouro_edge.server.http.fields import Fields
 from ouro_edge.server.limits import MAX_ALTERNATIVES, MAX_CHOICES, MAX_STOPS
 
 if TYPE_CHECKING:

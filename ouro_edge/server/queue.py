@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from ouro_edge.server.errors import ApiError
+from ouro_edge.server.http.errors import ApiError
 
 
 class Queue:

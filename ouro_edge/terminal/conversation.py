@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ouro_edge.errors import RequestError
-from ouro_edge.runtime.cancel import Cancel
+from ouro_edge.runtime.backend.cancel import Cancel
 from ouro_edge.runtime.events import Done, Token
 from ouro_edge.runtime.model import Model
-from ouro_edge.runtime.sequence import TokenSequence
-from ouro_edge.runtime.thinking import ThoughtSplitter, opened_by, read_tags, text_with_tags
+from ouro_edge.runtime.sequence.sequence import TokenSequence
+from ouro_edge.runtime.text.reasoning import ThoughtSplitter, opened_by, read_tags, text_with_tags
 
 Message = dict[str, str]
 

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from ouro_edge.errors import ContextOverflowError, RequestError
-from ouro_edge.runtime.state_file import is_saved_sequence, load_sequence, save_sequence
-from ouro_edge.terminal.clean import one_line
+from ouro_edge.runtime.saved.state_file import is_saved_sequence, load_sequence, save_sequence
 from ouro_edge.terminal.commands import COMMANDS, LEAVING
 from ouro_edge.terminal.conversation import Conversation
-from ouro_edge.terminal.depth import rows
-from ouro_edge.terminal.interrupt import stop_on_interrupt
+from ouro_edge.terminal.display.depth import rows
+from ouro_edge.terminal.display.sanitize import one_line
+from ouro_edge.terminal.display.view import View
+from ouro_edge.terminal.input.interrupt import stop_on_interrupt
 from ouro_edge.terminal.saved import SavedChat, read_chat, state_path, write_chat
 from ouro_edge.terminal.settings import changed, shown
-from ouro_edge.terminal.view import View
 
 Build = Callable[[Mapping[str, Any]], dict[str, Any]]  # settings -> keyword arguments of Model.generate; RequestError
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ouro_edge.config import read_json_object
+from ouro_edge.arch.config import read_json_object
 from ouro_edge.errors import RequestError
 
 _FORMAT = "ouro-edge chat"

@@ -6,10 +6,10 @@ import os
 import sys
 
 from ouro_edge.terminal.conversation import Conversation
-from ouro_edge.terminal.interrupt import ignore_interrupts
-from ouro_edge.terminal.keyboard import quiet_keyboard
+from ouro_edge.terminal.display.view import PlainView, View
+from ouro_edge.terminal.input.interrupt import ignore_interrupts
+from ouro_edge.terminal.input.keyboard import quiet_keyboard
 from ouro_edge.terminal.repl import Repl
-from ouro_edge.terminal.view import PlainView, View
 
 
 def is_terminal() -> bool:
@@ -25,10 +25,10 @@ def open_view(conversation: Conversation) -> View:
         return PlainView(loops, conversation.tags)
     from rich.console import Console
 
-    from ouro_edge.terminal.history import open_history
-    from ouro_edge.terminal.markdown import THEME
-    from ouro_edge.terminal.prompt import Prompt
-    from ouro_edge.terminal.screen import Screen
+    from ouro_edge.terminal.display.markdown import THEME
+    from ouro_edge.terminal.display.screen import Screen
+    from ouro_edge.terminal.input.history import open_history
+    from ouro_edge.terminal.input.prompt import Prompt
 
     history, problem = open_history()
     screen = Screen(Console(highlight=False, markup=False, emoji=False, theme=THEME), loops, Prompt(history).lines)

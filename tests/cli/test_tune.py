@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 from ouro_edge.cli import main
 from ouro_edge.cli import tune as command
-from ouro_edge.cpus import available_threads
 from ouro_edge.measure import tune
-from ouro_edge.runtime.session import default_threads
+from ouro_edge.runtime.backend.session import default_threads
+from ouro_edge.system.cpus import available_threads
 
 
 @pytest.fixture(autouse=True)

@@ -13,14 +13,14 @@ from click.testing import CliRunner
 from models import write_checkpoint
 from safetensors.numpy import load_file, save_file
 
-from ouro_edge.bundle import open_bundle, sha256
+from ouro_edge.bundle.bundle import open_bundle, sha256
+from ouro_edge.bundle.fitted_gate import FittedGate, write_gate
 from ouro_edge.cli import main
 from ouro_edge.evaluation.verify import verify
-from ouro_edge.exit_gate import FittedGate, write_gate
-from ouro_edge.export.checkpoint import open_checkpoint
 from ouro_edge.export.exporter import export_bundle
+from ouro_edge.export.open_checkpoint import open_checkpoint
 from ouro_edge.quant import preset
-from ouro_edge.runtime.sequence import TokenSequence
+from ouro_edge.runtime.sequence.sequence import TokenSequence
 
 
 def exported(checkpoint, out, precision):
@@ -87,8 +87,8 @@ def test_a_fitted_gate_is_no_error_of_arithmetic(bundle_of, tmp_path):
 
 
 def test_scarce_memory_does_not_change_the_kv_that_is_verified(bundle_of, monkeypatch):
-    monkeypatch.setattr("ouro_edge.runtime.kv_choice.available_memory", lambda: 1)
-    monkeypatch.setattr("ouro_edge.runtime.kv_choice.has_ranges", lambda _: True)
+    monkeypatch.setattr("ouro_edge.runtime.backend.kv_choice.available_memory", lambda: 1)
+    monkeypatch.setattr("ouro_edge.runtime.backend.kv_choice.has_ranges", lambda _: True)
     assert all(check.passed for check in verify(bundle_of()))
 
 

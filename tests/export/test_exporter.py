@@ -17,10 +17,10 @@ import pytest
 from models import GOLDEN, hf_config, hf_tensors, write_checkpoint
 from safetensors.numpy import save_file
 
-from ouro_edge.bundle import BLOCK_FILES, MANIFEST_FILE, open_bundle
+from ouro_edge.bundle.bundle import BLOCK_FILES, MANIFEST_FILE, open_bundle
 from ouro_edge.errors import CheckpointError, ExportError
-from ouro_edge.export.checkpoint import open_checkpoint
 from ouro_edge.export.exporter import export_bundle
+from ouro_edge.export.open_checkpoint import open_checkpoint
 from ouro_edge.quant import preset
 
 
@@ -269,7 +269,7 @@ def test_a_killed_export_leaves_nothing_that_looks_finished(tmp_path):
     code = f"""
         import os, signal
         from pathlib import Path
-        from ouro_edge.export.checkpoint import open_checkpoint
+        from ouro_edge.export.open_checkpoint import open_checkpoint
         from ouro_edge.export.exporter import export_bundle
         from ouro_edge.quant import preset
         def kill(done, total, name):

@@ -13,7 +13,7 @@ from models import GOLDEN, hf_config, hf_tensors, write_checkpoint
 from safetensors.numpy import save_file
 
 from ouro_edge.errors import CheckpointError, ConfigError
-from ouro_edge.export.checkpoint import open_checkpoint
+from ouro_edge.export.open_checkpoint import open_checkpoint
 
 
 def write_shards(path, config, tensors, shards=3, index=None):

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 import ouro_edge
-from ouro_edge.bundle import open_bundle
+from ouro_edge.arch.weights import tensor_shapes
+from ouro_edge.bundle.bundle import open_bundle
 from ouro_edge.errors import ContextOverflowError, RequestError
-from ouro_edge.hub import resolve
 from ouro_edge.loading import export_gguf
 from ouro_edge.measure.context import filled_sequence
 from ouro_edge.measure.speed import End, Loading, Plan, Speed, check_plan, time_model, weight_bytes
-from ouro_edge.runtime.exits import FixedDepth
-from ouro_edge.weights import tensor_shapes
+from ouro_edge.runtime.exits.policies import FixedDepth
+from ouro_edge.system.hub import resolve
 
 
 def speeds_of(path, plan):

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from ouro_edge.config import ModelConfig
+from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.weights import tensor_shapes
 from ouro_edge.errors import BundleError, RequestError
 from ouro_edge.quant import PRESETS, Recipe, Scheme, preset
-from ouro_edge.weights import tensor_shapes
 
 FOUR, SIX, EIGHT, NINE = Scheme(4, 32), Scheme(4, 64), Scheme(8, 128), Scheme(8, 16, False)
 RECIPE = Recipe("mixed", attention=FOUR, feed_forward=SIX, head=EIGHT, embedding=NINE)

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from models import oracle
 
 import ouro_edge
-from ouro_edge import reference
+from ouro_edge.arch import reference
 from ouro_edge.errors import NoGateError, RequestError
-from ouro_edge.runtime.exits import (
+from ouro_edge.runtime.exits.loop_budget import LoopBudget
+from ouro_edge.runtime.exits.policies import (
     Agreement,
     Confidence,
     ExitThreshold,
@@ -20,7 +21,6 @@ from ouro_edge.runtime.exits import (
     StateChange,
     WeightedExit,
 )
-from ouro_edge.runtime.loop_budget import LoopBudget
 
 SHARES = st.floats(0.0, 1.0)
 POLICIES = st.one_of(

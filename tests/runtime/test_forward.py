@@ -51,9 +51,9 @@ POLICIES = [ouro_edge.ExitThreshold(0.3), ouro_edge.ExitThreshold(0.6), ouro_edg
 def test_calls_of_any_size_say_the_same(model, monkeypatch, policy, rows):
     """Deeper loops end earlier, so that their calls may begin elsewhere than those of the loops before."""
     for count in range(17, 41, 3):
-        monkeypatch.setattr("ouro_edge.runtime.block._ROWS", 64)
+        monkeypatch.setattr("ouro_edge.runtime.backend.block._ROWS", 64)
         wanted = model.forward(IDS[:count], exit=policy)
-        monkeypatch.setattr("ouro_edge.runtime.block._ROWS", rows)
+        monkeypatch.setattr("ouro_edge.runtime.backend.block._ROWS", rows)
         found = model.forward(IDS[:count], exit=policy)
         assert found.depth.tolist() == wanted.depth.tolist()
         np.testing.assert_allclose(found.logits, wanted.logits, atol=1e-4)
@@ -65,7 +65,7 @@ def test_these_policies_stop_early_and_not_everywhere_at_once(model):
 
 
 def test_cancelled_within_a_loop_a_shared_cache_holds_nothing_mixed(bundle_of, monkeypatch):
-    monkeypatch.setattr("ouro_edge.runtime.block._ROWS", 16)
+    monkeypatch.setattr("ouro_edge.runtime.backend.block._ROWS", 16)
     with ouro_edge.load(bundle_of(), kv_share="last") as shared:
         sequence, cancel, calls = shared.new_sequence(), ouro_edge.Cancel(), itertools.count(1)
         call = shared._block.call

@@ -11,12 +11,12 @@ from models import GOLDEN
 from toy_text import add_tokenizer
 
 import ouro_edge
-from ouro_edge.bundle import open_bundle
+from ouro_edge.bundle.bundle import open_bundle
+from ouro_edge.bundle.kv_ranges import RANGES_FILE, RECORD_FILE, read_ranges, write_ranges
 from ouro_edge.errors import BundleError, ContextOverflowError, RequestError
-from ouro_edge.evaluation.calibrate import calibrate
-from ouro_edge.kv_ranges import RANGES_FILE, RECORD_FILE, read_ranges, write_ranges
-from ouro_edge.runtime.exits import ExitThreshold, FixedDepth, FullDepth
-from ouro_edge.runtime.kv import kv_bytes_per_token, scales_of
+from ouro_edge.fitting.calibrate_kv import calibrate
+from ouro_edge.runtime.backend.kv import kv_bytes_per_token, scales_of
+from ouro_edge.runtime.exits.policies import ExitThreshold, FixedDepth, FullDepth
 
 PROMPT = np.random.default_rng(1).integers(3, 96, 80).tolist()
 
@@ -161,7 +161,7 @@ def test_ranges_that_make_no_sense_are_not_stored(bundle, make):
 
 
 def test_auto_takes_int8_when_float_would_fill_the_memory(bundle, monkeypatch):
-    monkeypatch.setattr("ouro_edge.runtime.kv_choice.available_memory", lambda: 10_000_000)
+    monkeypatch.setattr("ouro_edge.runtime.backend.kv_choice.available_memory", lambda: 10_000_000)
     model = ouro_edge.load(bundle)
     assert model.kv == "int8" and "4096 tokens would need" in model.kv_reason
     assert ouro_edge.load(bundle, context=64).kv == "fp32"
@@ -175,7 +175,7 @@ def test_a_cache_grows_by_less_when_memory_is_short(bundle, monkeypatch):
         loop = sequence.kv_of(1)
         full = loop.capacity
         per_token = loop.nbytes // full
-        monkeypatch.setattr("ouro_edge.runtime.kv.available_memory", lambda: (64 << 20) + 70 * per_token)
+        monkeypatch.setattr("ouro_edge.runtime.backend.kv.available_memory", lambda: (64 << 20) + 70 * per_token)
         sequence.feed([5] * (full + 1 - 256))
         sequence.advance(1)
         assert full + 1 <= loop.capacity <= full + 70
@@ -184,7 +184,7 @@ def test_a_cache_grows_by_less_when_memory_is_short(bundle, monkeypatch):
 def test_no_memory_is_one_line_and_leaves_the_sequence_usable(bundle, monkeypatch):
     with ouro_edge.load(bundle, kv="fp32") as model:
         sequence = model.new_sequence()
-        monkeypatch.setattr("ouro_edge.runtime.kv.available_memory", lambda: 64 << 20)
+        monkeypatch.setattr("ouro_edge.runtime.backend.kv.available_memory", lambda: 64 << 20)
         sequence.feed(PROMPT)
         with pytest.raises(ContextOverflowError, match=r"GB are free: use --kv int8"):
             sequence.think(FullDepth())

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from models import oracle
 
 import ouro_edge
-from ouro_edge import reference
-from ouro_edge.runtime.exits import ExitThreshold, FixedDepth, FullDepth
-from ouro_edge.runtime.kv import kv_bytes_per_token
+from ouro_edge.arch import reference
+from ouro_edge.runtime.backend.kv import kv_bytes_per_token
+from ouro_edge.runtime.exits.policies import ExitThreshold, FixedDepth, FullDepth
 
 PROMPT = [5, 17, 3, 88, 41, 41, 7, 60, 12, 33, 2, 0, 95, 11]
 
@@ -66,7 +66,7 @@ def test_long_prompts_go_in_chunks(pair, monkeypatch):
     whole.feed(PROMPT)
     parts.feed(PROMPT)
     wanted = whole.think(FullDepth()).hidden
-    monkeypatch.setattr("ouro_edge.runtime.block._ROWS", 5)
+    monkeypatch.setattr("ouro_edge.runtime.backend.block._ROWS", 5)
     np.testing.assert_allclose(parts.think(FullDepth()).hidden, wanted, atol=1e-4)
     assert parts.work.calls == 3 * model.config.loops
 

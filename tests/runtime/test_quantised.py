@@ -7,10 +7,10 @@ import pytest
 from models import GOLDEN
 
 import ouro_edge
-from ouro_edge import reference
-from ouro_edge.bundle import open_bundle
+from ouro_edge.arch import reference
+from ouro_edge.bundle.bundle import open_bundle
 from ouro_edge.evaluation.stored_weights import StoredWeights
-from ouro_edge.runtime.exits import FixedDepth
+from ouro_edge.runtime.exits.policies import FixedDepth
 
 PROMPT = [5, 17, 3, 88, 41, 41, 7, 60, 12, 33, 2, 0, 95, 11]
 
@@ -45,7 +45,7 @@ def test_golden_model_at_every_depth(golden, bundle_of, precision):
 
 
 def test_quantised_weights_differ_from_the_checkpoint_by_rounding_only(bundle_of):
-    from ouro_edge.export.checkpoint import open_checkpoint
+    from ouro_edge.export.open_checkpoint import open_checkpoint
 
     original = open_checkpoint(GOLDEN).weights
     for precision, least in (("int8", 40.0), ("int4", 18.0)):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ouro_edge.errors import RequestError
-from ouro_edge.runtime.sampler import Sampler
+from ouro_edge.runtime.sampling.sampler import Sampler
 
 Row = NDArray[np.float32]
 

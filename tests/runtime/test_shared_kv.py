@@ -7,10 +7,10 @@ import pytest
 from models import oracle
 
 import ouro_edge
-from ouro_edge import reference
+from ouro_edge.arch import reference
 from ouro_edge.errors import RequestError
-from ouro_edge.export.checkpoint import open_checkpoint
-from ouro_edge.runtime.exits import ExitThreshold, FixedDepth, FullDepth
+from ouro_edge.export.open_checkpoint import open_checkpoint
+from ouro_edge.runtime.exits.policies import ExitThreshold, FixedDepth, FullDepth
 
 PROMPT = [5, 17, 3, 88, 41, 41, 7, 60, 12, 33, 2, 0, 95, 11]
 

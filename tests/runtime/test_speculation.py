@@ -18,8 +18,8 @@ import ouro_edge
 from ouro_edge.cli import main
 from ouro_edge.runtime import generate as generate_module
 from ouro_edge.runtime import request as request_module
-from ouro_edge.runtime.speculation import Speculation
-from ouro_edge.runtime.speculation_plan import Draft, Plan
+from ouro_edge.runtime.speculation.decoder import Speculation
+from ouro_edge.runtime.speculation.draft_policy import Draft, Plan
 
 PROMPT = [5, 17, 3, 88, 41, 41, 7]
 SHARES = st.floats(0.0, 1.0)

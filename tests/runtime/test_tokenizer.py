@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from ouro_edge.errors import BundleError, RequestError
-from ouro_edge.runtime.tokenizer import TextStream, Tokenizer
+from ouro_edge.runtime.text.tokenizer import TextStream, Tokenizer
 
 CORPUS = ["The capital of France is Paris.", "naïve café, 日本語 and 😀 smileys", "  indented\n\tlines  ", "0123"] * 3
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -14,7 +14,7 @@ import pytest
 from page_driver import chromium
 
 import ouro_edge
-from ouro_edge.runtime.cancel import Cancel
+from ouro_edge.runtime.backend.cancel import Cancel
 from ouro_edge.server.app import make_app
 from ouro_edge.server.engine import Engine
 from ouro_edge.server.limits import Access, Limits

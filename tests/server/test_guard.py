@@ -7,10 +7,10 @@ import hashlib
 
 import pytest
 
-from ouro_edge.server.guard import host_name
+from ouro_edge.server.http.guard import host_name
+from ouro_edge.server.http.page import page_response, policy
 from ouro_edge.server.limits import Access
 from ouro_edge.server.listen import is_loopback
-from ouro_edge.server.page import page_response, policy
 
 LOCAL = frozenset(("127.0.0.1", "localhost"))
 

@@ -7,11 +7,11 @@ import json
 import pytest
 
 from ouro_edge.errors import TemplateError
-from ouro_edge.runtime.template import CHATML, ChatTemplate
-from ouro_edge.server.errors import ApiError
-from ouro_edge.server.fields import Fields
-from ouro_edge.server.messages import read_messages, read_template_variables, render
-from ouro_edge.server.tools import Tools, read_tools
+from ouro_edge.runtime.text.chat_template import CHATML, ChatTemplate
+from ouro_edge.server.http.errors import ApiError
+from ouro_edge.server.http.fields import Fields
+from ouro_edge.server.openai.messages import read_messages, read_template_variables, render
+from ouro_edge.server.openai.tools import Tools, read_tools
 
 TOOL = {"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}
 KNOWS = ChatTemplate(

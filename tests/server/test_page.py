@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from page_driver import pretend, say
 
-from ouro_edge.server.page import FILE, page_response, policy
+from ouro_edge.server.http.page import FILE, page_response, policy
 
 HTML = FILE.read_text(encoding="utf-8")
 VOID = {"meta", "link", "input", "path", "circle", "rect", "br"}

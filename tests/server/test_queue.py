@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from ouro_edge.server.errors import ApiError
+from ouro_edge.server.http.errors import ApiError
 from ouro_edge.server.limits import Limits
 from ouro_edge.server.queue import Queue
 

@@ -33,7 +33,7 @@ def test_no_request_comes(serve, monkeypatch, sent):
 
 
 def test_a_body_that_does_not_come(serve, monkeypatch):
-    monkeypatch.setattr("ouro_edge.server.endpoint.BODY_SECONDS", 0.2)
+    monkeypatch.setattr("ouro_edge.server.http.endpoint.BODY_SECONDS", 0.2)
     server = serve()
     with socket.create_connection(("127.0.0.1", server.port)) as client:
         client.sendall(f"{HEAD}Content-Length: 500\r\n\r\n{{".encode())
@@ -42,7 +42,7 @@ def test_a_body_that_does_not_come(serve, monkeypatch):
 
 
 def test_an_answer_that_nobody_reads(serve, monkeypatch, until, endless):
-    monkeypatch.setattr("ouro_edge.server.endpoint.WRITE_SECONDS", 0.3)
+    monkeypatch.setattr("ouro_edge.server.http.endpoint.WRITE_SECONDS", 0.3)
     server = serve()
     body = {"messages": [{"role": "user", "content": "hello"}], "stream": True, "n": 16, "lens": 20, **endless}
     data = json.dumps(body).encode()
@@ -57,7 +57,7 @@ def test_an_answer_that_nobody_reads(serve, monkeypatch, until, endless):
 
 
 def test_a_silent_stream_shows_signs_of_life(serve, held, monkeypatch):
-    monkeypatch.setattr("ouro_edge.server.endpoint.PING_SECONDS", 0.05)
+    monkeypatch.setattr("ouro_edge.server.http.endpoint.PING_SECONDS", 0.05)
     server = serve(held)
     body = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
     with server.http.stream("POST", CHAT, json=body) as response:

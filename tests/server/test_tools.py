@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from ouro_edge.server.errors import ApiError
-from ouro_edge.server.fields import Fields
-from ouro_edge.server.tools import read_tools
+from ouro_edge.server.http.errors import ApiError
+from ouro_edge.server.http.fields import Fields
+from ouro_edge.server.openai.tools import read_tools
 
 TOOLS = [
     {"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}},

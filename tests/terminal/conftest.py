@@ -12,7 +12,7 @@ from ouro_edge.errors import RequestError
 from ouro_edge.loading import load
 from ouro_edge.runtime.events import Done, Timings, Token, Usage
 from ouro_edge.terminal.conversation import Piece
-from ouro_edge.terminal.markdown import THEME
+from ouro_edge.terminal.display.markdown import THEME
 
 SPECIAL = {7: "<think>", 8: "</think>", 9: "<|im_end|>"}
 

@@ -6,9 +6,9 @@ import pytest
 
 from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.loading import load
-from ouro_edge.runtime.cancel import Cancel
+from ouro_edge.runtime.backend.cancel import Cancel
 from ouro_edge.runtime.events import Done
-from ouro_edge.runtime.sampler import Sampler
+from ouro_edge.runtime.sampling.sampler import Sampler
 from ouro_edge.terminal.conversation import Conversation
 
 QUESTION = "Ada likes Ben. Ben likes Cleo. Ada likes someone who likes who?"

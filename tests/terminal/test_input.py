@@ -11,8 +11,8 @@ from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from ouro_edge.terminal.history import history_file, open_history
-from ouro_edge.terminal.prompt import Prompt, _Commands
+from ouro_edge.terminal.input.history import history_file, open_history
+from ouro_edge.terminal.input.prompt import Prompt, _Commands
 
 
 def typed(keys, history=None):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from rich.text import Text
 
-from ouro_edge.terminal.markdown import AnswerMarkdown, Trimmed
-from ouro_edge.terminal.screen import Screen
+from ouro_edge.terminal.display.markdown import AnswerMarkdown, Trimmed
+from ouro_edge.terminal.display.screen import Screen
 
 GUIDE = """# Sorting
 
@@ -47,8 +47,8 @@ def show(memory, events, *, width=80, height=24, show_depth=False, **settings):
 @pytest.fixture
 def eager(monkeypatch):
     """Draw at every token."""
-    monkeypatch.setattr("ouro_edge.terminal.live._INTERVAL", 0.0)
-    monkeypatch.setattr("ouro_edge.terminal.live._SHARE", 1e9)
+    monkeypatch.setattr("ouro_edge.terminal.display.live._INTERVAL", 0.0)
+    monkeypatch.setattr("ouro_edge.terminal.display.live._SHARE", 1e9)
 
 
 def body(seen):

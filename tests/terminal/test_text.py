@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ouro_edge.runtime.thinking import KNOWN, Tags, ThoughtSplitter, tags_of
-from ouro_edge.terminal.blocks import BlockStream
-from ouro_edge.terminal.clean import clean, one_line
+from ouro_edge.runtime.text.reasoning import KNOWN, Tags, ThoughtSplitter, tags_of
+from ouro_edge.terminal.display.blocks import BlockStream
+from ouro_edge.terminal.display.sanitize import clean, one_line
 
 THINK = Tags("<think>", "</think>")
 

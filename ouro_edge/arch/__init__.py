@@ -1,0 +1,1 @@
+"""A model as a specification: strict config.json, tensor names and shapes, and the forward pass in plain NumPy."""

@@ -1,0 +1,151 @@
+"""The model in plain NumPy: the specification and the oracle of the tests. Knows config and weights, nothing faster.
+
+Shapes: T positions, C width, H heads, KV key heads, D head dim, V vocabulary, R loops. Semantics are those of the
+published modelling code (modeling_ouro.py; arXiv 2510.25741): one block of layers is applied R times, the final norm
+closes every loop, and its output feeds the next loop, the exit gate and the head. `weights` is any mapping from the
+names of `ouro_edge.arch.weights` to float32 arrays; each tensor is looked up when its layer is at hand, so a lazy
+mapping keeps one layer in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.weights import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What every loop leaves behind for every position."""
+
+    hidden: Array  # [R, T, C], after the norm that closes the loop
+    gate_logits: NDArray[np.float64]  # [T, R]; empty [T, 0] without a gate
+
+
+def rope_tables(config: ModelConfig, length: int) -> tuple[Array, Array]:
+    """cos and sin [length, D/2], in float32 throughout like the published code, whose rounding is part of the model."""
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    frequencies = np.float32(1.0) / np.float32(config.rope_theta) ** exponents
+    angles = np.arange(length, dtype=np.float32)[:, None] * frequencies[None, :]
+    return np.cos(angles), np.sin(angles)
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    """x * rsqrt(mean(x^2) + eps) * weight over the last axis."""
+    mean_square = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
+    return (x / np.sqrt(mean_square + np.float32(eps)) * weight).astype(np.float32)
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotary positions, half-split form: the pair of dimension i is i + D/2. x [T, heads, D], tables [T, D/2]."""
+    first, second = np.split(x, 2, axis=-1)
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def attention(config: ModelConfig, x: Array, layer: Mapping[str, Array], cos: Array, sin: Array) -> Array:
+    """Causal grouped-query attention over x [T, C], before any norm of its output."""
+    length = len(x)
+    q = rotate((x @ layer["q_proj"].T).reshape(length, config.num_heads, config.head_dim), cos, sin)
+    k = rotate((x @ layer["k_proj"].T).reshape(length, config.num_kv_heads, config.head_dim), cos, sin)
+    v = (x @ layer["v_proj"].T).reshape(length, config.num_kv_heads, config.head_dim)
+    k, v = (np.repeat(a, config.num_heads // config.num_kv_heads, axis=1) for a in (k, v))
+    scores = np.einsum("qhd,khd->hqk", q, k, optimize=True) * np.float32(config.head_dim**-0.5)
+    scores = np.where(np.tri(length, dtype=bool), scores, -np.inf)
+    scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    scores /= scores.sum(axis=-1, keepdims=True)
+    mixed = np.einsum("hqk,khd->qhd", scores, v, optimize=True).reshape(length, config.q_size)
+    return (mixed @ layer["o_proj"].T).astype(np.float32)
+
+
+def feed_forward(x: Array, layer: Mapping[str, Array]) -> Array:
+    """down(silu(gate(x)) * up(x))."""
+    gate = x @ layer["gate_proj"].T
+    return ((gate * _sigmoid(gate)) * (x @ layer["up_proj"].T)) @ layer["down_proj"].T
+
+
+def run(config: ModelConfig, weights: Mapping[str, Array], ids: NDArray[np.integer], loops: int | None = None) -> Steps:
+    """All loops over token ids [T]; `loops` may stop earlier than the config's R."""
+    eps = config.rms_norm_eps
+    cos, sin = rope_tables(config, len(ids))
+    norm = weights["norm"]
+    h = weights["embedding"][ids]
+    hidden, gates = [], []
+    for _ in range(loops or config.loops):
+        for i in range(config.num_layers):
+            layer = _Layer(weights, i)
+            mixed = attention(config, rms_norm(h, layer["attn_norm"], eps), layer, cos, sin)
+            h = h + (rms_norm(mixed, layer["attn_post_norm"], eps) if config.sandwich_norms else mixed)
+            mixed = feed_forward(rms_norm(h, layer["ffn_norm"], eps), layer)
+            h = h + (rms_norm(mixed, layer["ffn_post_norm"], eps) if config.sandwich_norms else mixed)
+        h = rms_norm(h, norm, eps)
+        hidden.append(h)
+        if config.has_gate:
+            gates.append((h @ weights["exit_gate.weight"][0] + weights["exit_gate.bias"][0]).astype(np.float64))
+    gate_logits = np.stack(gates, axis=-1) if gates else np.zeros((len(ids), 0))
+    return Steps(np.stack(hidden), gate_logits)
+
+
+def head(weights: Mapping[str, Array], hidden: Array) -> Array:
+    """Logits [..., V] of normed hidden states [..., C]."""
+    return hidden @ weights["head"].T
+
+
+def exit_probabilities(gate_logits: NDArray[np.float64], loops: int) -> NDArray[np.float64]:
+    """p [T, R] of stopping at each of `loops` loops, from the gate logits [T, r] of the loops that ran.
+
+    p_r = lambda_r * prod_{j<r}(1 - lambda_j), and the last loop takes what is left, whatever its gate says. NaN where a
+    loop that did not run would have to be known.
+    """
+    ran = gate_logits.shape[1]
+    p = np.full((len(gate_logits), loops), np.nan)
+    go_on = _sigmoid(-gate_logits)  # 1 - lambda, without cancellation
+    survival = np.cumprod(np.concatenate([np.ones_like(go_on[:, :1]), go_on], axis=1), axis=1)
+    p[:, :ran] = survival[:, :ran] * _sigmoid(gate_logits)
+    if ran == loops:
+        p[:, -1] = survival[:, ran - 1]
+    return p
+
+
+def exit_depths(gate_logits: NDArray[np.float64], threshold: float) -> NDArray[np.int64]:
+    """Loop [T], counted from 1, at which each position's cumulative exit probability first reaches the threshold.
+
+    CDF_r = 1 - prod_{j<=r}(1 - lambda_j) is compared through the product, which stays exact near 1.
+    """
+    survival = np.cumprod(_sigmoid(-gate_logits), axis=-1)
+    stop = survival <= 1.0 - threshold
+    stop[:, -1] = True
+    depths: NDArray[np.int64] = np.argmax(stop, axis=-1) + 1
+    return depths
+
+
+def select(hidden: Array, depths: NDArray[np.int64]) -> Array:
+    """The state [T, C] of each position at its own depth, out of hidden [R, T, C]."""
+    return hidden[depths - 1, np.arange(hidden.shape[1])]
+
+
+class _Layer(Mapping[str, Array]):
+    """The tensors of one layer by their short names."""
+
+    def __init__(self, weights: Mapping[str, Array], index: int) -> None:
+        self._weights, self._prefix = weights, f"layers.{index}."
+
+    def __getitem__(self, name: str) -> Array:
+        return self._weights[self._prefix + name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(self._prefix) for name in self._weights if name.startswith(self._prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _sigmoid(x: NDArray[Any]) -> NDArray[Any]:
+    with np.errstate(invalid="ignore"):  # NaN in, NaN out: a loop whose gate is not known
+        return np.exp(-np.logaddexp(x.dtype.type(0), -x))  # exact at both ends, no overflow

@@ -1,0 +1,121 @@
+"""The tensors of a model under our own names, with the shapes that a config implies. Knows config and errors.
+
+    embedding [V, C]   head [V, C]   norm [C]   exit_gate.weight [1, C]   exit_gate.bias [1]
+    layers.N.attn_norm [C]   .q_proj [H*D, C]   .{k,v}_proj [KV*D, C]   .o_proj [C, H*D]    .attn_post_norm [C]
+    layers.N.ffn_norm [C]    .{gate,up}_proj [F, C]                     .down_proj [C, F]   .ffn_post_norm [C]
+
+Rows are outputs and columns inputs, as in the checkpoints. Tensors are read when asked for, in rows if wanted, so that
+a model larger than memory can pass through. Which file they come from is the affair of `export`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro_edge.arch.config import ModelConfig
+from ouro_edge.errors import CheckpointError
+
+Array = NDArray[np.float32]
+
+
+class TensorReader(Protocol):
+    """One tensor in a file: its shape is known, its values are read on demand."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def read(self, start: int, stop: int) -> Array:
+        """Rows start..stop of the first axis as float32."""
+        ...
+
+
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor that a model with this config has."""
+    c, f, v = config.hidden_size, config.intermediate_size, config.vocab_size
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (v, c)}
+    for i in range(config.num_layers):
+        layer = f"layers.{i}."
+        shapes[layer + "attn_norm"] = (c,)
+        shapes[layer + "q_proj"] = (config.q_size, c)
+        shapes[layer + "k_proj"] = shapes[layer + "v_proj"] = (config.kv_size, c)
+        shapes[layer + "o_proj"] = (c, config.q_size)
+        shapes[layer + "ffn_norm"] = (c,)
+        shapes[layer + "gate_proj"] = shapes[layer + "up_proj"] = (f, c)
+        shapes[layer + "down_proj"] = (c, f)
+        if config.sandwich_norms:
+            shapes[layer + "attn_post_norm"] = shapes[layer + "ffn_post_norm"] = (c,)
+    shapes["norm"] = (c,)
+    if config.has_gate:
+        shapes["exit_gate.weight"], shapes["exit_gate.bias"] = (1, c), (1,)
+    if not config.tie_word_embeddings:
+        shapes["head"] = (v, c)
+    return shapes
+
+
+class Weights(Mapping[str, Array]):
+    """Checked, lazily read tensors: `weights[name]` is a fresh float32 array, `rows` reads a part of one.
+
+    CheckpointError at construction when a tensor is missing, left over or of another shape than the config implies,
+    and at reading when a value is not finite.
+    """
+
+    def __init__(self, config: ModelConfig, readers: Mapping[str, TensorReader]) -> None:
+        shapes = tensor_shapes(config)
+        if missing := [name for name in shapes if name not in readers]:
+            raise CheckpointError(f"checkpoint lacks {_some(missing)}")
+        if extra := [name for name in readers if name not in shapes]:
+            raise CheckpointError(f"checkpoint has tensors that this model does not use: {_some(extra)}")
+        for name, shape in shapes.items():
+            if tuple(readers[name].shape) != shape:
+                raise CheckpointError(f"{name} has shape {list(readers[name].shape)}, the config implies {list(shape)}")
+        self.config = config
+        self.shapes = shapes
+        self._readers = readers
+
+    def rows(self, name: str, start: int, stop: int) -> Array:
+        """Rows start..stop of a tensor as float32."""
+        values = self._readers[name].read(start, stop)
+        if not np.isfinite(values).all():
+            raise CheckpointError(f"{name} holds values that are not finite; the checkpoint is damaged")
+        return values
+
+    def reader(self, name: str) -> TensorReader:
+        """What reads a tensor, for those who know its file's format."""
+        return self._readers[name]
+
+    def __getitem__(self, name: str) -> Array:
+        if name == "head" and self.config.tie_word_embeddings:
+            name = "embedding"
+        return self.rows(name, 0, self.shapes[name][0])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def fused_names(config: ModelConfig) -> dict[str, tuple[str, ...]]:
+    """Name in a bundle -> the tensors whose rows it concatenates, in graph order.
+
+    Projections that read the same input are one matrix: a call less each, at the same speed per weight.
+    """
+    fused: dict[str, tuple[str, ...]] = {}
+    for name in tensor_shapes(config):
+        layer, _, part = name.rpartition(".")
+        if part == "q_proj":
+            fused[f"{layer}.qkv_proj"] = tuple(f"{layer}.{p}_proj" for p in "qkv")
+        elif part == "gate_proj":
+            fused[f"{layer}.gate_up_proj"] = (name, f"{layer}.up_proj")
+        elif part not in ("k_proj", "v_proj", "up_proj"):
+            fused[name] = (name,)
+    return fused

@@ -1,0 +1,113 @@
+"""The manifest of an exported model: where each tensor lies, in which form, and what it cost. Knows config and quant.
+
+Strict: what a manifest says is checked for its types here and against the model and the files in `bundle`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ouro_edge.arch.config import ModelConfig
+from ouro_edge.quant import Scheme
+
+VERSION = 1
+PAGE = 4096  # bytes: every array of the data file starts on a page, so that onnxruntime can map it
+DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "uint8": np.dtype("u1"), "int8": np.dtype("i1")}
+_ERRORS = ([float, float, float], [float, float, type(None)])  # types of a tensor's error: the ratio may be infinite
+
+
+@dataclass(frozen=True, slots=True)
+class StoredArray:
+    """One array in the data file."""
+
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor of the model: `values` when scheme is None, else `packed`, `scales` and perhaps `zero_points`."""
+
+    shape: tuple[int, ...]
+    scheme: Scheme | None
+    parts: Mapping[str, StoredArray]
+    error: Mapping[str, float | None] | None = None  # what quantisation cost: max, RMS, SNR in dB
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The content of ouro_edge.json."""
+
+    name: str
+    source: Mapping[str, Any]  # where the checkpoint came from: path or repository, revision, storage types
+    created_by: str
+    recipe: str
+    model: ModelConfig
+    tensors: Mapping[str, StoredTensor]
+    files: Mapping[str, Mapping[str, Any]]  # name -> {"size": bytes, "sha256": hex}
+
+    def to_json(self) -> str:
+        """The manifest file's text."""
+        tensors = {name: _tensor_to_dict(tensor) for name, tensor in self.tensors.items()}
+        head = {"format": "ouro-edge", "version": VERSION, "name": self.name, "created_by": self.created_by}
+        body = {"source": dict(self.source), "recipe": self.recipe, "model": self.model.to_dict()}
+        return json.dumps({**head, **body, "files": dict(self.files), "tensors": tensors}, indent=1) + "\n"
+
+
+def read_manifest(data: Mapping[str, Any]) -> Manifest:
+    """Read `Manifest.to_json`'s object. KeyError, TypeError, ValueError or ConfigError where it is damaged."""
+    tensors = {}
+    for name, entry in data["tensors"].items():
+        scheme = None if entry["scheme"] is None else Scheme.from_dict(entry["scheme"])
+        parts = {
+            part: StoredArray(_whole(at["offset"]), str(at["dtype"]), tuple(map(_whole, at["shape"])))
+            for part, at in entry["parts"].items()
+        }
+        shape = tuple(map(_whole, entry["shape"]))
+        if scheme is not None and len(shape) != 2:
+            raise ValueError(f"tensor {name} is quantised and no matrix")
+        error = entry["error"]
+        if error is not None and _types(error, "max_error", "rms_error", "snr_db") not in _ERRORS:
+            raise ValueError(f"tensor {name} has the error {error!r}")
+        tensors[name] = StoredTensor(shape, scheme, parts, error)
+    for name, record in data["files"].items():
+        if Path(name).name != name or not name.isprintable() or _types(record, "size", "sha256") != [int, str]:
+            raise ValueError(f"file record {name!r}")
+    return Manifest(
+        name=str(data["name"]),
+        source=dict(data["source"]),
+        created_by=str(data["created_by"]),
+        recipe=str(data["recipe"]),
+        model=ModelConfig.from_dict(data["model"]),
+        tensors=tensors,
+        files=data["files"],
+    )
+
+
+def _tensor_to_dict(tensor: StoredTensor) -> dict[str, Any]:
+    parts = {name: asdict(part) for name, part in tensor.parts.items()}
+    scheme = tensor.scheme and tensor.scheme.to_dict()
+    return {"shape": list(tensor.shape), "scheme": scheme, "parts": parts, "error": tensor.error}
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{value!r} is no whole number")
+    return value
+
+
+def _types(record: Mapping[str, Any], *names: str) -> list[type]:
+    return [type(record[name]) for name in names]

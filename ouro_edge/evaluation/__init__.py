@@ -1,0 +1,1 @@
+"""Checks and explanations of an exported model: verify against the reference, trace the loops."""

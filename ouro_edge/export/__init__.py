@@ -1,0 +1,1 @@
+"""Checkpoints in, bundles and GGUF files out. Must not import the runtime."""

@@ -1,0 +1,1 @@
+"""GGUF files: reading, writing, and running them through graphs built in memory."""

@@ -1,0 +1,161 @@
+"""Reads a GGUF header into a ModelConfig. Knows the metadata keys of the architectures `ouro` and `llama`.
+
+As strict as `config.from_hf`: a key of the architecture that we do not know, or whose value we do not implement, is an
+error that names it. Only keys whose absence has a meaning in the format may be absent. Our own keys, which llama.cpp
+ignores, carry the exit gate: `ouro_edge.exit_gate.weight` [C], `ouro_edge.exit_gate.bias` [1] and
+`ouro_edge.exit_threshold`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ouro_edge.arch.config import ModelConfig
+from ouro_edge.errors import ConfigError
+from ouro_edge.export.checkpoint import NO_GATE
+from ouro_edge.export.gguf.header import Header, Metadata
+
+GATE_WEIGHT, GATE_BIAS, GATE_THRESHOLD = (
+    "ouro_edge.exit_gate.weight",
+    "ouro_edge.exit_gate.bias",
+    "ouro_edge.exit_threshold",
+)
+_KNOWN = {
+    "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.layer_norm_rms_epsilon",
+    "attention.value_length", "block_count", "context_length", "embedding_length", "feed_forward_length",
+    "rope.dimension_count", "rope.freq_base", "rope.scaling.finetuned", "rope.scaling.original_context_length",
+    "vocab_size",
+}  # fmt: skip
+# Keys with the only values that the runtime implements; absent is as good.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "attention.causal": (True,),
+    "attention.scale": (0.0,),
+    "attention.sliding_window": (0,),
+    "embedding_scale": (0.0, 1.0),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "logit_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+    "rope.scale_linear": (1.0,),
+    "rope.scaling.type": ("none", "linear"),
+    "rope.scaling.factor": (0.0, 1.0),
+    "tensor_data_layout": ("Meta AI original pth",),
+    "use_parallel_residual": (False,),
+}
+_STOPS = ("eos", "eot", "eom")
+
+
+def read_config(header: Header) -> tuple[ModelConfig, list[str]]:
+    """The config of a GGUF file and notes about what was passed over; ConfigError names the key at fault."""
+    metadata, tensors = header.metadata, header.tensors
+    arch, kind = metadata.get("general.architecture"), metadata.get("general.type", "model")
+    if not isinstance(arch, str) or arch not in ("ouro", "llama"):
+        raise ConfigError(f"general.architecture is {brief(arch)}; wanted 'ouro' or 'llama'")
+    if not isinstance(kind, str) or kind != "model":
+        raise ConfigError(f"general.type is {brief(kind)}; wanted a whole model")
+    if (parts := _number(metadata, "split.count", 1, (int,))) > 1:
+        raise ConfigError(f"split.count is {parts}; merge the {parts} files with llama-gguf-split first")
+    ouro = arch == "ouro"
+    _check_keys(metadata, f"{arch}.", ouro)
+    if "rope_freqs.weight" in tensors:
+        raise ConfigError("rope_freqs.weight scales rotary positions (as Llama 3.1 does); that is not implemented")
+
+    def integer(key: str, default: int | None = None) -> int:
+        return int(_number(metadata, f"{arch}.{key}", default, (int,)))
+
+    hidden, heads = integer("embedding_length"), integer("attention.head_count")
+    if heads < 1:
+        raise ConfigError(f"{arch}.attention.head_count is {heads}; wanted at least 1")
+    head_dim = integer("attention.key_length", None if hidden % heads else hidden // heads)
+    for key, default in (("attention.value_length", hidden // heads), ("rope.dimension_count", head_dim)):
+        if (value := integer(key, default)) != head_dim:
+            raise ConfigError(f"{arch}.{key} is {value} and a head has {head_dim}; only equal sizes are implemented")
+    embedding = tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise ConfigError("token_embd.weight is missing or no matrix; wanted one row for each token")
+    vocab = embedding.shape[0]
+    if integer("vocab_size", vocab) != vocab:
+        raise ConfigError(f"{arch}.vocab_size is {integer('vocab_size')}, but token_embd.weight has {vocab} rows")
+    if (layers := integer("block_count")) > len(tensors):
+        raise ConfigError(f"{arch}.block_count is {layers}, but the file has {len(tensors)} tensors in all")
+    has_gate = ouro and (GATE_WEIGHT in metadata or GATE_BIAS in metadata)
+    ids, notes = _token_ids(metadata, vocab)
+    config = ModelConfig(
+        model_type=arch,
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=integer("feed_forward_length"),
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=integer("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        loops=integer("num_loops") if ouro else 1,
+        max_positions=integer("context_length"),
+        rope_theta=_float(metadata, f"{arch}.rope.freq_base"),
+        rms_norm_eps=_float(metadata, f"{arch}.attention.layer_norm_rms_epsilon"),
+        tie_word_embeddings="output.weight" not in tensors,
+        sandwich_norms=ouro,
+        has_gate=has_gate,
+        exit_threshold=_float(metadata, GATE_THRESHOLD, 1.0) if has_gate else 1.0,
+        bos_token_id=ids.get("bos"),
+        eos_token_ids=tuple(sorted({ids[name] for name in _STOPS if name in ids})),
+        pad_token_id=ids.get("padding"),
+    )
+    if ouro and not has_gate:
+        notes.append(NO_GATE)
+    return config, notes
+
+
+def _check_keys(metadata: Metadata, prefix: str, ouro: bool) -> None:
+    fixed = _FIXED | ({"skip_loop_final_norm": (False,)} if ouro else {})
+    known = _KNOWN | ({"num_loops"} if ouro else set())
+    for key in metadata:
+        name = key.removeprefix(prefix)
+        if name == key or name in known:
+            continue
+        if name not in fixed:
+            raise ConfigError(f"{key} is unknown; remove it from the file if it changes nothing")
+        value = metadata[key]
+        if not isinstance(value, (str, int, float)) or value not in fixed[name]:
+            wanted = " or ".join(repr(v) for v in fixed[name])
+            raise ConfigError(f"{key} is {brief(value)}; only {wanted} is implemented")
+
+
+def _token_ids(metadata: Metadata, vocab: int) -> tuple[dict[str, int], list[str]]:
+    """Special token ids inside the vocabulary; converters write ids beyond it for 'none', which a note reports."""
+    ids, notes = {}, []
+    for name in ("bos", "padding", *_STOPS):
+        key = f"tokenizer.ggml.{name}_token_id"
+        if key in metadata:
+            value = _number(metadata, key, None, (int,))
+            if 0 <= value < vocab:
+                ids[name] = value
+            else:
+                notes.append(f"{key} {value} is outside the vocabulary of {vocab}: ignored")
+    return ids, notes
+
+
+def _float(metadata: Metadata, key: str, default: float | None = None) -> float:
+    """A float32 of the file as the shortest decimal that means it, so that 1e-6 stays 1e-6."""
+    with np.errstate(over="ignore"):
+        value = np.float32(_number(metadata, key, default, (int, float)))
+    if not np.isfinite(value):
+        raise ConfigError(f"{key} is {value}; wanted a finite number")
+    return float(str(value))
+
+
+def _number(metadata: Metadata, key: str, default: Any, types: tuple[type, ...]) -> Any:
+    value = metadata.get(key, default)
+    if value is None:
+        raise ConfigError(f"{key} is missing; the model cannot be run without it, so convert it again")
+    if type(value) not in types:
+        raise ConfigError(f"{key} is {brief(value)}; wanted {'an integer' if types == (int,) else 'a number'}")
+    return value
+
+
+def brief(value: Any) -> str:
+    """A value for an error message, on one short line."""
+    text = f"an array of {len(value)}" if isinstance(value, (list, np.ndarray)) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,223 @@
+"""Reads a .gguf file as a checkpoint: architectures `ouro` (looped) and `llama` (a plain transformer, one loop).
+
+Knows llama.cpp's tensor names and its order of the rows of Q and K: llama.cpp rotates neighbouring rows, so converters
+interleave the two halves of every head; reading puts them back. Dequantises with the gguf package, some rows at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
+from numpy.typing import NDArray
+
+from ouro_edge.arch.config import ModelConfig, parse_json_object, to_hf
+from ouro_edge.arch.weights import Array, TensorReader, Weights
+from ouro_edge.errors import CheckpointError
+from ouro_edge.export.checkpoint import Checkpoint
+from ouro_edge.export.gguf.config import GATE_BIAS, GATE_THRESHOLD, GATE_WEIGHT, brief, read_config
+from ouro_edge.export.gguf.header import Header, Metadata, TensorInfo, read_header
+from ouro_edge.export.gguf.own_metadata import MEASURED
+from ouro_edge.export.gguf.tokenizer import tokenizer_json
+from ouro_edge.export.gguf.vocabulary import read_generation
+
+_CHUNK = 1 << 20  # values dequantised at a time; gguf's temporaries take several times as much memory
+
+_TOP = {"token_embd.weight": "embedding", "output_norm.weight": "norm", "output.weight": "head"}
+_LAYER = {
+    "attn_norm": "attn_norm",
+    "attn_q": "q_proj",
+    "attn_k": "k_proj",
+    "attn_v": "v_proj",
+    "attn_output": "o_proj",
+    "ffn_norm": "ffn_norm",
+    "ffn_gate": "gate_proj",
+    "ffn_up": "up_proj",
+    "ffn_down": "down_proj",
+}
+_OURS = (GATE_WEIGHT, GATE_BIAS, GATE_THRESHOLD, *MEASURED)
+_NORMS = {"post_attention_norm": "attn_post_norm", "post_ffw_norm": "ffn_post_norm"}
+
+
+def open_gguf(path: Path, header: Header | None = None) -> Checkpoint:
+    """Open a .gguf file, whose header may have been read already.
+
+    ConfigError or CheckpointError names what is missing, extra, damaged or not implemented.
+    """
+    header = header or read_header(path)
+    config, notes = read_config(header)
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list) and len(tokens) > config.vocab_size:
+        raise CheckpointError(f"{path} has {len(tokens)} tokens for the {config.vocab_size} rows of token_embd.weight")
+    text, why = tokenizer_json(header.metadata)
+    if why:
+        notes.append(why)
+    if ours := sorted(k for k in header.metadata if k.startswith("ouro_edge.") and k not in _OURS):
+        notes.append(f"metadata of another version of ouro-edge is ignored: {', '.join(ours)}")
+    return Checkpoint(
+        path=path,
+        name=_model_name(header.metadata, path),
+        config=config,
+        weights=Weights(config, tensor_readers(path, header, config)),
+        files=_text_files(header.metadata, config, text),
+        tensor_types=dict(Counter(tensor.type.name for tensor in header.tensors.values())),
+        notes=tuple(notes),
+    )
+
+
+def our_name(name: str, sandwich_norms: bool) -> str:
+    """Our name of a GGUF tensor name, or the name itself when it has none (it is then reported as left over)."""
+    match = re.fullmatch(r"blk\.(0|[1-9]\d*)\.(\w+)\.weight", name, re.ASCII)
+    part = match and (_LAYER | (_NORMS if sandwich_norms else {})).get(match[2])
+    return f"layers.{match[1]}.{part}" if match and part else _TOP.get(name, name)
+
+
+def gguf_name(name: str) -> str:
+    """GGUF's name of one of our tensors."""
+    top = {ours: theirs for theirs, ours in _TOP.items()}
+    if name in top:
+        return top[name]
+    _, layer, part = name.split(".")
+    parts = {ours: theirs for theirs, ours in (_LAYER | _NORMS).items()}
+    return f"blk.{layer}.{parts[part]}.weight"
+
+
+class GgufReader:
+    """One tensor of a GGUF file, memory-mapped only while it is read: what was read leaves memory again."""
+
+    def __init__(self, file: Path, tensor: TensorInfo, head_dim: int | None = None) -> None:
+        self.file, self.tensor, self.shape, self.type = file, tensor, tensor.shape, tensor.type
+        self.head_dim = head_dim  # of Q and K, whose rows are interleaved within each head
+        if not can_dequantize(tensor.type):
+            raise CheckpointError(f"{tensor.name} is stored as {tensor.type.name}, which the gguf package cannot "
+                                  "dequantise; convert the model to another type")  # fmt: skip
+
+    def raw(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Rows start..stop of the last axis as stored, but in the published order: bytes [rows, row_bytes]."""
+        mapped = self._map()
+        if self.head_dim is None:
+            return np.asarray(mapped[start:stop])
+        row = np.arange(start, stop)
+        head, half, pair = row // self.head_dim, row % self.head_dim // (self.head_dim // 2), row % (self.head_dim // 2)
+        return np.asarray(mapped[head * self.head_dim + 2 * pair + half])
+
+    def read(self, start: int, stop: int) -> Array:
+        """Rows start..stop of the first axis as float32."""
+        if len(self.shape) == 1:
+            return self._values(self.raw(0, 1))[0, start:stop]
+        out = np.empty((stop - start, self.shape[-1]), np.float32)
+        step = max(1, _CHUNK // self.shape[-1])
+        for i in range(start, stop, step):
+            part = self._values(self.raw(i, min(i + step, stop)))
+            out[i - start : i - start + len(part)] = part
+        return out
+
+    def gather(self, ids: NDArray[np.integer[Any]]) -> Array:
+        """Rows with these numbers, as stored in the file, as float32 [len(ids), K]; no other row is read."""
+        return self._values(np.array(self._map()[ids]))
+
+    def _map(self) -> NDArray[np.uint8]:
+        """The whole tensor's bytes [rows, row_bytes], mapped and not read."""
+        rows = self.tensor.nbytes // self.tensor.row_bytes
+        try:
+            return np.memmap(self.file, np.uint8, "r", self.tensor.offset, (rows, self.tensor.row_bytes))
+        except (OSError, ValueError) as problem:
+            raise CheckpointError(f"{self.file} can no longer be read: {problem}") from None
+
+    def _values(self, raw: NDArray[np.uint8]) -> Array:
+        with np.errstate(all="ignore"):  # a scale that is not finite is reported by Weights
+            values: Array = dequantize(raw, self.type).astype(np.float32, copy=False)
+        return values
+
+
+class ArrayReader:
+    """A small tensor that lies in the metadata: the exit gate."""
+
+    def __init__(self, values: Array) -> None:
+        self.values, self.shape = values, values.shape
+
+    def read(self, start: int, stop: int) -> Array:
+        """Rows start..stop."""
+        return self.values[start:stop].copy()
+
+
+@functools.cache
+def can_dequantize(kind: GGMLQuantizationType) -> bool:
+    """Whether the gguf package turns this type into floats; asked of a block of zeros, since it has no list."""
+    try:
+        with np.errstate(all="ignore"):
+            dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def tensor_readers(path: Path, header: Header, config: ModelConfig) -> dict[str, TensorReader]:
+    """Readers of a file's tensors under our names; what has none keeps its own."""
+    readers: dict[str, TensorReader] = {}
+    for tensor in header.tensors.values():
+        name = our_name(tensor.name, config.sandwich_norms)
+        rotated = name.endswith((".q_proj", ".k_proj")) and len(tensor.shape) == 2
+        readers[name] = GgufReader(path, tensor, config.head_dim if rotated else None)
+    if config.has_gate:
+        for name, key in (("exit_gate.weight", GATE_WEIGHT), ("exit_gate.bias", GATE_BIAS)):
+            if key in header.metadata:
+                values = _floats(header.metadata, key)
+                readers[name] = ArrayReader(values[None] if name == "exit_gate.weight" else values)
+    return readers
+
+
+def _floats(metadata: Metadata, key: str) -> Array:
+    values = np.atleast_1d(metadata[key])
+    if values.dtype not in (np.float32, np.float64):
+        raise CheckpointError(f"{key} is {brief(metadata[key])}; wanted an array of float32")
+    with np.errstate(over="ignore"):  # Weights reports what is not finite
+        return values.astype(np.float32)
+
+
+def _model_name(metadata: Metadata, path: Path) -> str:
+    names = (metadata.get("general.name"), metadata.get("general.basename"), path.stem)
+    return next((plain for name in names if isinstance(name, str) and (plain := plain_name(name))), "model")
+
+
+def plain_name(name: str) -> str:
+    """What of a name, which may hold anything, is safe as the name of a file; empty when nothing is."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:96].strip("-.")
+
+
+def _text_files(metadata: Metadata, config: ModelConfig, tokenizer: str | None) -> dict[str, bytes]:
+    """The files of a Hugging Face directory that this metadata stands for."""
+    files = {"config.json": _json(to_hf(config))}
+    if generation := read_generation(metadata, config):
+        files["generation_config.json"] = _json(generation)
+    if tokenizer is not None:
+        tokens = metadata.get("tokenizer.ggml.tokens")
+        texts = dict(enumerate(tokens)) if isinstance(tokens, list) else _added_tokens(tokenizer)
+        ids = {"bos_token": config.bos_token_id, "pad_token": config.pad_token_id,
+               "eos_token": metadata.get("tokenizer.ggml.eos_token_id")}  # fmt: skip
+        files["tokenizer.json"] = tokenizer.encode()
+        files["tokenizer_config.json"] = _json(
+            {"tokenizer_class": "PreTrainedTokenizerFast"}
+            | {name: texts[i] for name, i in ids.items() if isinstance(i, int) and i in texts}
+        )
+    if isinstance(template := metadata.get("tokenizer.chat_template"), str):
+        files["chat_template.jinja"] = template.encode()
+    return files
+
+
+def _added_tokens(tokenizer: str) -> dict[int, str]:
+    """The special tokens of a tokenizer.json by id, for a file that lists none: GGUF has no form for its tokenizer."""
+    entries = parse_json_object(tokenizer.encode(), "tokenizer.huggingface.json", CheckpointError).get("added_tokens")
+    found = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
+    return {e["id"]: e["content"] for e in found if type(e.get("id")) is int and isinstance(e.get("content"), str)}
+
+
+def _json(data: dict[str, Any]) -> bytes:
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()

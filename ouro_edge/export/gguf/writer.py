@@ -1,0 +1,223 @@
+"""Writes a model as one GGUF file in llama.cpp's schema: all or nothing, one tensor in memory at a time.
+
+Knows llama.cpp's keys, tensor names and its order of the rows of Q and K, as `gguf_config` and `gguf_file` do for
+reading. What is ours lies in metadata under `ouro_edge.`, because llama.cpp refuses tensors that it does not know.
+Quantisation is the gguf package's own; codes of a bundle are taken over as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from gguf import GGUFWriter
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
+from gguf.quants import quantize
+from numpy.typing import NDArray
+
+from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.weights import Array, Weights, tensor_shapes
+from ouro_edge.errors import ExportError, RequestError
+from ouro_edge.export.gguf.config import GATE_BIAS, GATE_THRESHOLD, GATE_WEIGHT
+from ouro_edge.export.gguf.reader import gguf_name
+from ouro_edge.system.files import new_parents
+
+Progress = Callable[[int, int, str], None]
+Q = GGMLQuantizationType
+
+PRECISIONS = {"q4_0": Q.Q4_0, "q4_1": Q.Q4_1, "q8_0": Q.Q8_0, "f16": Q.F16, "f32": Q.F32}
+ALIASES = {"int4": "q4_0", "int8": "q8_0", "fp32": "f32"}
+_FILE_TYPES = {
+    Q.Q4_0: LlamaFileType.MOSTLY_Q4_0,
+    Q.Q4_1: LlamaFileType.MOSTLY_Q4_1,
+    Q.Q8_0: LlamaFileType.MOSTLY_Q8_0,
+    Q.F16: LlamaFileType.MOSTLY_F16,
+    Q.F32: LlamaFileType.ALL_F32,
+}
+_PIECE = 1 << 22  # values quantised at a time
+
+
+class TensorSource(Protocol):
+    """Tensors under our names, as GGUF stores them but with the rows of Q and K in the published order."""
+
+    def kind(self, name: str) -> GGMLQuantizationType:
+        """The type that a tensor is stored in."""
+        ...
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows start..stop: bytes [rows, row_bytes], or float32 or float16 [rows, K] or [K]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeights:
+    """The tensors of a checkpoint, quantised when they are asked for. Vectors stay float32."""
+
+    weights: Weights
+    type: GGMLQuantizationType
+
+    def kind(self, name: str) -> GGMLQuantizationType:
+        """Embedding and head take eight bits where the rest takes four, as in a bundle; odd widths take float16."""
+        shape = self.weights.shapes[name]
+        if len(shape) == 1 or name.startswith("exit_gate"):
+            return Q.F32
+        if self.type in (Q.F16, Q.F32):
+            return self.type
+        if shape[1] % GGML_QUANT_SIZES[self.type][0]:
+            return Q.F16
+        return Q.Q8_0 if name in ("embedding", "head") else self.type
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows start..stop in the tensor's type."""
+        with np.errstate(over="ignore"):
+            stored: NDArray[Any] = quantize(self.weights.rows(name, start, stop), self.kind(name))
+        if stored.dtype == np.float16 and not np.isfinite(stored).all():
+            raise ExportError(f"{name} holds values beyond float16; write f32 or q8_0 instead")
+        return stored
+
+
+def precision(name: str) -> GGMLQuantizationType:
+    """The type of a precision or of one of its aliases. RequestError for any other word."""
+    kind = PRECISIONS.get(ALIASES.get(name, name))
+    if kind is None:
+        raise RequestError(f"precision is {name!r}; a GGUF file takes {', '.join(PRECISIONS)} (int4 is q4_0, "
+                           "int8 is q8_0)")  # fmt: skip
+    return kind
+
+
+def file_name(model: str, kind: GGMLQuantizationType) -> str:
+    """How such files are named: Ouro-1.4B-Q4_0.gguf."""
+    return f"{model}-{kind.name}.gguf"
+
+
+def write_gguf(
+    out: Path,
+    config: ModelConfig,
+    tensors: TensorSource,
+    kind: GGMLQuantizationType,
+    metadata: Mapping[str, Any],
+    *,
+    arch: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Write a model to the file `out`; `metadata` is added to what the config says, and `kind` names the file's type.
+
+    Values of metadata are strings, bools, NumPy scalars and arrays, and lists of strings. `arch` is the config's own
+    unless told. ExportError when `out` is taken or cannot be written; an earlier file is replaced at the very end.
+    """
+    out = Path(os.path.realpath(out))
+    if os.path.exists(out) and not (overwrite and out.is_file()):
+        raise ExportError(f"{out} exists; choose another name" + ("" if out.is_dir() else " or pass --overwrite"))
+    work = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with new_parents(out):
+            try:
+                _write(work, config, tensors, kind, metadata, arch or config.model_type, progress)
+                os.replace(work, out)
+            finally:
+                work.unlink(missing_ok=True)
+    except OSError as problem:
+        raise ExportError(f"{out} cannot be written: {problem.strerror or problem}; nothing was kept") from None
+
+
+def _write(
+    path: Path,
+    config: ModelConfig,
+    tensors: TensorSource,
+    kind: GGMLQuantizationType,
+    metadata: Mapping[str, Any],
+    arch: str,
+    progress: Progress | None,
+) -> None:
+    writer = GGUFWriter(path, arch)
+    shapes = {name: shape for name, shape in tensor_shapes(config).items() if not name.startswith("exit_gate")}
+    try:
+        writer.add_file_type(_FILE_TYPES[kind])
+        writer.add_quantization_version(2)
+        for key, value in (_config_metadata(config, arch) | _gate_metadata(config, tensors) | dict(metadata)).items():
+            add_pair(writer, key, value)
+        for name, shape in shapes.items():
+            stored = tensors.kind(name)
+            block, size = GGML_QUANT_SIZES[stored]
+            count = int(np.prod(shape))
+            writer.add_tensor_info(gguf_name(name), shape, np.dtype(np.float32), count // block * size, stored)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        done, total = 0, sum(int(np.prod(shape)) for shape in shapes.values())
+        for name, shape in shapes.items():
+            if progress:
+                progress(done, total, name)
+            writer.write_tensor_data(_tensor(config, tensors, name, shape))
+            done += int(np.prod(shape))
+        assert writer.fout is not None
+        for file in writer.fout:
+            file.flush()
+            os.fsync(file.fileno())
+        if progress:
+            progress(total, total, "")
+    finally:
+        writer.close()
+
+
+def _tensor(config: ModelConfig, tensors: TensorSource, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """A whole tensor as the file has it."""
+    if len(shape) == 1:
+        return tensors.rows(name, 0, shape[0])
+    step = max(1, _PIECE // shape[1])
+    pieces = [tensors.rows(name, i, min(shape[0], i + step)) for i in range(0, shape[0], step)]
+    whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    if name.endswith(("q_proj", "k_proj")):  # llama.cpp rotates neighbouring rows: interleave the halves of each head
+        whole = whole.reshape(-1, 2, config.head_dim // 2, whole.shape[1]).swapaxes(1, 2).reshape(whole.shape)
+    return np.ascontiguousarray(whole)
+
+
+def _config_metadata(config: ModelConfig, arch: str) -> dict[str, Any]:
+    counts = {
+        "block_count": config.num_layers,
+        "context_length": config.max_positions,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_heads,
+        "attention.head_count_kv": config.num_kv_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "rope.dimension_count": config.head_dim,
+        "vocab_size": config.vocab_size,
+    } | ({} if arch == "llama" else {"num_loops": config.loops})
+    pairs: dict[str, Any] = {f"{arch}.{key}": np.uint32(value) for key, value in counts.items()}
+    pairs[f"{arch}.attention.layer_norm_rms_epsilon"] = np.float32(config.rms_norm_eps)
+    pairs[f"{arch}.rope.freq_base"] = np.float32(config.rope_theta)
+    return pairs if arch == "llama" else pairs | {f"{arch}.skip_loop_final_norm": False}
+
+
+def _gate_metadata(config: ModelConfig, tensors: TensorSource) -> dict[str, Any]:
+    if not config.has_gate:
+        return {}
+    weight: Array = tensors.rows("exit_gate.weight", 0, 1)
+    bias: Array = tensors.rows("exit_gate.bias", 0, 1)
+    return {
+        GATE_WEIGHT: weight.reshape(-1),
+        GATE_BIAS: bias.reshape(-1),
+        GATE_THRESHOLD: np.float32(config.exit_threshold),
+    }
+
+
+def add_pair(writer: GGUFWriter, key: str, value: Any) -> None:
+    """Add one pair of metadata in the type that its value has."""
+    if isinstance(value, str):
+        writer.add_string(key, value)
+    elif isinstance(value, (bool, np.bool_)):
+        writer.add_bool(key, bool(value))
+    elif isinstance(value, np.generic):
+        getattr(writer, f"add_{value.dtype.name}")(key, value.item())
+    elif isinstance(value, list):
+        writer.add_array(key, value)
+    else:
+        writer.add_array(key, value.tolist())

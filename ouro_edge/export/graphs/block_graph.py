@@ -1,0 +1,73 @@
+"""Builds the two ONNX graphs of a bundle: the shared block with its exit gate, and the head. Knows onnx and config.
+
+The block is one loop: hidden [B, T, C] and one loop's KV in, the normed hidden state, the exit gate's logit and the
+grown KV out. The runtime calls it once per loop with that loop's KV, so weights exist once whatever R is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+
+from ouro_edge.arch.config import ModelConfig
+from ouro_edge.bundle.bundle import cache_head_dim
+from ouro_edge.bundle.manifest import StoredTensor
+from ouro_edge.export.graphs.builder import CACHE_TYPES, GraphBuilder
+
+
+def block_graph(
+    config: ModelConfig,
+    tensors: Mapping[str, StoredTensor],
+    kv: str = "fp32",
+    builder: type[GraphBuilder] = GraphBuilder,
+) -> onnx.ModelProto:
+    """The graph of one loop over the shared block, with a KV cache of type `kv`: fp32, int8 or int4.
+
+    A quantised cache holds round(x / scale) with a scale per channel, in int8, or in nibbles offset by 8. The scales
+    are inputs [KV * D], because they differ from loop to loop.
+    """
+    g = builder(config, tensors, kv)
+    g.inputs("hidden", "float32", ["batch", "length", config.hidden_size])
+    g.inputs("seqlens_k", "int32", ["batch"])  # keys after this call, minus one
+    g.inputs("total_length", "int32", [])
+    for name in ("cos_cache", "sin_cache"):
+        g.inputs(name, "float32", ["positions", cache_head_dim(config) // 2])
+    width = cache_head_dim(config) // (2 if kv == "int4" else 1)  # two nibbles a byte
+    kv_type, kv_shape = CACHE_TYPES[kv], ["batch", config.num_kv_heads, "capacity", width]
+    residual, normed = "hidden", g.norm("hidden", "layers.0.attn_norm")
+    for i in range(config.num_layers):
+        layer = f"layers.{i}."
+        for part in ("key", "value"):
+            g.inputs(f"past.{i}.{part}", kv_type, kv_shape)
+            g.outputs(f"present.{i}.{part}", kv_type, kv_shape)
+            if kv != "fp32":
+                g.inputs(f"scale.{i}.{part}", "float32", [config.num_kv_heads * cache_head_dim(config)])
+        mixed = g.linear(g.attention(g.linear(normed, layer + "qkv_proj"), i), layer + "o_proj")
+        if config.sandwich_norms:
+            mixed = g.norm(mixed, layer + "attn_post_norm")
+        normed, residual = g.add_norm(residual, mixed, layer + "ffn_norm")
+        mixed = g.linear(g.gated(g.linear(normed, layer + "gate_up_proj")), layer + "down_proj")
+        if config.sandwich_norms:
+            mixed = g.norm(mixed, layer + "ffn_post_norm")
+        last = i + 1 == config.num_layers
+        normed, residual = g.add_norm(residual, mixed, "norm" if last else f"layers.{i + 1}.attn_norm")
+    g.outputs("hidden_out", "float32", ["batch", "length", config.hidden_size])
+    g.node("Identity", [normed], "hidden_out")
+    if config.has_gate:
+        g.outputs("exit_logit", "float32", ["batch", "length", 1])
+        # Inputs with a default: the runtime may bind a gate that was fitted to this bundle instead.
+        weight, bias = (g.initializer(f"exit_gate.{part}", "values") for part in ("weight", "bias"))
+        g.inputs(weight, "float32", [1, config.hidden_size])
+        g.inputs(bias, "float32", [1])
+        g.node("Add", [g.node("FusedMatMul", [normed, weight], domain=True, transB=1), bias], "exit_logit")
+    return g.model("ouro_edge_block")
+
+
+def head_graph(config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> onnx.ModelProto:
+    """Logits [T, V] of normed hidden rows [T, C]."""
+    g = GraphBuilder(config, tensors, rank=2)
+    g.inputs("hidden", "float32", ["length", config.hidden_size])
+    g.outputs("logits", "float32", ["length", config.vocab_size])
+    g.linear("hidden", "embedding" if config.tie_word_embeddings and "head" not in tensors else "head", "logits")
+    return g.model("ouro_edge_head")

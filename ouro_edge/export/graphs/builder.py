@@ -1,0 +1,178 @@
+"""Collects the nodes of a graph: a model's layers as operators of onnxruntime's CPU kernels. Knows onnx and config.
+
+Operators beyond ONNX: GroupQueryAttention (rotary, in-place KV), MatMulNBits, SkipSimplifiedLayerNormalization,
+QuickGelu (alpha 1 is SiLU), FusedMatMul. Nothing here reads a weight: initializers point into the external data file by
+offset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.weights import fused_names
+from ouro_edge.bundle.bundle import DATA_FILE, cache_head_dim
+from ouro_edge.bundle.manifest import StoredArray, StoredTensor
+
+OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+IR_VERSION = 10  # the oldest that carries opset 21, so that older onnxruntime loads it
+_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "uint8": TensorProto.UINT8,
+    "int8": TensorProto.INT8,
+    "int32": TensorProto.INT32,
+}
+CACHE_TYPES = {"fp32": "float32", "int8": "int8", "int4": "uint8"}
+# MatMulNBits accuracy_level: activations rounded to int8 per block, in float32 (level 0) where the CPU has no kernel.
+INT8_COMPUTE = 4
+
+
+class GraphBuilder:
+    """Collects nodes, values and the initializers that nodes name."""
+
+    accuracy_level = INT8_COMPUTE
+
+    def __init__(
+        self, config: ModelConfig, tensors: Mapping[str, StoredTensor], kv: str = "fp32", rank: int = 3
+    ) -> None:
+        self.config, self.tensors, self.kv, self.rank = config, tensors, kv, rank
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, onnx.TensorProto] = {}
+        self._in: list[onnx.ValueInfoProto] = []
+        self._out: list[onnx.ValueInfoProto] = []
+
+    def inputs(self, name: str, dtype: str, shape: list[Any]) -> None:
+        self._in.append(_value(name, dtype, shape))
+
+    def outputs(self, name: str, dtype: str, shape: list[Any]) -> None:
+        self._out.append(_value(name, dtype, shape))
+
+    def node(self, op: str, inputs: list[str], *outputs: str, domain: bool = False, **attributes: Any) -> str:
+        index = len(self._nodes)
+        outputs = outputs or (f"{op}_{index}",)
+        where = "com.microsoft" if domain else ""
+        self._nodes.append(helper.make_node(op, inputs, list(outputs), f"{op}_{index}", domain=where, **attributes))
+        return outputs[0]
+
+    def initializer(self, tensor: str, part: str) -> str:
+        name = f"{tensor}.{part}"
+        self._initializers.setdefault(name, external(name, self.tensors[tensor].parts[part]))
+        return name
+
+    def constant(self, values: list[int]) -> str:
+        """A small shape or index, kept in the graph itself."""
+        name = "constant_" + "_".join(map(str, values))
+        self._initializers.setdefault(name, helper.make_tensor(name, TensorProto.INT64, [len(values)], values))
+        return name
+
+    def array(self, name: str, values: NDArray[Any]) -> str:
+        """An array kept in the graph itself, under a name that tells its content."""
+        self._initializers.setdefault(name, numpy_helper.from_array(values, name))
+        return name
+
+    def norm(self, x: str, weight: str) -> str:
+        inputs = [x, self.initializer(weight, "values")]
+        return self.node("SimplifiedLayerNormalization", inputs, axis=-1, epsilon=self.config.rms_norm_eps)
+
+    def add_norm(self, residual: str, x: str, weight: str) -> tuple[str, str]:
+        """norm(residual + x) and the sum itself."""
+        index = len(self._nodes)
+        total = f"residual_{index}"
+        inputs = [residual, x, self.initializer(weight, "values")]
+        names = (f"normed_{index}", "", "", total)
+        op = "SkipSimplifiedLayerNormalization"
+        return self.node(op, inputs, *names, domain=True, epsilon=self.config.rms_norm_eps), total
+
+    def linear(self, x: str, weight: str, *outputs: str) -> str:
+        """x @ weight.T in the format that the tensor is stored in."""
+        if weight not in self.tensors:  # parts in different formats: each for itself
+            parts = [self.linear(x, part) for part in fused_names(self.config)[weight]]
+            return self.node("Concat", parts, *outputs, axis=-1)
+        tensor = self.tensors[weight]
+        if tensor.scheme is None:
+            return self.node("FusedMatMul", [x, self.initializer(weight, "values")], *outputs, domain=True, transB=1)
+        if "offsets" in tensor.parts:
+            return self.with_offsets(x, weight, *outputs)
+        return self.matmul_nbits(x, weight, *outputs)
+
+    def with_offsets(self, x: str, weight: str, *outputs: str) -> str:
+        """A linear layer whose every block adds one number to all its weights: that number times the inputs' sum."""
+        blocks = self.tensors[weight].parts["offsets"].shape[1]
+        lead = [0] * (self.rank - 1)
+        blocked = self.node("Reshape", [x, self.constant([*lead, blocks, -1])])
+        sums = self.node("ReduceSum", [blocked, self.constant([self.rank])], keepdims=0)
+        offsets = self.initializer(weight, "offsets")
+        added = self.node("FusedMatMul", [sums, offsets], domain=True, transB=1)
+        return self.node("Add", [self.matmul_nbits(x, weight), added], *outputs)
+
+    def matmul_nbits(self, x: str, weight: str, *outputs: str) -> str:
+        """x @ weight.T, computed on the stored codes."""
+        tensor = self.tensors[weight]
+        assert tensor.scheme is not None
+        n, k = tensor.shape
+        inputs = [x, self.initializer(weight, "packed"), self.initializer(weight, "scales")]
+        if not tensor.scheme.symmetric:
+            inputs.append(self.initializer(weight, "zero_points"))
+        return self.node(
+            "MatMulNBits", inputs, *outputs, domain=True, K=k, N=n,
+            bits=tensor.scheme.bits, block_size=tensor.scheme.block_size, accuracy_level=self.accuracy_level,
+        )  # fmt: skip
+
+    def attention(self, qkv: str, layer: int) -> str:
+        """Rotary attention over the layer's cache, which grows in place; heads are padded to the cache's width."""
+        config, padded = self.config, cache_head_dim(self.config)
+        if padded == config.head_dim:
+            return self.attend(qkv, layer)
+        heads = config.num_heads + 2 * config.num_kv_heads
+        halves = self.node("Reshape", [qkv, self.constant([0, 0, heads, 2, config.head_dim // 2])])
+        halves = self.node("Pad", [halves, self.constant([0] * 9 + [(padded - config.head_dim) // 2])])
+        mixed = self.attend(self.node("Reshape", [halves, self.constant([0, 0, heads * padded])]), layer)
+        halves = self.node("Reshape", [mixed, self.constant([0, 0, config.num_heads, 2, padded // 2])])
+        ends, axes = self.constant([config.head_dim // 2]), self.constant([4])
+        halves = self.node("Slice", [halves, self.constant([0]), ends, axes])
+        return self.node("Reshape", [halves, self.constant([0, 0, config.q_size])])
+
+    def attend(self, qkv: str, layer: int) -> str:
+        """Attention [B, T, H * D] of the layer's queries, keys and values side by side [B, T, (H + 2 KV) * D]."""
+        config = self.config
+        inputs = [qkv, "", "", f"past.{layer}.key", f"past.{layer}.value", "seqlens_k", "total_length"]
+        outputs = (f"attention_{layer}", f"present.{layer}.key", f"present.{layer}.value")
+        inputs += ["cos_cache", "sin_cache"]
+        attributes: dict[str, Any] = {}
+        if self.kv != "fp32":
+            inputs += ["", "", "", f"scale.{layer}.key", f"scale.{layer}.value"]
+            kinds = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
+            attributes = {**kinds, "kv_cache_bit_width": int(self.kv.removeprefix("int"))}
+        return self.node(
+            "GroupQueryAttention", inputs, *outputs, domain=True, do_rotary=1, rotary_interleaved=0,
+            num_heads=config.num_heads, kv_num_heads=config.num_kv_heads, scale=config.head_dim**-0.5, **attributes,
+        )  # fmt: skip
+
+    def gated(self, gate_up: str) -> str:
+        """silu(gate) * up of the concatenated halves."""
+        index = len(self._nodes)
+        gate, up = f"gate_{index}", f"up_{index}"
+        self.node("Split", [gate_up], gate, up, axis=-1, num_outputs=2)
+        return self.node("Mul", [self.node("QuickGelu", [gate], domain=True, alpha=1.0), up])
+
+    def model(self, name: str) -> onnx.ModelProto:
+        graph = helper.make_graph(self._nodes, name, self._in, self._out, list(self._initializers.values()))
+        return helper.make_model(graph, opset_imports=OPSETS, ir_version=IR_VERSION, producer_name="ouro-edge")
+
+
+def _value(name: str, dtype: str, shape: list[Any]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, _TYPES[dtype], shape)
+
+
+def external(name: str, array: StoredArray) -> onnx.TensorProto:
+    """An initializer whose values stay in the bundle's data file."""
+    tensor = TensorProto(name=name, data_type=_TYPES[array.dtype], dims=array.shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", DATA_FILE), ("offset", array.offset), ("length", array.size)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor

@@ -1,0 +1,161 @@
+"""The block's graph for calls of many rows: products of whole integer matrices, attention of plain matrix products.
+
+The same inputs and outputs as the block's other graph, so that the runtime can call either over one cache. Knows onnx.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from ouro_edge.bundle.bundle import cache_head_dim
+from ouro_edge.export.graphs.builder import IR_VERSION, OPSETS, GraphBuilder
+from ouro_edge.quant.rotation import rotation, rotation_size
+
+
+class ManyRowsBuilder(GraphBuilder):
+    """Linear layers by MatMulIntegerToFloat and attention by MultiHeadAttention, for a batch of one.
+
+    GroupQueryAttention is made for one row: at 256 rows it takes two to seven times as long, with an int8 cache most.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        one, column = self.array("one", np.array(1)), self.constant([1, 1, -1, 1])
+        total = self.node("Cast", ["total_length"], to=TensorProto.INT64)
+        start = self.node("Sub", [total, self.node("Squeeze", [self.node("Shape", ["hidden"], start=1, end=2)])])
+        self._start, self._end = (self.node("Reshape", [at, self.constant([-1])]) for at in (start, total))
+        positions = self.node("Reshape", [self.node("Range", [start, total, one]), column])
+        # Where a new row goes in a cache [1, KV, capacity, D]: [1, KV, T, 3] of batch, head and position.
+        heads = np.zeros((1, self.config.num_kv_heads, 1, 3), np.int64)
+        heads[0, :, 0, 1] = np.arange(self.config.num_kv_heads)
+        self._slots = self.node(
+            "Add", [self.array("heads", heads), self.node("Mul", [positions, self.constant([0, 0, 1])])]
+        )
+        seen = self.node("LessOrEqual", [self.node("Range", [self.array("zero", np.array(0)), total, one]), positions])
+        self._causal = self.node("Where", [seen, self.number(0.0), self.number(-1e30)])
+
+    def linear(self, x: str, weight: str, *outputs: str) -> str:
+        """x @ weight.T on integers: x [1, T, K] in uint8 with a scale for each row, weights in int8 for each column."""
+        tensor = self.tensors.get(weight)
+        if tensor is None or "columns" not in tensor.parts:
+            return super().linear(x, weight, *outputs)
+        x, last = self.rotated(x, tensor.shape[1]), self.constant([-1])
+        reach = [self.node("ReduceMax", [x, last]), self.node("Neg", [self.node("ReduceMin", [x, last])])]
+        scale = self.node(
+            "Max", [self.node("Mul", [self.node("Max", reach), self.number(1 / 127)]), self.number(1e-30)]
+        )
+        flat = self.node("Reshape", [scale, last])
+        middle = self.node(
+            "ConstantOfShape", [self.node("Shape", [flat])], value=helper.make_tensor("", TensorProto.UINT8, [1], [128])
+        )
+        rounded = self.node("QuantizeLinear", [x, flat, middle], axis=1)
+        columns, scales = (self.initializer(weight, part) for part in ("columns", "column_scales"))
+        inputs = [rounded, columns, self.number(1.0), scales, self.number(128)]
+        return self.node("Mul", [self.node("MatMulIntegerToFloat", inputs, domain=True), scale], *outputs)
+
+    def rotated(self, x: str, width: int) -> str:
+        """x in the space in which the weights were rounded."""
+        size = rotation_size(width)
+        if size == 1:
+            return x
+        runs = self.node("Reshape", [x, self.constant([0, -1, size])])
+        mixed = self.node("MatMul", [runs, self.array(f"rotation_{size}", rotation(size))])
+        return self.node("Reshape", [mixed, self.constant([0, -1, width])])
+
+    def attend(self, qkv: str, layer: int) -> str:
+        """New keys and values are written into the cache in place, then all are read as float32.
+
+        A quantised cache is read as whole numbers: the keys' scales go into the queries, the values' into the result.
+        """
+        config, width = self.config, cache_head_dim(self.config)
+        heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        q, k, v = (f"{part}_{layer}" for part in ("query", "key", "value"))
+        self.node("Split", [qkv, self.constant([count * width for count in heads])], q, k, v, axis=-1)
+        q, k = self.rope(q, config.num_heads), self.rope(k, config.num_kv_heads)
+        if self.kv != "fp32":
+            q = self.node("Mul", [q, self.scale_of_heads(f"scale.{layer}.key")])
+        keys, values = self.cached(k, f"{layer}.key"), self.cached(v, f"{layer}.value")
+        mixed = self.node(
+            "MultiHeadAttention", [q, keys, values, "", "", self._causal], domain=True,
+            num_heads=config.num_heads, scale=config.head_dim**-0.5,
+        )  # fmt: skip
+        return mixed if self.kv == "fp32" else self.node("Mul", [mixed, self.scale_of_heads(f"scale.{layer}.value")])
+
+    def rope(self, x: str, heads: int) -> str:
+        """Queries or keys [1, T, heads * D], turned by their positions."""
+        inputs = [x, self._start, "cos_cache", "sin_cache"]
+        return self.node("RotaryEmbedding", inputs, domain=True, num_heads=heads)
+
+    def cached(self, x: str, name: str) -> str:
+        """All keys or values [1, H, positions, D] in float32 after x [1, T, KV * D] was appended to the cache."""
+        config, width = self.config, cache_head_dim(self.config)
+        if self.kv != "fp32":
+            most = 127.0 if self.kv == "int8" else 7.0
+            steps = self.node("Round", [self.node("Div", [x, f"scale.{name}"])])
+            x = self.node("Clip", [steps, self.number(-most - 1), self.number(most)])
+        x = self.node("Reshape", [x, self.constant([0, 0, config.num_kv_heads, width])])
+        x = self.stored(self.node("Transpose", [x], perm=[0, 2, 1, 3]))
+        self.node("ScatterND", [f"past.{name}", self._slots, x], f"present.{name}")
+        ends, axis = self._end, self.constant([2])
+        x = self.loaded(self.node("Slice", [f"present.{name}", self.constant([0]), ends, axis]))
+        groups = config.num_heads // config.num_kv_heads
+        if groups == 1:
+            return x
+        x = self.node("Expand", [self.node("Unsqueeze", [x, axis]), self.constant([1, 1, groups, 1, 1])])
+        return self.node("Reshape", [x, self.constant([1, config.num_heads, -1, width])])
+
+    def stored(self, x: str) -> str:
+        """Whole numbers in float32 as the cache holds them."""
+        if self.kv == "int8":
+            return self.node("Cast", [x], to=TensorProto.INT8)
+        if self.kv == "int4":  # two a byte, the first in the lower half, each plus 8
+            pairs = self.node("Reshape", [x, self.constant([0, 0, 0, -1, 2])])
+            parts = self.node("Mul", [pairs, self.array("halves", np.array([1, 16], np.float32))])
+            bytes_ = self.node("ReduceSum", [parts, self.constant([-1])], keepdims=0)
+            return self.node("Cast", [self.node("Add", [bytes_, self.number(8.0 + 16 * 8)])], to=TensorProto.UINT8)
+        return x
+
+    def loaded(self, x: str) -> str:
+        """What the cache holds as whole numbers in float32."""
+        if self.kv == "int8":
+            return self.node("Cast", [x], to=TensorProto.FLOAT)
+        if self.kv == "int4":
+            last = self.constant([-1])
+            lower = self.node("BitwiseAnd", [x, self.number(15)])
+            upper = self.node("BitShift", [x, self.number(4)], direction="RIGHT")
+            pairs = self.node("Concat", [self.node("Unsqueeze", [half, last]) for half in (lower, upper)], axis=-1)
+            codes = self.node("Reshape", [pairs, self.constant([0, 0, 0, -1])])
+            return self.node("Sub", [self.node("Cast", [codes], to=TensorProto.FLOAT), self.number(8.0)])
+        return x
+
+    def scale_of_heads(self, scale: str) -> str:
+        """A scale for every channel of the cache [KV * D], repeated for the heads that share them: [H * D]."""
+        groups = self.config.num_heads // self.config.num_kv_heads
+        if groups == 1:
+            return scale
+        x = self.node("Reshape", [scale, self.constant([self.config.num_kv_heads, 1, -1])])
+        return self.node("Reshape", [self.node("Expand", [x, self.constant([1, groups, 1])]), self.constant([-1])])
+
+    def number(self, value: float) -> str:
+        """A scalar kept in the graph: float32, or uint8 for a whole number."""
+        return self.array(f"number_{value!r}", np.array(value, np.uint8 if isinstance(value, int) else np.float32))
+
+
+def probe_graph() -> onnx.ModelProto:
+    """[1, 64] of uint8 times [64, 16] of int8, as float32: exact unless this CPU's kernel saturates in 16 bits."""
+    values = [
+        helper.make_tensor_value_info(*at)
+        for at in (("x", TensorProto.UINT8, [1, 64]), ("w", TensorProto.INT8, [64, 16]))
+    ]
+    one, zero = (
+        helper.make_tensor("one", TensorProto.FLOAT, [], [1.0]),
+        helper.make_tensor("zero", TensorProto.UINT8, [], [0]),
+    )
+    node = helper.make_node("MatMulIntegerToFloat", ["x", "w", "one", "one", "zero"], ["y"], domain="com.microsoft")
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 16])
+    graph = helper.make_graph([node], "ouro_edge_probe", values, [y], [one, zero])
+    return helper.make_model(graph, opset_imports=OPSETS, ir_version=IR_VERSION, producer_name="ouro-edge")

@@ -1,0 +1,22 @@
+"""Opens a path as a checkpoint: a Hugging Face directory or a .gguf file. Both end as the same `Checkpoint`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ouro_edge.errors import CheckpointError
+from ouro_edge.export.checkpoint import Checkpoint, is_present
+from ouro_edge.export.gguf.reader import open_gguf
+from ouro_edge.export.huggingface import open_directory
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a Hugging Face directory or a .gguf file. CheckpointError or ConfigError in one line when it is neither."""
+    if os.path.isdir(path):
+        return open_directory(path)
+    if not is_present(path):
+        raise CheckpointError(f"{path} does not exist")
+    if path.suffix.lower() == ".gguf":
+        return open_gguf(path)
+    raise CheckpointError(f"{path} is no checkpoint; wanted a directory with config.json or a .gguf file")

@@ -1,0 +1,103 @@
+"""The block a second time, for calls of many rows: int8 weights with one scale a column. Knows onnx and the bundle.
+
+MatMulNBits is made for a few rows. For many, an integer product of whole matrices (MatMulIntegerToFloat) is two to
+three times as fast: inputs are rounded to uint8 with a scale for each row, so that rows stay independent of each other,
+and weights to int8 with a scale for each column, both rotated so that no channel stands out. The weights are those of
+the bundle, rounded once more, and are kept apart from it: they can always be made again, and a bundle to ship stays
+small.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro_edge.arch.weights import Array
+from ouro_edge.bundle.bundle import BLOCK_FILES, DATA_FILE, Bundle, GraphInMemory, sha256
+from ouro_edge.bundle.manifest import StoredTensor
+from ouro_edge.bundle.prefill_copy import GRAPHS, PROBE_FILE, RECORD_FILE, VERSION, block_tensors, is_complete
+from ouro_edge.errors import ExportError
+from ouro_edge.export.data_file import DataFile
+from ouro_edge.export.graphs.block_graph import block_graph
+from ouro_edge.export.graphs.prefill_graph import ManyRowsBuilder, probe_graph
+from ouro_edge.quant.rotation import rotate
+
+Progress = Callable[[int, int, str], None]
+
+_PIECE = 1 << 22  # weights that are float32 at a time
+
+
+def probe_in_memory() -> GraphInMemory:
+    """The graph that tells whether this CPU multiplies exactly, before anything is written."""
+    return GraphInMemory(Path(PROBE_FILE), probe_graph().SerializeToString(), {})
+
+
+def write_many_rows(bundle: Bundle, out: Path, progress: Progress | None = None) -> None:
+    """Write the graphs and weights to the directory `out`, all or nothing. ExportError when it cannot be written."""
+    work = out
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f"{out.name}.partial-", dir=out.parent))
+        _write(bundle, work, progress)
+        if not is_complete(out):
+            shutil.rmtree(out, ignore_errors=True)
+            work.rename(out)
+    except OSError as problem:
+        if is_complete(out):
+            return  # somebody else was faster
+        raise ExportError(f"{out} cannot be written: {problem.strerror or problem}; use --prefill lean") from None
+    finally:
+        if work != out:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _write(bundle: Bundle, out: Path, progress: Progress | None) -> None:
+    tensors: dict[str, StoredTensor] = {}
+    snr: dict[str, float] = {}
+    names = block_tensors(bundle)
+    with DataFile(out / DATA_FILE) as data:
+        for done, name in enumerate(names):
+            if progress is not None:
+                progress(done, len(names), "preparing long prompts")
+            stored = bundle.manifest.tensors[name]
+            if stored.scheme is None:
+                tensors[name] = StoredTensor(
+                    stored.shape, None, {"values": data.write(iter([bundle.values(name)]), "float32", stored.shape)}
+                )
+                continue
+            columns, scales, snr[name] = _by_column(bundle, name)
+            parts = {
+                "columns": data.write(iter([columns]), "int8", columns.shape),
+                "column_scales": data.write(iter([scales]), "float32", scales.shape),
+            }
+            tensors[name] = StoredTensor(stored.shape, stored.scheme, parts)
+        size = data.finish()["size"]
+    for kv, file in BLOCK_FILES.items():
+        (out / file).write_bytes(block_graph(bundle.config, tensors, kv, ManyRowsBuilder).SerializeToString())
+    (out / PROBE_FILE).write_bytes(probe_graph().SerializeToString())
+    graphs = {name: sha256(out / name) for name in GRAPHS}
+    record = {"version": VERSION, "size": size, "sha256": graphs, "snr_db": snr}
+    (out / RECORD_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def _by_column(bundle: Bundle, name: str) -> tuple[NDArray[np.int8], Array, float]:
+    """int8 [K, N] and scales [N] of a matrix [N, K] in rotated space, and what the rounding costs in dB."""
+    rows, width = bundle.manifest.tensors[name].shape
+    columns, scales = np.empty((width, rows), np.int8), np.empty(rows, np.float32)
+    signal = noise = 0.0
+    step = max(1, _PIECE // width)
+    for first in range(0, rows, step):
+        part = slice(first, min(rows, first + step))
+        values = rotate(bundle.rows(name, part.start, part.stop))
+        scale = np.maximum(np.abs(values).max(axis=1), np.float32(1e-30)) / np.float32(127)
+        rounded = np.rint(values / scale[:, None])
+        columns[:, part], scales[part] = rounded.astype(np.int8).T, scale
+        signal += float(np.square(values).sum(dtype=np.float64))
+        noise += float(np.square(rounded * scale[:, None] - values).sum(dtype=np.float64))
+    return columns, scales, 10 * float(np.log10(max(signal, 1e-300) / max(noise, 1e-300)))

@@ -1,0 +1,120 @@
+"""Measures how far keys and values reach, so that a KV cache can be kept in int8 or int4. Above runtime.
+
+Text runs through the bundle with a float cache at full depth, and the cache itself is read afterwards: for values the
+largest magnitude of each channel, for keys that of each rotary pair, which no position can exceed by rotation.
+
+Much of all attention falls on the first token ("attention sinks", arXiv 2309.17453), and where prompts begin alike its
+keys and values are constants. Ranges are widened so that 8 bits hold just these exactly: that halves the divergence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import resources
+
+import numpy as np
+
+from ouro_edge.arch.weights import Array
+from ouro_edge.bundle.bundle import Bundle
+from ouro_edge.bundle.kv_ranges import ranges_shape, write_ranges
+from ouro_edge.errors import RequestError, TemplateError
+from ouro_edge.runtime.exits.policies import FullDepth
+from ouro_edge.runtime.model import Model
+from ouro_edge.runtime.text.tokenizer import Tokenizer
+
+_TOKENS = 640  # enough for stable maxima, a minute or two for 1.4B parameters on two cores
+# Text goes further than calibration saw, and at 8 bits clipping costs more than a coarser step: for keys and values.
+_HEADROOM = np.array([1.05, 1.3], np.float32)
+_LEVELS = 127
+_WINDOW = 64  # tokens that see each other: the float cache of more would take more memory than the model
+
+
+def calibrate(
+    bundle: Bundle, text: str | None = None, *, tokens: int = _TOKENS, threads: int | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> int:  # fmt: skip
+    """Store KV ranges in a bundle, measured on `text` or on the built-in one; returns how many tokens were used.
+
+    A model without tokenizer is measured on seeded random ids. RequestError when the text is too short to tell.
+    """
+    with Model(bundle, threads=threads, kv="fp32") as model:
+        tokenizer = model.tokenizer if model.has_tokenizer else None
+        ids = calibration_ids(tokenizer, model.config.vocab_size, text, tokens)
+        opening = _opening(model)
+        ranges = np.zeros(ranges_shape(bundle.config), np.float32)
+        window = min(_WINDOW, model.config.max_positions)
+        for start in range(0, len(ids), window):
+            if progress:
+                progress(start, len(ids), "tokens")
+            np.maximum(ranges, _reach(model, ids[start : start + window]), out=ranges)
+        if opening:
+            np.maximum(ranges, _reach(model, opening), out=ranges)
+        ranges *= _HEADROOM[:, None, None]
+        if opening:
+            ranges = _exact_at(_reach(model, opening[:1], pairs=False), ranges)
+    write_ranges(bundle, ranges, {"tokens": len(ids), "text": "built-in" if text is None else "given"})
+    if progress:
+        progress(len(ids), len(ids), "")
+    return len(ids)
+
+
+def _reach(model: Model, ids: list[int], pairs: bool = True) -> Array:
+    """Largest magnitudes [R, L, 2, KV, D] over token ids at full depth; of keys by rotary pair, or by channel."""
+    sequence = model.new_sequence()
+    sequence.feed(ids)
+    sequence.think(FullDepth())
+    ranges = np.zeros(ranges_shape(model.config), np.float32)
+    for loop in range(1, model.config.loops + 1):
+        arrays = sequence.kv_of(loop).valid(len(ids))
+        for i in range(model.config.num_layers):
+            keys, values = arrays[2 * i], arrays[2 * i + 1]
+            ranges[loop - 1, i, 0] = _pair_reach(keys) if pairs else np.abs(keys).max(axis=1)
+            ranges[loop - 1, i, 1] = np.abs(values).max(axis=1)
+    return ranges
+
+
+def _exact_at(values: Array, ranges: Array) -> Array:
+    """Ranges widened, by less than two, so that each of `values` is a whole number of 8-bit steps if it is one or more.
+
+    The halves of a rotary pair then differ a little; both still cover the pair's reach.
+    """
+    steps = np.floor(values / np.maximum(ranges / _LEVELS, np.float32(1e-30)))
+    exact: Array = np.where(steps >= 1, values / np.maximum(steps, 1) * _LEVELS, ranges).astype(np.float32)
+    return exact
+
+
+def _opening(model: Model) -> list[int]:
+    """A short conversation as the chat template shows it: tokens that prose lacks, and how prompts begin."""
+    if not model.has_tokenizer:
+        return []
+    turns = [{"role": "user", "content": "Hello, what can you do?"}]
+    turns += [{"role": "assistant", "content": "I can answer questions."}, {"role": "user", "content": "Thank you!"}]
+    try:
+        return model.tokenizer.encode(model.render(turns))[: model.config.max_positions]
+    except TemplateError:
+        return []
+
+
+def built_in_text() -> str:
+    """Prose, dialogue, numbers and code in a few hundred tokens."""
+    return resources.files("ouro_edge.fitting").joinpath("calibration.txt").read_text(encoding="utf-8")
+
+
+def _pair_reach(keys: Array) -> Array:
+    """Largest length [KV, D] of each rotary pair (i, i + D/2) over keys [KV, T, D], the same for both halves."""
+    first, second = np.split(keys, 2, axis=-1)
+    reach = np.sqrt(np.square(first) + np.square(second)).max(axis=1)
+    return np.concatenate([reach, reach], axis=-1)
+
+
+def calibration_ids(tokenizer: Tokenizer | None, vocab_size: int, text: str | None, tokens: int = _TOKENS) -> list[int]:
+    """What a model with this tokenizer is measured on. RequestError when the text is too short, or nothing reads it."""
+    if tokenizer is None:
+        if text is not None:
+            raise RequestError("this model has no tokenizer, so it is calibrated on random ids: leave the text out")
+        ids = np.random.default_rng(0).integers(0, vocab_size, tokens).tolist()
+    else:
+        ids = tokenizer.encode(built_in_text() if text is None else text)[:tokens]
+    if len(ids) < min(16, tokens):
+        raise RequestError(f"the calibration text has {len(ids)} tokens; wanted some hundreds")
+    return ids

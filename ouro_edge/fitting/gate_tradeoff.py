@@ -1,0 +1,69 @@
+"""What a gate gains: depth against loss and accuracy, and the threshold for a wanted mean depth. Pure functions.
+
+A position exits where `reference.exit_depths` says, so the figures are those of a generation with that threshold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import floor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro_edge.arch.reference import exit_depths
+from ouro_edge.errors import RequestError
+from ouro_edge.fitting.gate_features import Features
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Means over positions that exit somewhere."""
+
+    depth: float  # loops
+    loss: float  # nats a token
+    accuracy: float  # share of positions whose likeliest token is the real one
+
+
+def at_threshold(features: Features, logits: Vector, threshold: float) -> Point:
+    """Everything exits by a gate's logits [N, R] at a threshold."""
+    return _at(features, exit_depths(logits, threshold))
+
+
+def at_depth(features: Features, depth: float) -> Point:
+    """Everything exits at one depth, 1 to R; between whole ones, a mix of the two beside it by chance."""
+    low = min(floor(depth), len(features.loss) - 1)
+    share = depth - low
+    loss, hits = (values.mean(axis=1) for values in (features.loss, features.hits))
+    return Point(depth, *(float((1 - share) * v[low - 1] + share * v[low]) for v in (loss, hits)))
+
+
+def choose_threshold(logits: Vector, budget: float) -> float:
+    """The exit threshold whose mean depth over gate logits [N, R] comes closest to the budget without passing it.
+
+    A position goes beyond loop r while its survival S_r = prod_{j<=r}(1 - lambda_j) is above u = 1 - threshold, so the
+    mean depth is 1 plus the number of survivals above u, divided by N. The search is over the survivals themselves; the
+    threshold lies midway between two of them, where rounding moves no position across. RequestError for a budget
+    outside 1..R.
+    """
+    positions, loops = logits.shape
+    if not 1.0 <= budget <= loops:
+        raise RequestError(f"budget is {budget:g}; wanted a mean depth from 1 to {loops}, this model's loops")
+    most = floor((budget - 1.0) * positions + 1e-9)
+    survival = np.sort(np.exp(-np.cumsum(np.logaddexp(0.0, logits[:, :-1]), axis=1)), axis=None)[::-1]
+    if most >= survival.size:
+        return 1.0
+    above = survival[:most][survival[:most] > survival[most]]
+    if not len(above):
+        return 0.0
+    threshold = 1.0 - 0.5 * float(above[-1] + survival[most])
+    while (exit_depths(logits, threshold) - 1).sum() > most:  # survivals closer together than 1 - threshold can tell
+        threshold = max(0.0, threshold - 2.0**-53)
+    return threshold
+
+
+def _at(features: Features, depths: NDArray[np.int64]) -> Point:
+    at = depths - 1, np.arange(len(depths))
+    return Point(float(depths.mean()), float(features.loss[at].mean()), float(features.hits[at].mean()))

@@ -1,0 +1,1 @@
+"""From an exported model to tokens. Must not import the exporter."""

@@ -1,0 +1,110 @@
+"""Keys and values of one loop of one sequence, in NumPy buffers that onnxruntime appends to in place.
+
+The type is fp32, int8 or int4 (two values a byte); quantised ones need scales, see `ouro_edge.bundle.kv_ranges`.
+GroupQueryAttention writes new positions into the past buffer when past and present are the same memory, so nothing is
+copied per call. Buffers grow by half, one at a time, and each loop's on its own: a loop that nobody asks for has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.weights import Array
+from ouro_edge.bundle.bundle import cache_head_dim
+from ouro_edge.errors import ContextOverflowError
+from ouro_edge.runtime.backend.session import import_onnxruntime
+from ouro_edge.system.memory import available_memory
+
+_FIRST = 64  # positions
+_DTYPES = {"fp32": np.float32, "int8": np.int8, "int4": np.uint8}
+KV_TYPES = tuple(_DTYPES)
+_LEVELS = {"int8": 127.0, "int4": 7.0}
+# Ranges come with headroom that suits 8 bits. At 4 bits the step dominates, and clipping the rare extremes of keys and
+# values is the better bargain (docs/log.md has figures).
+_REACH = {"int8": (1.0, 1.0), "int4": (0.76, 0.62)}
+_SPARE = 64 << 20  # bytes that a growing cache leaves to others
+
+
+def kv_bytes_per_token(config: ModelConfig, kv: str) -> int:
+    """Bytes that one token takes in the cache when all loops have seen it."""
+    return (
+        config.loops * config.num_layers * 2 * config.num_kv_heads * _width(config, kv) * np.dtype(_DTYPES[kv]).itemsize
+    )
+
+
+def scales_of(ranges: Array, kv: str) -> Array:
+    """Scales of one loop [L, 2, KV * D] from its ranges [L, 2, KV, D]; a channel that never moved gets a tiny one."""
+    reach = np.array(_REACH[kv], np.float32)[None, :, None] / np.float32(_LEVELS[kv])
+    return np.maximum(ranges.reshape(len(ranges), 2, -1) * reach, np.float32(1e-12))
+
+
+class LoopKV:
+    """Buffers [1, KV, capacity, D], a key and a value for each layer; which positions are valid is the frontier's."""
+
+    def __init__(self, config: ModelConfig, kv: str = "fp32", shared: bool = False) -> None:
+        self._config, self._kv = config, kv
+        self._siblings = 1 if shared else config.loops
+        self.capacity = 0
+        # Key of layer 0, value of layer 0, key of layer 1, ...
+        self.arrays: list[NDArray[Any]] = [np.empty(0)] * (2 * config.num_layers)
+
+    def reserve(self, length: int, valid: int, bind: Callable[[str, Any], None]) -> None:
+        """Make room for `length` positions, keeping the first `valid`.
+
+        Every new buffer is handed to `bind` at once, as ("0.key", OrtValue), ("0.value", ...): with that the old one is
+        free, so that growing needs one buffer more and not twice the cache. ContextOverflowError when the machine has
+        no memory for it.
+        """
+        if length <= self.capacity:
+            return
+        capacity = min(max(_FIRST, length, self.capacity + self.capacity // 2), max(length, self._config.max_positions))
+        if not self._fits(capacity):
+            capacity = min(length + _FIRST, max(length, self._config.max_positions))
+            if not self._fits(capacity):
+                raise ContextOverflowError(self._too_much(capacity))
+        ort = import_onnxruntime()
+        shape = (1, self._config.num_kv_heads, capacity, _width(self._config, self._kv))
+        for i in range(2 * self._config.num_layers):
+            grown = np.empty(shape, _DTYPES[self._kv])
+            if valid:
+                grown[:, :, :valid] = self.arrays[i][:, :, :valid]
+            self.arrays[i] = grown
+            bind(f"{i // 2}.{('key', 'value')[i % 2]}", ort.OrtValue.ortvalue_from_numpy(grown))
+        self.capacity = capacity
+
+    def valid(self, length: int) -> list[NDArray[Any]]:
+        """The first `length` positions of every buffer, as views [KV, length, D]."""
+        return [array[0, :, :length] if length else array[:0] for array in self.arrays]
+
+    def fill(self, length: int, arrays: Iterable[NDArray[Any]]) -> None:
+        """Copy the first `length` positions in, from arrays as `valid` gives them; room must be reserved."""
+        if length:
+            for mine, array in zip(self.arrays, arrays, strict=True):
+                mine[0, :, :length] = array
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the buffers."""
+        return sum(array.nbytes for array in self.arrays)
+
+    def _fits(self, capacity: int) -> bool:
+        return (capacity - self.capacity) * self._per_token <= max(0, available_memory() - _SPARE)
+
+    def _too_much(self, capacity: int) -> str:
+        return (
+            f"{capacity} tokens need {capacity * self._per_token * self._siblings / 1e9:.2g} GB of {self._kv} keys and "
+            f"values; {available_memory() / 1e9:.2g} GB are free: use --kv int8 or int4, or a smaller --ctx"
+        )
+
+    @property
+    def _per_token(self) -> int:
+        return kv_bytes_per_token(self._config, self._kv) // self._config.loops
+
+
+def _width(config: ModelConfig, kv: str) -> int:
+    return cache_head_dim(config) // (2 if kv == "int4" else 1)

@@ -1,0 +1,73 @@
+"""Opens onnxruntime sessions the way this runtime wants them. The only place that imports onnxruntime.
+
+Telemetry is switched off before the import (wheels since 1.29 send it on Linux and macOS); the thread count is
+what `bench --tune` found here, else the CPUs that the process may use (onnxruntime would take all of the machine's);
+threads stop spinning when a call returns, so that an idle model costs no CPU.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ouro_edge.bundle.bundle import DATA_FILE, GraphInMemory
+from ouro_edge.errors import BundleError, RequestError, one_line
+from ouro_edge.system.cpus import available_threads
+from ouro_edge.system.memory import available_memory
+from ouro_edge.system.tuned_threads import tuned_threads
+
+_PLENTY = 4  # times the weights' size: free memory that makes loading in parallel safe
+
+
+def import_onnxruntime() -> Any:
+    """The onnxruntime module, with telemetry off unless the user's environment says otherwise."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
+def default_threads() -> int:
+    """What `bench --tune` found best here, else the CPUs that this process may run on."""
+    available = available_threads()
+    return tuned_threads(available, import_onnxruntime().__version__) or available
+
+
+def check_threads(threads: int | None) -> None:
+    """RequestError unless `threads` is None or a sensible number."""
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
+        raise RequestError(f"threads is {threads!r}; wanted a whole number from 1 to 1024")
+
+
+def open_session(graph: Path | GraphInMemory, threads: int | None = None, *, parallel: bool = True) -> Any:
+    """An InferenceSession on the CPU over a graph file or a graph in memory. BundleError when onnxruntime refuses it.
+
+    What a graph in memory holds may be dropped or overwritten afterwards. Weights are packed in `parallel` where memory
+    is plentiful: that halves the time, but until all are packed the file's pages count as resident.
+    """
+    check_threads(threads)
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or default_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors only; they are raised as well
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if parallel and available_memory() >= _PLENTY * _weights_bytes(graph):
+        options.add_session_config_entry("session.prepack.enable_parallel", "1")
+    try:
+        if isinstance(graph, Path):
+            return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        values = list(map(ort.OrtValue.ortvalue_from_numpy, graph.arrays.values()))
+        options.add_external_initializers(list(graph.arrays), values)
+        return ort.InferenceSession(graph.model, options, providers=["CPUExecutionProvider"])
+    except Exception as problem:  # onnxruntime's errors share no public base class
+        name = graph if isinstance(graph, Path) else graph.source
+        raise BundleError(f"{name} cannot be loaded by onnxruntime {ort.__version__}: {one_line(problem)}") from None
+
+
+def _weights_bytes(graph: Path | GraphInMemory) -> int:
+    if isinstance(graph, GraphInMemory):
+        return sum(array.nbytes for array in graph.arrays.values())
+    data = graph.parent / DATA_FILE
+    return data.stat().st_size if data.is_file() else 0

@@ -1,0 +1,1 @@
+"""Exit rules: when a position stops looping."""

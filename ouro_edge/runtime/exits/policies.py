@@ -1,0 +1,228 @@
+"""When a position stops looping. Pure rules over what the loops have shown so far; no sequence, no session.
+
+A rule sees the Evidence of loop r for T positions and answers which of them stop there. Depths count from 1. Every rule
+is exact: a position's output is the one that running all loops and then selecting by the same rule would give.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.reference import exit_probabilities
+from ouro_edge.errors import NoGateError, RequestError
+from ouro_edge.runtime.exits.loop_states import Evidence
+
+
+class ExitPolicy(ABC):
+    """Base of all rules. Frozen: one policy serves any number of sequences."""
+
+    __slots__ = ()
+
+    def limit(self, config: ModelConfig) -> int:
+        """The deepest loop that this policy can ask for; RequestError when the model cannot do what it says."""
+        return config.loops
+
+    def prompt_limit(self, config: ModelConfig) -> int:
+        """How deep the positions of a prompt go where loops share their KV and nothing can be caught up later."""
+        return self.limit(config)
+
+    @abstractmethod
+    def stops(self, evidence: Evidence) -> NDArray[np.bool_]:
+        """Which positions [T] stop after the loop of the evidence. Not asked at the limit."""
+
+    def output(self, evidence: Evidence) -> Evidence:
+        """What a position that stops with this evidence goes on with."""
+        return evidence
+
+    def start(self) -> ExitPolicy:
+        """The policy for one generation: a rule that remembers what was spent gives a fresh memory."""
+        return self
+
+    def spent(self, depth: int) -> None:
+        """Told the depth of every generated token."""
+        return
+
+
+@dataclass(frozen=True, slots=True)
+class FullDepth(ExitPolicy):
+    """All loops for every token."""
+
+    def stops(self, evidence: Evidence) -> NDArray[np.bool_]:
+        return np.zeros(len(evidence.hidden), bool)
+
+
+@dataclass(frozen=True, slots=True)
+class FixedDepth(ExitPolicy):
+    """The same number of loops, counted from 1, for every token."""
+
+    depth: int
+
+    def __post_init__(self) -> None:
+        _check_depth("depth", self.depth)
+
+    def limit(self, config: ModelConfig) -> int:
+        if self.depth > config.loops:
+            raise RequestError(f"depth is {self.depth}; this model was trained for 1 to {config.loops} loops")
+        return self.depth
+
+    def stops(self, evidence: Evidence) -> NDArray[np.bool_]:
+        return np.zeros(len(evidence.hidden), bool)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedExit(ExitPolicy):
+    """All loops, and of their logits the mean weighted by the exit probabilities: upstream's expected logits.
+
+    The head is linear, so the mean is taken of the states, and the head is called once. Saves no loop.
+    """
+
+    def limit(self, config: ModelConfig) -> int:
+        check_gate(config, "a weighted exit")
+        return config.loops
+
+    def stops(self, evidence: Evidence) -> NDArray[np.bool_]:
+        return np.zeros(len(evidence.hidden), bool)
+
+    def output(self, evidence: Evidence) -> Evidence:
+        weights = exit_probabilities(evidence.gate_logits, evidence.loop).astype(np.float32)
+        mixed, at = np.zeros_like(evidence.hidden), evidence
+        for loop in range(evidence.loop, 0, -1):
+            mixed += weights[:, loop - 1, None] * at.hidden
+            at = at.before or at
+        return evidence.with_hidden(mixed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundedPolicy(ExitPolicy):
+    """A rule that no position leaves before `floor` or goes beyond `ceiling` loops."""
+
+    floor: int = 1
+    ceiling: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_depth("floor", self.floor)
+        if self.ceiling is not None:
+            _check_depth("ceiling", self.ceiling)
+            if self.ceiling < self.floor:
+                raise RequestError(f"ceiling {self.ceiling} is below floor {self.floor}")
+
+    def limit(self, config: ModelConfig) -> int:
+        for name, depth in (("floor", self.floor), ("ceiling", self.ceiling)):
+            if depth is not None and depth > config.loops:
+                raise RequestError(f"{name} is {depth}; this model was trained for 1 to {config.loops} loops")
+        return config.loops if self.ceiling is None else self.ceiling
+
+    def stops(self, evidence: Evidence) -> NDArray[np.bool_]:
+        if evidence.loop < self.floor:
+            return np.zeros(len(evidence.hidden), bool)
+        return self.decides(evidence)
+
+    @abstractmethod
+    def decides(self, evidence: Evidence) -> NDArray[np.bool_]:
+        """Which positions [T] the rule itself stops, floor and ceiling apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExitThreshold(BoundedPolicy):
+    """Upstream's rule: stop at the first loop where the cumulative exit probability reaches `threshold`.
+
+    CDF_r = 1 - prod_{j<=r}(1 - sigmoid(gate_j)), arXiv 2510.25741; compared through the product, in float64, which
+    stays exact near 1. 1.0 runs all loops, 0.0 one.
+    """
+
+    threshold: float
+
+    def __post_init__(self) -> None:
+        _check_number("exit threshold", self.threshold, 1.0, "0 (one loop) to 1 (all loops)")
+        BoundedPolicy.__post_init__(self)
+
+    def limit(self, config: ModelConfig) -> int:
+        check_gate(config, "an exit threshold")
+        return BoundedPolicy.limit(self, config)
+
+    def decides(self, evidence: Evidence) -> NDArray[np.bool_]:
+        survival = np.exp(-np.logaddexp(0.0, evidence.gate_logits).sum(axis=1))
+        stopped: NDArray[np.bool_] = survival <= 1.0 - self.threshold
+        return stopped
+
+
+@dataclass(frozen=True, slots=True)
+class StateChange(BoundedPolicy):
+    """Stop when a loop changed the state by at most this share: |h_r - h_{r-1}| <= share * |h_r|, from loop 2 on."""
+
+    share: float
+
+    def __post_init__(self) -> None:
+        _check_number("share", self.share, np.inf, "a number of at least 0")
+        BoundedPolicy.__post_init__(self)
+
+    def decides(self, evidence: Evidence) -> NDArray[np.bool_]:
+        if evidence.before is None:
+            return np.zeros(len(evidence.hidden), bool)
+        change = np.linalg.norm(evidence.hidden - evidence.before.hidden, axis=1)
+        stopped: NDArray[np.bool_] = change <= self.share * np.linalg.norm(evidence.hidden, axis=1)
+        return stopped
+
+
+@dataclass(frozen=True, slots=True)
+class Confidence(BoundedPolicy):
+    """Stop when the head gives its first choice at least this probability. Costs a call of the head each loop."""
+
+    probability: float
+
+    def __post_init__(self) -> None:
+        _check_number("probability", self.probability, 1.0, "0 to 1")
+        BoundedPolicy.__post_init__(self)
+
+    def decides(self, evidence: Evidence) -> NDArray[np.bool_]:
+        stopped: NDArray[np.bool_] = evidence.log_probabilities.max(axis=1) >= np.log(max(self.probability, 1e-300))
+        return stopped
+
+
+@dataclass(frozen=True, slots=True)
+class LowEntropy(BoundedPolicy):
+    """Stop when the head's distribution has at most this entropy, in nats. Costs a call of the head each loop."""
+
+    nats: float
+
+    def __post_init__(self) -> None:
+        _check_number("nats", self.nats, np.inf, "a number of at least 0")
+        BoundedPolicy.__post_init__(self)
+
+    def decides(self, evidence: Evidence) -> NDArray[np.bool_]:
+        logs = evidence.log_probabilities
+        stopped: NDArray[np.bool_] = -(np.exp(logs) * logs).sum(axis=1) <= self.nats
+        return stopped
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement(BoundedPolicy):
+    """Stop when two successive loops prefer the same token. Costs a call of the head each loop."""
+
+    def decides(self, evidence: Evidence) -> NDArray[np.bool_]:
+        if evidence.before is None:
+            return np.zeros(len(evidence.hidden), bool)
+        stopped: NDArray[np.bool_] = evidence.logits.argmax(axis=1) == evidence.before.logits.argmax(axis=1)
+        return stopped
+
+
+def check_gate(config: ModelConfig, what: str) -> None:
+    """NoGateError when the model has no exit gate."""
+    if not config.has_gate:
+        raise NoGateError(f"this model has no exit gate, so {what} means nothing: choose a fixed number of loops "
+                          f"from 1 to {config.loops}")  # fmt: skip
+
+
+def _check_number(name: str, value: float, most: float, wanted: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)) or not 0.0 <= value <= most:
+        raise RequestError(f"{name} is {value!r}; wanted {wanted}")
+
+
+def _check_depth(name: str, depth: int) -> None:
+    if type(depth) is not int or depth < 1:
+        raise RequestError(f"{name} is {depth!r}; wanted a number of loops, counted from 1")

@@ -1,0 +1,1 @@
+"""Sequences that outlive a request: state files and the prefix cache."""

@@ -1,0 +1,89 @@
+"""Sequences kept for prompts that begin as theirs did: least recently used go first when the memory is full."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ouro_edge.errors import RequestError
+from ouro_edge.runtime.checks import check_ids, check_kind, shown
+from ouro_edge.runtime.sequence.sequence import TokenSequence, common_prefix
+
+if TYPE_CHECKING:
+    from ouro_edge.runtime.model import Model
+
+_MOST = 256  # sequences: looking for a prefix goes through all of them
+
+
+class PrefixCache:
+    """Holds idle sequences of one model within `max_bytes` of keys and values. For several threads."""
+
+    def __init__(self, model: Model, max_bytes: int) -> None:
+        if not callable(getattr(model, "new_sequence", None)):  # a stand-in will do
+            raise RequestError(f"model is {shown(model)}; wanted a loaded model")
+        if type(max_bytes) is not int or max_bytes < 0:
+            raise RequestError(f"a prefix cache of {max_bytes!r} bytes was asked for; wanted a whole number from 0")
+        self._model, self._max_bytes = model, max_bytes
+        self._entries: OrderedDict[int, TokenSequence] = OrderedDict()  # by id; the oldest first
+        self._held = 0  # bytes of the entries
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values that are held."""
+        return self._held
+
+    def take(self, ids: Sequence[int]) -> TokenSequence:
+        """The best sequence to generate from `ids` with; it is the caller's until `give`.
+
+        That is the one with the longest common prefix. When more than half of it would be lost it stays, and a copy of
+        the common prefix is returned: many conversations may share a system prompt.
+        """
+        ids = check_ids(ids, self._model.config.vocab_size)
+        with self._lock:
+            best, common = None, 0
+            for sequence in self._entries.values():
+                if (length := common_prefix(sequence.tokens, ids)) > common:
+                    best, common = sequence, length
+            if best is None:
+                return self._model.new_sequence()
+            if 2 * common > len(best):
+                return self._remove(id(best))
+            self._entries.move_to_end(id(best))
+            self._evict(self._max_bytes - best.kv_bytes * common // len(best), keep=best)
+            return best.fork(common)
+
+    def give(self, sequence: TokenSequence) -> None:
+        """Keep a sequence for later if it holds anything, and drop the oldest ones beyond the bound."""
+        check_kind("sequence", sequence, TokenSequence)
+        with self._lock:
+            if id(sequence) in self._entries:
+                self._remove(id(sequence))
+            if not sequence.frontier[1]:
+                return
+            self._entries[id(sequence)] = sequence
+            self._held += sequence.kv_bytes
+            self._evict(self._max_bytes)
+
+    def clear(self) -> None:
+        """Drop everything."""
+        with self._lock:
+            self._entries.clear()
+            self._held = 0
+
+    def _remove(self, key: int) -> TokenSequence:
+        sequence = self._entries.pop(key)
+        self._held -= sequence.kv_bytes
+        return sequence
+
+    def _evict(self, most: int, keep: TokenSequence | None = None) -> None:
+        for key in list(self._entries):
+            if self._held <= most and len(self._entries) <= _MOST:
+                return
+            if self._entries[key] is not keep:
+                self._remove(key)

@@ -1,0 +1,170 @@
+"""A sequence on disk: tokens, frontiers, keys and values, waiting rows. A format of its own, strict and checksummed.
+
+    one line of JSON    format, version, which model and cache it belongs to, frontier
+    int32 tokens        then every buffer of every cache, cut to its valid positions, then the waiting rows
+    32 bytes            SHA-256 of everything before
+
+Every size follows from the header, and the file must have exactly that size before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro_edge.errors import ContextOverflowError, RequestError
+from ouro_edge.runtime.backend.kv import kv_bytes_per_token
+from ouro_edge.runtime.checks import check_kind
+from ouro_edge.runtime.model import Model
+from ouro_edge.runtime.sequence.sequence import TokenSequence
+
+_FORMAT, _VERSION = "ouro-edge sequence", 1
+_LONGEST_HEADER = 1 << 16
+_CHECKSUM = 32  # bytes
+
+
+def save_sequence(sequence: TokenSequence, path: str | os.PathLike[str]) -> None:
+    """Write a sequence's state, all or nothing, for its owner's eyes only. RequestError when it cannot be written."""
+    check_kind("sequence", sequence, TokenSequence)
+    header = {
+        "format": _FORMAT, "version": _VERSION, "model": sequence.block.state_id, "kv": sequence.block.kv,
+        "shared": sequence.shares_kv, "frontier": sequence.frontier,
+    }  # fmt: skip
+    path = _checked(path)
+    if path.exists() and not path.is_file():
+        raise RequestError(f"{path} is there and is no file: choose another name")
+    digest, work = hashlib.sha256(), None
+    try:
+        handle, work = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            for piece in (json.dumps(header).encode() + b"\n", *_content(sequence)):
+                data = (
+                    piece if isinstance(piece, bytes) else np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+                )
+                digest.update(data)
+                file.write(data)
+            file.write(digest.digest())
+        os.replace(work, path)
+    except OSError as problem:
+        raise RequestError(f"{path} cannot be written: {problem.strerror or problem}") from None
+    finally:
+        if work is not None:
+            with suppress(OSError):
+                os.unlink(work)
+
+
+def load_sequence(model: Model, path: str | os.PathLike[str]) -> TokenSequence:
+    """The sequence that `save_sequence` wrote, on the same model with the same type of cache.
+
+    RequestError when the file is damaged, of another version, or belongs to another model.
+    """
+    check_kind("model", model, Model)
+    path = _checked(path)
+    try:
+        with path.open("rb") as file:
+            return _read(model, path, file)
+    except OSError as problem:
+        raise RequestError(f"{path} cannot be read: {problem.strerror or problem}") from None
+
+
+def is_saved_sequence(path: Path) -> bool:
+    """Whether a file begins as those of `save_sequence` do."""
+    try:
+        with path.open("rb") as file:
+            return bool(json.loads(file.readline(_LONGEST_HEADER))["format"] == _FORMAT)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _checked(path: str | os.PathLike[str]) -> Path:
+    try:
+        if not os.fspath(path) or b"\0" in os.fsencode(path):
+            raise ValueError
+        return Path(path)
+    except (TypeError, ValueError):  # a lone surrogate is one, too
+        raise RequestError(f"{path!r} is no name of a file") from None
+
+
+def _read(model: Model, path: Path, file: IO[bytes]) -> TokenSequence:
+    line = file.readline(_LONGEST_HEADER)
+    try:
+        header = json.loads(line)
+        if header["format"] != _FORMAT:
+            raise ValueError
+        version, frontier = header["version"], header["frontier"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise RequestError(f"{path} is no saved sequence of ouro-edge") from None
+    if version != _VERSION:
+        raise RequestError(f"{path} is version {version!r} of a saved sequence; this program reads {_VERSION}")
+    sequence = model.new_sequence()
+    if header.get("kv") != sequence.block.kv or header.get("shared") is not sequence.shares_kv:
+        cache = f"--kv {header.get('kv')} --kv-share {'last' if header.get('shared') else 'none'}"
+        raise RequestError(f"{path} was saved with another KV cache: load the model with {cache}")
+    if header.get("model") != sequence.block.state_id:
+        raise RequestError(f"{path} was saved with another model, or before it was calibrated again")
+    most = model.config.max_positions
+    if isinstance(frontier, list) and frontier and type(frontier[0]) is int and frontier[0] > most:
+        raise ContextOverflowError(f"{path} holds {frontier[0]} tokens, this model was loaded for {most}: set a larger "
+                                   "context (--ctx)")  # fmt: skip
+    size = _size(model, sequence, frontier)
+    if size is None or len(line) + size + _CHECKSUM != os.fstat(file.fileno()).st_size:
+        raise RequestError(f"{path} is damaged: its size does not fit its header")
+    digest = hashlib.sha256(line)
+
+    def read(array: NDArray[Any]) -> NDArray[Any]:
+        view = array.reshape(-1).view(np.uint8).data
+        if file.readinto(view) != len(view):  # type: ignore[attr-defined]
+            raise RequestError(f"{path} is damaged: it ends too early")
+        digest.update(view)
+        return array
+
+    config = model.config
+    tokens = read(np.empty(frontier[0], "<i4"))
+    if ((tokens < 0) | (tokens >= config.vocab_size)).any():
+        raise RequestError(f"{path} is damaged: it holds token ids outside the vocabulary")
+    sequence.restore(tokens.tolist(), frontier, [np.empty((0, config.hidden_size), np.float32)] * (config.loops - 1))
+    for loop, valid in sequence.caches():
+        loop.kv.fill(valid, (read(np.empty(array.shape, array.dtype)) for array in loop.kv.valid(valid)))
+    waits = 0 if sequence.shares_kv else 1
+    rows = [(high - low) * waits for high, low in pairwise(frontier[1:])]
+    waiting = [read(np.empty((count, config.hidden_size), "<f4")) for count in rows]
+    if file.read(_CHECKSUM) != digest.digest():
+        raise RequestError(f"{path} is damaged: it differs from its checksum")
+    sequence.restore_waiting(waiting)
+    return sequence
+
+
+def _content(sequence: TokenSequence) -> Iterator[NDArray[Any]]:
+    yield np.array(sequence.tokens, "<i4")
+    for loop, valid in sequence.caches():
+        if valid:
+            yield from loop.kv.valid(valid)
+    yield from sequence.waiting()
+
+
+def _size(model: Model, sequence: TokenSequence, frontier: Any) -> int | None:
+    """Bytes of the arrays that a frontier asks for; None when it is none."""
+    config = model.config
+    if not isinstance(frontier, list) or len(frontier) != config.loops + 1 or any(type(n) is not int for n in frontier):
+        return None
+    falls = all(a >= b for a, b in pairwise(frontier))
+    if not falls or frontier[-1] < 0 or frontier[0] > config.max_positions:
+        return None
+    if sequence.shares_kv:
+        if frontier[1] != frontier[-1]:
+            return None
+        cached, waiting = frontier[1], 0
+    else:
+        cached, waiting = sum(frontier[1:]), frontier[1] - frontier[-1]
+    per_loop = kv_bytes_per_token(config, sequence.block.kv) // config.loops
+    return 4 * frontier[0] + cached * per_loop + 4 * waiting * config.hidden_size

@@ -1,0 +1,1 @@
+"""Lossless speculation: shallow loops draft tokens, deeper loops verify them."""

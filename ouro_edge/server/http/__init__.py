@@ -1,0 +1,1 @@
+"""HTTP without the protocol on it: sockets, requests, strict JSON fields, errors, the chat page."""

@@ -1,0 +1,166 @@
+"""Reads the fields of a JSON object one by one: type, range, default; what nobody asked for is refused by name.
+
+null counts as absent, because OpenAI's clients send it so. Every mistake is an ApiError 400 that names the field.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
+
+from ouro_edge.server.http.errors import ApiError, bad_field
+
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "an object",
+}
+_DEPTH = 64  # of nested lists and objects: recursive code after us must not run out of stack
+
+T = TypeVar("T")
+
+
+def parse_json(body: bytes) -> Fields:
+    """The top-level object of a request's body; ApiError 400 for anything else."""
+    try:
+        value = json.loads(body, parse_constant=_no_constant)
+    except RecursionError:
+        raise ApiError(400, "the body is nested too deeply") from None
+    except (ValueError, UnicodeDecodeError) as problem:
+        raise ApiError(400, f"the body is no JSON: {problem}") from None
+    if _depth(value) > _DEPTH:
+        raise ApiError(400, f"the body is nested more than {_DEPTH} levels deep")
+    return Fields(value, "")
+
+
+class Fields:
+    """One JSON object; every field that is read is ticked off, and `finish` refuses the others."""
+
+    def __init__(self, value: Any, name: str) -> None:
+        if not isinstance(value, dict):
+            raise ApiError(400, f"{name or 'the body'} is {_shown(value)}; wanted an object", param=name or None)
+        self._values: dict[str, Any] = {key: item for key, item in value.items() if item is not None}
+        self._name, self._left = name, set(self._values)
+
+    def path(self, name: str) -> str:
+        """How an error calls a field: messages[0].role."""
+        return f"{self._name}.{name}" if self._name else name
+
+    def any(self, name: str) -> Any:
+        """The field as it came, None when absent."""
+        self._left.discard(name)
+        return self._values.get(name)
+
+    def flag(self, name: str) -> bool:
+        """true or false; false when absent."""
+        return bool(self._typed(name, bool))
+
+    def text(self, name: str) -> str | None:
+        """Text, or None when absent."""
+        value: str | None = self._typed(name, str)
+        return value
+
+    def whole(self, name: str, low: int, high: int = 2**63 - 1) -> int | None:
+        """A whole number in low..high, or None when absent. 3.0 counts as 3."""
+        value = self.any(name)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if value is None or (type(value) is int and low <= value <= high):
+            return value
+        raise bad_field(self.path(name), f"is {_shown(value)}; wanted a whole number from {low} to {high}")
+
+    def number(self, name: str, low: float, high: float) -> float | None:
+        """A number in low..high, or None when absent."""
+        value = self.any(name)
+        if value is None or (type(value) in (int, float) and low <= value <= high):
+            return value
+        raise bad_field(self.path(name), f"is {_shown(value)}; wanted a number from {low:g} to {high:g}")
+
+    def choice(self, name: str, options: Collection[str], default: str) -> str:
+        """One of some words."""
+        value = self.any(name)
+        if value is None:
+            return default
+        if not isinstance(value, str) or value not in options:
+            raise bad_field(self.path(name), f"is {_shown(value)}; wanted {' or '.join(sorted(options))}")
+        return value
+
+    def items(self, name: str, most: int) -> list[Any] | None:
+        """A list of at most so many items, or None when absent."""
+        value: list[Any] | None = self._typed(name, list)
+        if value is not None and len(value) > most:
+            raise bad_field(self.path(name), f"has {len(value)} items; wanted at most {most}")
+        return value
+
+    def object(self, name: str) -> Fields | None:
+        """An object inside this one, or None when absent."""
+        value = self._typed(name, dict)
+        return None if value is None else Fields(value, self.path(name))
+
+    def mapping(self, name: str) -> Mapping[str, Any] | None:
+        """An object as it came, or None when absent."""
+        value: dict[str, Any] | None = self._typed(name, dict)
+        return value
+
+    def texts(self, name: str, most: int) -> tuple[str, ...]:
+        """A text or a list of texts; empty when absent."""
+        value = self.any(name)
+        if isinstance(value, str):
+            return (value,)
+        self._left.add(name)
+        found = self.items(name, most) or []
+        for i, item in enumerate(found):
+            if not isinstance(item, str):
+                raise bad_field(f"{self.path(name)}[{i}]", f"is {_shown(item)}; wanted text")
+        return tuple(found)
+
+    def required(self, name: str, value: T | None) -> T:
+        """The value of a field that must be there."""
+        if value is None:
+            raise bad_field(self.path(name), "is missing")
+        return value
+
+    def finish(self, ignored: Collection[str] = ()) -> None:
+        """Refuse every field that was neither read nor is in `ignored`."""
+        unknown = sorted(self._left - set(ignored))
+        if unknown:
+            names = ", ".join(repr(name) for name in unknown[:5])
+            message = f"unknown field {names} in {self._name or 'the body'}: this server does not know it"
+            raise ApiError(400, message, param=self.path(unknown[0])[:100], code="unknown_parameter")
+
+    def _typed(self, name: str, kind: type) -> Any:
+        value = self.any(name)
+        if value is not None and type(value) is not kind:
+            raise bad_field(self.path(name), f"is {_shown(value)}; wanted {_KINDS[kind]}")
+        return value
+
+
+def _shown(value: Any) -> str:
+    """A value as an error quotes it: short, and no text of users."""
+    if isinstance(value, (bool, int, float)) or value is None:
+        return json.dumps(value)[:40]
+    if isinstance(value, str):
+        return json.dumps(value[:40])
+    return _KINDS[type(value)]
+
+
+def _depth(value: Any) -> int:
+    """How deep lists and objects are nested; walks level by level, so it needs no stack itself."""
+    depth, level = 0, [value]
+    while level and depth <= _DEPTH:
+        level = [
+            item
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        depth += 1
+    return depth
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is no JSON number")

@@ -1,0 +1,163 @@
+"""/v1/chat/completions: messages in, one answer or several out, whole or as chunks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from ouro_edge.runtime.events import Done, Token
+from ouro_edge.runtime.text.reasoning import KNOWN, opened_by, read_tags
+from ouro_edge.server.engine import Engine, Plan
+from ouro_edge.server.http.endpoint import Chunks
+from ouro_edge.server.http.errors import bad_field
+from ouro_edge.server.http.fields import Fields
+from ouro_edge.server.limits import MAX_ALTERNATIVES
+from ouro_edge.server.openai.constraints import Schemas
+from ouro_edge.server.openai.messages import read_format, read_messages, read_template_variables, render
+from ouro_edge.server.openai.reasoning import ThoughtfulText
+from ouro_edge.server.openai.replies import Head, budget
+from ouro_edge.server.openai.tokens import chat_logprobs, depth_of, depths_of, usage_of
+from ouro_edge.server.openai.tools import read_tools
+from ouro_edge.server.options import IGNORED, read_options
+
+
+class Chat:
+    """The endpoint's handler."""
+
+    def __init__(self, engine: Engine, schemas: Schemas, head: Head) -> None:
+        self._engine, self._schemas, self._head = engine, schemas, head
+        self._tags = read_tags(engine.model) if engine.model.has_tokenizer else KNOWN[0]
+
+    async def __call__(self, fields: Fields) -> dict[str, Any] | Chunks:
+        model = self._engine.model
+        options = read_options(fields, model, self._engine.default_exit)
+        wanted = fields.flag("logprobs")
+        top = fields.whole("top_logprobs", 0, MAX_ALTERNATIVES)
+        if top is not None and not wanted:
+            raise bad_field("top_logprobs", "goes with logprobs: true only")
+        messages = read_messages(fields)
+        variables = read_template_variables(fields)
+        tools = read_tools(fields)
+        schema, param = read_format(fields, tools)
+        if fields.items("modalities", 8) not in (None, ["text"]):
+            raise bad_field("modalities", "has more than text, which is all that this model speaks")
+        fields.finish(IGNORED)
+
+        def plan() -> tuple[Plan, Callable[[], ThoughtfulText]]:
+            prompt = render(model, messages, tools, variables)
+            ids = tuple(model.tokenizer.encode(prompt))
+            constraint = None if schema is None else self._schemas.compile(schema, param)
+            most = budget(len(ids), options.max_tokens, model.config.max_positions)
+            tags = self._tags
+            thinking = schema is None and bool(opened_by(prompt, tags))  # a schema has no room for the closing tag
+
+            def text() -> ThoughtfulText:
+                return ThoughtfulText(model.tokenizer, tags, tools.text(), thinking=thinking)
+
+            return Plan(ids=ids, options=options, max_tokens=most, top_logprobs=top or 0, constraint=constraint), text
+
+        answer = Answer(self._engine, *await self._engine.prepare(plan), wanted, self._head.new("chatcmpl"))
+        return answer.chunks() if options.stream else await answer.whole()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one event adds to one of the answers."""
+
+    number: int
+    token: Token | None = None
+    delta: dict[str, Any] = field(default_factory=dict)
+    done: Done | None = None
+
+
+class Answer:
+    """One request being answered."""
+
+    def __init__(
+        self, engine: Engine, plan: Plan, text: Callable[[], ThoughtfulText], logprobs: bool, head: dict[str, Any]
+    ) -> None:
+        self._engine, self._plan, self._text, self._logprobs, self._head = engine, plan, text, logprobs, head
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer as one object, gathered from the parts."""
+        count = self._plan.options.choices
+        deltas: list[list[dict[str, Any]]] = [[] for _ in range(count)]
+        tokens: list[list[Token]] = [[] for _ in range(count)]
+        ends: list[Done] = []
+        async with aclosing(self._parts()) as parts:
+            async for part in parts:
+                deltas[part.number].append(part.delta)
+                if part.token is not None:
+                    tokens[part.number].append(part.token)
+                if part.done is not None:
+                    ends.append(part.done)
+        choices = [self._choice(i, *parts) for i, parts in enumerate(zip(deltas, tokens, ends, strict=True))]
+        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage_of(ends, count)}
+
+    async def chunks(self) -> Chunks:
+        """The answer as chunks: a role, a chunk for each token, an end, and the usage when asked for."""
+        options, model = self._plan.options, self._engine.model
+        called: set[int] = set()
+        ends: list[Done] = []
+        begun = -1
+        async with aclosing(self._parts()) as parts:
+            async for part in parts:
+                if part.number > begun:
+                    begun = part.number
+                    yield self._chunk(begun, {"role": "assistant", "content": ""})
+                if "tool_calls" in part.delta:
+                    called.add(part.number)
+                if part.token is not None:
+                    logprobs = chat_logprobs(model, [part.token]) if self._logprobs else None
+                    depth = depth_of(model, part.token)
+                    yield self._chunk(part.number, part.delta, logprobs=logprobs, ouro_edge=depth)
+                elif part.delta:
+                    yield self._chunk(part.number, part.delta)
+                if part.done is not None:
+                    ends.append(part.done)
+                    yield self._chunk(part.number, {}, finish_reason=_finish_reason(part.done, part.number in called))
+        if options.include_usage:
+            usage = usage_of(ends, options.choices)
+            yield {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
+
+    async def _parts(self) -> AsyncGenerator[Part, None]:
+        """First an empty part, which says that the turn has come; then one for every event."""
+        number, text = 0, self._text()
+        async with aclosing(self._engine.generate([self._plan])) as events:
+            async for item in events:
+                if item is None:
+                    yield Part(0)
+                    continue
+                if item[0] != number:
+                    number, text = item[0], self._text()
+                event = item[1]
+                if isinstance(event, Done):
+                    yield Part(number, delta=text.finish(), done=event)
+                elif isinstance(event, Token):
+                    yield Part(number, event, text.push(event))
+
+    def _choice(self, number: int, deltas: list[dict[str, Any]], tokens: list[Token], done: Done) -> dict[str, Any]:
+        content = "".join(delta.get("content", "") for delta in deltas)
+        calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
+        message: dict[str, Any] = {"role": "assistant", "content": content if content or not calls else None}
+        if thought := "".join(delta.get("reasoning_content", "") for delta in deltas):
+            message["reasoning_content"] = thought
+        if calls:
+            message["tool_calls"] = [{k: v for k, v in call.items() if k != "index"} for call in calls]
+        return {
+            "index": number,
+            "message": message,
+            "logprobs": chat_logprobs(self._engine.model, tokens) if self._logprobs else None,
+            "finish_reason": _finish_reason(done, bool(calls)),
+            "ouro_edge": depths_of(self._engine.model, tokens),
+        }
+
+    def _chunk(self, number: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
+        choice = {"index": number, "delta": delta, "logprobs": None, "finish_reason": None, **more}
+        return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+
+
+def _finish_reason(done: Done, called: bool) -> str:
+    return "tool_calls" if called and done.reason == "stop" else done.reason

@@ -1,0 +1,134 @@
+"""/v1/completions: prompts as text or token ids in, continuations out; with `echo` the prompt is scored as well."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from ouro_edge.runtime.events import Done, Token
+from ouro_edge.runtime.forward import Score
+from ouro_edge.server.engine import Engine, Plan
+from ouro_edge.server.http.endpoint import Chunks
+from ouro_edge.server.http.errors import bad_field
+from ouro_edge.server.http.fields import Fields
+from ouro_edge.server.limits import MAX_ALTERNATIVES, MAX_INPUTS
+from ouro_edge.server.openai.prompts import Prompt, read_prompts
+from ouro_edge.server.openai.replies import Head, budget
+from ouro_edge.server.openai.tokens import CompletionLogprobs, depth_of, depths_of, usage_of
+from ouro_edge.server.options import IGNORED, Options, read_options
+
+_USUAL = 16  # max_tokens when none is given: OpenAI's
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How completions are to look."""
+
+    options: Options
+    logprobs: int | None
+    echo: bool
+
+
+class Completions:
+    """The endpoint's handler."""
+
+    def __init__(self, engine: Engine, head: Head) -> None:
+        self._engine, self._head = engine, head
+
+    async def __call__(self, fields: Fields) -> dict[str, Any] | Chunks:
+        model = self._engine.model
+        echo = fields.flag("echo")
+        options = read_options(fields, model, self._engine.default_exit, least_tokens=0 if echo else 1)
+        logprobs = fields.whole("logprobs", 0, MAX_ALTERNATIVES)
+        best_of = fields.whole("best_of", 1)
+        if best_of not in (None, options.choices):
+            raise bad_field("best_of", "differs from n: every answer is shown here")
+        if fields.text("suffix"):
+            raise bad_field("suffix", "is not supported: this model only continues")
+        if echo and options.stream:
+            raise bad_field("echo", "and stream exclude each other")
+        prompts = await self._engine.prepare(read_prompts, fields, "prompt", model, MAX_INPUTS)
+        fields.finish(IGNORED)
+        form = _Form(options, logprobs, echo)
+        plans = [self._plan(prompt, form) for prompt in prompts]
+        head = {**self._head.new("cmpl"), "object": "text_completion"}
+        if options.stream:
+            return self._chunks(plans, form, head)
+        return await self._whole(plans, prompts, form, head)
+
+    def _plan(self, prompt: Prompt, form: _Form) -> Plan:
+        wanted = _USUAL if form.options.max_tokens is None else form.options.max_tokens
+        most = budget(len(prompt.ids), wanted, self._engine.model.config.max_positions)
+        scored = form.logprobs if form.echo else None
+        return Plan(
+            ids=prompt.ids, options=form.options, max_tokens=most, top_logprobs=form.logprobs or 0, score=scored
+        )
+
+    async def _whole(
+        self, plans: list[Plan], prompts: list[Prompt], form: _Form, head: dict[str, Any]
+    ) -> dict[str, Any]:
+        count = len(plans) * form.options.choices
+        tokens: list[list[Token]] = [[] for _ in range(count)]
+        scores: list[Score | None] = [None] * count
+        ends: list[Done] = []
+        async with aclosing(self._engine.generate(plans)) as events:
+            async for item in events:
+                if item is None:
+                    continue
+                number, event = item
+                if isinstance(event, Done):
+                    ends.append(event)
+                elif isinstance(event, Token):
+                    tokens[number].append(event)
+                else:
+                    scores[number] = event
+        choices = [
+            self._choice(i, prompts[i // form.options.choices], form, *parts)
+            for i, parts in enumerate(zip(tokens, scores, ends, strict=True))
+        ]
+        return {**head, "choices": choices, "usage": usage_of(ends, form.options.choices)}
+
+    def _choice(
+        self, number: int, prompt: Prompt, form: _Form, tokens: list[Token], score: Score | None, done: Done
+    ) -> dict[str, Any]:
+        model = self._engine.model
+        logprobs = None
+        if form.logprobs is not None:
+            gathered = CompletionLogprobs(model)
+            if score is not None:
+                gathered.add(prompt.ids[0], None, ())
+                for token, logprob, top in zip(prompt.ids[1:], score.logprobs.tolist(), score.top, strict=True):
+                    gathered.add(token, logprob, top)
+            for event in tokens:
+                gathered.add(event.id, event.logprob, event.top_logprobs)
+            logprobs = gathered.json
+        return {
+            "index": number,
+            "text": (prompt.text if form.echo else "") + done.text,
+            "logprobs": logprobs,
+            "finish_reason": done.reason,
+            "ouro_edge": depths_of(model, tokens),
+        }
+
+    async def _chunks(self, plans: list[Plan], form: _Form, head: dict[str, Any]) -> Chunks:
+        model = self._engine.model
+        ends: list[Done] = []
+        offsets = [0] * (len(plans) * form.options.choices)
+        async with aclosing(self._engine.generate(plans)) as events:
+            async for item in events:
+                number, event = item or (0, None)
+                chunk = {"index": number, "text": "", "logprobs": None, "finish_reason": None}
+                if isinstance(event, Token):
+                    chunk |= {"text": event.text, "ouro_edge": depth_of(model, event)}
+                    if form.logprobs is not None:
+                        gathered = CompletionLogprobs(model, offsets[number])
+                        gathered.add(event.id, event.logprob, event.top_logprobs)
+                        chunk["logprobs"] = gathered.json
+                    offsets[number] += len(event.text)
+                elif isinstance(event, Done):
+                    ends.append(event)
+                    chunk["finish_reason"] = event.reason
+                yield {**head, "choices": [chunk]}
+        if form.options.include_usage:
+            yield {**head, "choices": [], "usage": usage_of(ends, form.options.choices)}

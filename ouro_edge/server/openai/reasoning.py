@@ -1,0 +1,49 @@
+"""The deltas of one answer: thoughts as `reasoning_content`, as DeepSeek, vLLM and llama.cpp call it, then the rest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ouro_edge.runtime.events import Token
+from ouro_edge.runtime.text.reasoning import Tags, ThoughtSplitter, text_with_tags
+from ouro_edge.server.openai.tools import AnswerText
+
+if TYPE_CHECKING:
+    from ouro_edge.runtime.text.tokenizer import Tokenizer
+
+
+class ThoughtfulText:
+    """Running state of one answer: tokens in, deltas out. White space before and after a thought is dropped.
+
+    `thinking` says that the prompt has opened a thought.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, tags: Tags, answer: AnswerText, *, thinking: bool = False) -> None:
+        self._tokenizer, self._tags, self._answer = tokenizer, tags, answer
+        self._splitter = ThoughtSplitter(tags, thinking=thinking)
+        self._blank = ""  # white space with which the text began: it may stand before a thought
+        self._has_thought = thinking
+        self._has_reasoned = self._has_said = False  # shown anything of either
+
+    def push(self, token: Token) -> dict[str, Any]:
+        """The delta that is certain now."""
+        return self._delta(self._splitter.push(text_with_tags(token, self._tokenizer, self._tags)))
+
+    def finish(self) -> dict[str, Any]:
+        """The rest, when the answer has ended."""
+        last, end = self._delta(self._splitter.flush(), ended=True), self._answer.finish()
+        content = last.pop("content", "") + end.pop("content", "")
+        return {**last, **({"content": content} if content else {}), **end}
+
+    def _delta(self, pieces: list[tuple[str, bool]], *, ended: bool = False) -> dict[str, Any]:
+        thought = "".join(text for text, is_thought in pieces if is_thought)
+        said = self._blank + "".join(text for text, is_thought in pieces if not is_thought)
+        self._has_thought |= self._splitter.thinking or bool(thought)
+        if not self._has_reasoned:
+            thought = thought.lstrip()
+        if not self._has_said:
+            said = said.lstrip() if self._has_thought else said
+            said, self._blank = (said, "") if said.strip() or ended else ("", said)
+        self._has_reasoned |= bool(thought)
+        self._has_said |= bool(said)
+        return {**({"reasoning_content": thought} if thought else {}), **self._answer.push(said)}

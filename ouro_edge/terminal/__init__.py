@@ -1,0 +1,1 @@
+"""The interactive `chat`: conversation state, commands, Markdown while it streams."""

@@ -1,0 +1,1 @@
+"""What `chat` shows: Markdown while it streams, depth colours, the live region."""

@@ -1,0 +1,114 @@
+"""What a conversation needs of a screen, and the screen that is none: plain lines for pipes and dumb terminals."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from ouro_edge.errors import RequestError
+from ouro_edge.runtime.events import Done, Token
+from ouro_edge.runtime.text.reasoning import Tags
+from ouro_edge.terminal.conversation import Piece
+from ouro_edge.terminal.display.sanitize import clean
+from ouro_edge.terminal.display.summary import summary
+
+
+class View(Protocol):
+    """A screen. Text from models and files is cleaned here, and nowhere else."""
+
+    lasting: bool  # a person sits there: a failure must not end the conversation
+
+    def lines(self, status: Callable[[], str]) -> Iterator[str]:
+        """What the user says, until the end; `status` may be shown while waiting."""
+
+    def notice(self, text: str) -> None:
+        """Say something that is no answer."""
+
+    def error(self, text: str) -> None:
+        """Say in one line what went wrong."""
+
+    def table(self, rows: Sequence[Sequence[str]]) -> None:
+        """Show rows of cells; the last cell of each may be long."""
+
+    def answer(self, events: Iterable[Piece | Done], *, show_depth: bool) -> None:
+        """Show an answer while it comes."""
+
+    def thought(self, text: str) -> None:
+        """Show the thought before an answer."""
+
+    def depths(self, tokens: Sequence[Token]) -> bool:
+        """Show tokens tinted by depth; False where tints cannot be seen."""
+
+
+class PlainView:
+    """Answers on standard output, all else on standard error; no escape sequence anywhere."""
+
+    def __init__(self, loops: int, tags: Tags) -> None:
+        self._loops, self._tags = loops, tags
+        self.lasting = sys.stdin.isatty()
+
+    def lines(self, status: Callable[[], str]) -> Iterator[str]:
+        """A line is a message. RequestError when standard input is no text."""
+        if self.lasting:
+            with suppress(ImportError):  # Windows has none; its console edits lines by itself
+                import readline  # noqa: F401  (importing it is what gives input() a history)
+        both = self.lasting and sys.stdout.isatty()
+        while True:
+            try:
+                if self.lasting and not both:
+                    print("> ", end="", file=sys.stderr, flush=True)
+                line = input("> " if both else "")
+            except EOFError:
+                return
+            except UnicodeDecodeError as problem:
+                raise RequestError(f"standard input is no {problem.encoding} text: {problem.reason}") from None
+            except KeyboardInterrupt:
+                if not self.lasting:
+                    raise
+                self.notice("\n(Ctrl-D or /bye leaves)")
+                continue
+            yield line
+
+    def notice(self, text: str) -> None:
+        """On standard error."""
+        print(clean(text), file=sys.stderr, flush=True)
+
+    def error(self, text: str) -> None:
+        """On standard error, on one line."""
+        self.notice(f"Error: {' '.join(clean(text).split())[:1000]}")
+
+    def table(self, rows: Sequence[Sequence[str]]) -> None:
+        """Aligned columns on standard error."""
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        for row in rows:
+            self.notice("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+    def answer(self, events: Iterable[Piece | Done], *, show_depth: bool) -> None:
+        """The text as it comes, thoughts between their tags; depths as numbers on standard error."""
+        thinking, depths = False, dict[int, int]()
+        try:
+            for event in events:
+                if isinstance(event, Done):
+                    done = event
+                    continue
+                if event.thinking != thinking:
+                    thinking = event.thinking
+                    print(self._tags.opening if thinking else self._tags.closing, end="")
+                print(clean(event.text), end="", flush=True)
+                depths[event.tokens] = event.depth
+        finally:
+            print(flush=True)
+        if show_depth:
+            self.notice("depths: " + " ".join(map(str, depths.values())))
+        if self.lasting:
+            self.notice(summary(done, self._loops))
+
+    def thought(self, text: str) -> None:
+        """On standard error."""
+        self.notice(text.strip())
+
+    def depths(self, tokens: Sequence[Token]) -> bool:
+        """No tints here."""
+        return False

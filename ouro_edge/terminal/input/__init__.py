@@ -1,0 +1,1 @@
+"""What `chat` reads: the prompt line, its history, keys and interrupts."""
