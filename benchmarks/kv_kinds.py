@@ -80,10 +80,10 @@ def conversation(model: ouro_edge.Model, asked: Iterable[Question], length: int)
 def read(model: ouro_edge.Model, text: Text) -> tuple[Array, int]:
     """[T, V] log-probabilities before each token of the rest, at full depth, and the bytes of keys and values."""
     sequence, rows = model.new_sequence(), []
-    sequence.feed(text.prompt)
+    sequence.append(text.prompt)
     for token in text.rest:
         rows.append(sequence.think(FULL).evidence.log_probabilities[0].astype(np.float32))
-        sequence.feed([token])
+        sequence.append([token])
     return np.array(rows), sequence.kv_bytes
 
 
@@ -93,7 +93,7 @@ def ask_fed(model: ouro_edge.Model, asked: Iterable[Question]) -> list[nano.Answ
     for question in asked:
         sequence = model.new_sequence()
         for token in prompt_of(model, question)[:-1]:
-            sequence.feed([token])
+            sequence.append([token])
             sequence.think(FULL)
         answers += nano.ask(model, [question], FULL, sequence)
     return answers

@@ -23,12 +23,12 @@ HEAD = 0.15  # Ouro-1.4B in int4: the head reads 0.1 GB, a loop 0.66 GB
 POLICIES: dict[str, ouro_edge.ExitPolicy] = {
     **{f"--loops {r}": ouro_edge.FixedDepth(r) for r in (1, 2, 3, 4)},
     **{f"--exit-threshold {q}": ouro_edge.ExitThreshold(q) for q in (0.05, 0.1, 0.3, 0.5, 0.7)},
-    **{f"--exit confidence:{p}": ouro_edge.Confidence(p) for p in (0.3, 0.5, 0.9)},
-    **{f"--exit entropy:{nats}": ouro_edge.LowEntropy(nats) for nats in (2.0, 1.0, 0.2)},
+    **{f"--exit confidence:{p}": ouro_edge.ConfidenceThreshold(p) for p in (0.3, 0.5, 0.9)},
+    **{f"--exit entropy:{nats}": ouro_edge.EntropyThreshold(nats) for nats in (2.0, 1.0, 0.2)},
     "--exit agreement": ouro_edge.Agreement(),
     "Agreement(floor=3)": ouro_edge.Agreement(floor=3),
     **{f"--exit change:{share}": ouro_edge.StateChange(share) for share in (0.3, 0.1, 0.08)},
-    "--exit weighted": ouro_edge.WeightedExit(),
+    "--exit weighted": ouro_edge.ExpectedLogits(),
     **{
         f"--exit-threshold 0.5 --loop-budget {mean}": ouro_edge.LoopBudget(mean, ouro_edge.ExitThreshold(0.5))
         for mean in (2, 3, 4)

@@ -7,6 +7,7 @@
 Names are loaded when first used, so that `import ouro_edge` costs nothing.
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +36,14 @@ if TYPE_CHECKING:
     from ouro_edge.runtime.exits.loop_budget import LoopBudget
     from ouro_edge.runtime.exits.policies import (
         Agreement,
-        Confidence,
+        ConfidenceThreshold,
+        EntropyThreshold,
         ExitPolicy,
         ExitThreshold,
+        ExpectedLogits,
         FixedDepth,
         FullDepth,
-        LowEntropy,
         StateChange,
-        WeightedExit,
     )
     from ouro_edge.runtime.forward import Forward, Score
     from ouro_edge.runtime.model import Model
@@ -64,8 +65,8 @@ _HOMES = {
     "runtime.sampling.constraint": ("Constraint",),
     "runtime.events": ("Done", "Event", "Timings", "Token", "Usage"),
     "runtime.exits.policies": (
-        "Agreement", "Confidence", "ExitPolicy", "ExitThreshold", "FixedDepth", "FullDepth", "LowEntropy",
-        "StateChange", "WeightedExit",
+        "Agreement", "ConfidenceThreshold", "EntropyThreshold", "ExitPolicy", "ExitThreshold", "ExpectedLogits",
+        "FixedDepth", "FullDepth", "StateChange",
     ),
     "runtime.forward": ("Forward", "Score"),
     "runtime.exits.loop_budget": ("LoopBudget",),
@@ -84,21 +85,22 @@ __all__ = [
     "Cancel",
     "Cancelled",
     "CheckpointError",
-    "Confidence",
+    "ConfidenceThreshold",
     "ConfigError",
     "Constraint",
     "ContextOverflowError",
     "Done",
+    "EntropyThreshold",
     "Event",
     "ExitPolicy",
     "ExitThreshold",
+    "ExpectedLogits",
     "ExportError",
     "FixedDepth",
     "Forward",
     "FullDepth",
     "HubError",
     "LoopBudget",
-    "LowEntropy",
     "Model",
     "ModelConfig",
     "NoGateError",
@@ -116,7 +118,6 @@ __all__ = [
     "Tokenizer",
     "Usage",
     "VerificationError",
-    "WeightedExit",
     "__version__",
     "load",
     "load_sequence",
@@ -124,7 +125,13 @@ __all__ = [
 ]
 
 
+_RENAMED = {"Confidence": "ConfidenceThreshold", "LowEntropy": "EntropyThreshold", "WeightedExit": "ExpectedLogits"}
+
+
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        warnings.warn(f"ouro_edge.{name} is now ouro_edge.{_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+        return getattr(import_module(__name__), _RENAMED[name])
     if name not in _HOME_OF:
         raise AttributeError(f"module 'ouro_edge' has no attribute {name!r}")
     value = getattr(import_module(f"ouro_edge.{_HOME_OF[name]}"), name)

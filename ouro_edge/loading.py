@@ -19,7 +19,7 @@ from ouro_edge.bundle.fitted_gate import check_gate
 from ouro_edge.bundle.kv_ranges import has_ranges
 from ouro_edge.bundle.manifest import VERSION
 from ouro_edge.errors import BundleError, CheckpointError, ExportError, RequestError, TemplateError, one_line
-from ouro_edge.prefill_weights import check_prefill, many_rows_for
+from ouro_edge.prefill_weights import check_prefill, prefill_copy_for
 from ouro_edge.system.cache_dir import cache_directory
 from ouro_edge.system.hub import Resolved, resolve
 
@@ -63,8 +63,8 @@ def load(
         raise RequestError(f"progress is {one_line(progress)}; wanted a function or None")
     bundle = open_runnable(runnable(model, progress), progress)
     bundle = bundle if context is None else bundle.with_context(context)
-    many_rows = many_rows_for(bundle, prefill, progress)
-    return Model(bundle, threads=threads, kv=kv, kv_share=kv_share, gate=gate, many_rows=many_rows)
+    prefill_copy = prefill_copy_for(bundle, prefill, progress)
+    return Model(bundle, threads=threads, kv=kv, kv_share=kv_share, gate=gate, prefill_copy=prefill_copy)
 
 
 def runnable(model: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> Path:

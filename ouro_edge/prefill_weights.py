@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from ouro_edge.bundle.bundle import DATA_FILE, Bundle
-from ouro_edge.bundle.prefill_copy import PROBE_FILE, VERSION, block_tensors, is_complete, many_rows_bytes
+from ouro_edge.bundle.prefill_copy import PROBE_FILE, VERSION, block_tensors, is_complete, prefill_copy_bytes
 from ouro_edge.errors import ExportError, OuroEdgeError, RequestError, one_line
 from ouro_edge.system.cache_dir import cache_directory
 from ouro_edge.system.memory import available_memory
@@ -28,7 +28,7 @@ _PLENTY = 3  # times the copy's size must be free before it is made and used una
 _INEXACT = "--prefill fast needs a CPU that multiplies int8 exactly (VNNI): use lean"
 
 
-def many_rows_for(bundle: Bundle, prefill: str, progress: Progress | None = None) -> Path | None:
+def prefill_copy_for(bundle: Bundle, prefill: str, progress: Progress | None = None) -> Path | None:
     """Where the copy for long prompts lies, made if it has to be; None for the lean way.
 
     RequestError for an unknown way, or when fast was asked for and this CPU or model cannot; ExportError when fast was
@@ -36,7 +36,7 @@ def many_rows_for(bundle: Bundle, prefill: str, progress: Progress | None = None
     """
     if check_prefill(prefill) == "lean" or (prefill == "auto" and not _pays(bundle)):
         return None
-    if not many_rows_bytes(bundle):
+    if not prefill_copy_bytes(bundle):
         raise RequestError("--prefill fast is for models in int4 or int8; this one computes in float32: use lean")
     try:
         return _copy(bundle, prefill == "auto", progress)
@@ -64,20 +64,20 @@ def _copy(bundle: Bundle, frugal: bool, progress: Progress | None) -> Path | Non
         if not multiplies_exactly(path / PROBE_FILE):
             raise RequestError(_INEXACT)
         return path
-    if frugal and _free_disk() < 2 * many_rows_bytes(bundle):
+    if frugal and _free_disk() < 2 * prefill_copy_bytes(bundle):
         return None
     try:
-        from ouro_edge.export.prefill_copy import probe_in_memory, write_many_rows
+        from ouro_edge.export.prefill_copy import probe_in_memory, write_prefill_copy
     except ImportError as missing:  # an app may come without what exports
         raise ExportError(f"--prefill fast needs {missing.name} to make its copy of the weights: use lean") from None
     if not multiplies_exactly(probe_in_memory()):
         raise RequestError(_INEXACT)
-    write_many_rows(bundle, path, progress)
+    write_prefill_copy(bundle, path, progress)
     return path
 
 
 def _pays(bundle: Bundle) -> bool:
-    size, free = many_rows_bytes(bundle), available_memory()
+    size, free = prefill_copy_bytes(bundle), available_memory()
     bits = {t.scheme.bits for name in block_tensors(bundle) if (t := bundle.manifest.tensors[name]).scheme is not None}
     return platform.machine() in ("x86_64", "AMD64") and bits == {4} and size >= _SMALLEST and free >= _PLENTY * size
 

@@ -23,7 +23,7 @@ from ouro_edge.loading import default_model
 from ouro_edge.runtime.backend.block import Block, Head
 from ouro_edge.runtime.backend.bound_loop import BoundLoop
 from ouro_edge.runtime.backend.cancel import Cancel
-from ouro_edge.runtime.backend.fair_lock import Turns
+from ouro_edge.runtime.backend.fair_lock import FairLock
 from ouro_edge.runtime.backend.kv import LoopKV
 from ouro_edge.runtime.checks import check_items, check_whole
 from ouro_edge.runtime.exits.loop_states import Evidence
@@ -99,7 +99,7 @@ class _MockBlock(Block):
     def __init__(self, config: ModelConfig, script: _Script) -> None:
         self.config, self.kv, self.script = config, "fp32", script
         self.state_id = "mock"
-        self.turns = Turns()
+        self.lock = FairLock()
         self._many = None
 
 
@@ -108,7 +108,7 @@ class _MockLoop(BoundLoop):
         self._block, self.kv = block, _NoKV(block.config)
 
     def __call__(self, rows: Array, start: int, cancel: Cancel | None = None) -> tuple[Array, Array]:
-        with self._block.turns.take(cancel):
+        with self._block.lock.hold(cancel):
             if cancel is not None:
                 cancel.check()
             return rows, np.zeros(len(rows), np.float32)
@@ -152,8 +152,8 @@ class _ScriptedSequence(TokenSequence):
     def think(self, policy: ExitPolicy, cancel: Cancel | None = None) -> Thought:
         assert isinstance(self.block, _MockBlock)
         script = self.block.script
-        if self._answering != self.turn:
-            self._answering, self._start = self.turn, len(self.tokens)
+        if self._answering != self.generation_id:
+            self._answering, self._start = self.generation_id, len(self.tokens)
             self._answer = script.next_answer(self.tokens)
         said = len(self.tokens) - self._start
         token = self._answer[min(said, len(self._answer) - 1)]

@@ -63,11 +63,11 @@ def test_async_forward_score_and_embed_work():
 def test_its_sequences_can_be_forked_and_kept():
     model = MockModel("yes")
     cache = ouro_edge.PrefixCache(model, 0)
-    sequence = cache.take([7, 8, 9])
+    sequence = cache.checkout([7, 8, 9])
     *_, done = model.generate([7, 8, 9], sequence=sequence)
-    cache.give(sequence)
+    cache.checkin(sequence)
     assert done.text == "yes" and len(cache) == 1
-    *_, done = model.generate([7, 8, 9, 9], sequence=sequence.fork(3), exit=ouro_edge.WeightedExit())
+    *_, done = model.generate([7, 8, 9, 9], sequence=sequence.copy_prefix(3), exit=ouro_edge.ExpectedLogits())
     assert (done.text, done.usage.cached_tokens) == ("yes", 3)
 
 

@@ -8,7 +8,7 @@ from ouro_edge.arch.config import read_json_object
 from ouro_edge.bundle.bundle import BLOCK_FILES, DATA_FILE, Bundle, sha256
 from ouro_edge.errors import BundleError
 
-RECORD_FILE = "many_rows.json"
+RECORD_FILE = "prefill_copy.json"
 PROBE_FILE = "probe.onnx"  # tells whether this CPU multiplies uint8 and int8 without saturation
 VERSION = 2
 GRAPHS = (*BLOCK_FILES.values(), PROBE_FILE)
@@ -19,7 +19,7 @@ def block_tensors(bundle: Bundle) -> list[str]:
     return [name for name in bundle.manifest.tensors if name not in ("embedding", "head")]
 
 
-def many_rows_bytes(bundle: Bundle) -> int:
+def prefill_copy_bytes(bundle: Bundle) -> int:
     """Size of the block's matrices at a byte a weight."""
     tensors = (bundle.manifest.tensors[name] for name in block_tensors(bundle))
     return sum(tensor.shape[0] * tensor.shape[1] for tensor in tensors if tensor.scheme is not None)

@@ -124,7 +124,7 @@ def command(
     from ouro_edge.cli.progress import conversion_progress
     from ouro_edge.loading import open_runnable, runnable
     from ouro_edge.measure.speed import Plan
-    from ouro_edge.prefill_weights import many_rows_for
+    from ouro_edge.prefill_weights import prefill_copy_for
     from ouro_edge.runtime.backend.session import default_threads
 
     if tune:
@@ -139,7 +139,7 @@ def command(
         click.echo(BUILT_IN, err=True)
     with conversion_progress() as progress:
         path = runnable(model, progress)
-        many_rows_for(open_runnable(path), prefill, progress)  # made here, so that no load time has it
+        prefill_copy_for(open_runnable(path), prefill, progress)  # made here, so that no load time has it
     plan = Plan(prompts, tokens, depths, contexts or (0,), repeat)
     machine = _machine()
     runs = [

@@ -69,7 +69,7 @@ def _show(
     else:
         gain = next(t for t in formats if t.format.block_size == DEFAULT_BLOCK).one_row / block.one_row
         click.echo(f"--block-size {block.format.block_size}: decodes {gain:.2f} times as fast as export's default")
-    share = formats[-1].many_rows / block.many_rows
+    share = formats[-1].prefill_copy / block.prefill_copy
     advice = "fast, if this CPU has VNNI" if share < 1 else "lean"
     click.echo(f"--prefill {advice}: fast takes {share:.0%} of lean's time for long prompts")
 
@@ -92,5 +92,5 @@ def _table(trials: Sequence[Trial], chosen: Trial) -> str:
     head = ("format", "threads", "weights", "1 row", "GB/s", "128 rows", "")
     return table(head, [(
         t.format.name, str(t.threads), f"{t.weight_bytes / 1e6:.0f} MB", f"{1e3 * t.one_row:.2f} ms",
-        f"{t.weight_bytes / t.one_row / 1e9:.1f}", f"{1e3 * t.many_rows:.0f} ms", "chosen" if t is chosen else "",
+        f"{t.weight_bytes / t.one_row / 1e9:.1f}", f"{1e3 * t.prefill_copy:.0f} ms", "chosen" if t is chosen else "",
     ) for t in trials])  # fmt: skip

@@ -39,7 +39,7 @@ def trace(
     if count < 1:
         return []
     sequence = model.new_sequence()
-    sequence.feed(ids[:-1])  # nothing follows the last one
+    sequence.append(ids[:-1])  # nothing follows the last one
     hidden = np.zeros((loops, len(ids), model.config.hidden_size), np.float32)
     gates = np.full((len(ids), loops), np.nan)
 

@@ -98,7 +98,7 @@ def _arithmetic(
 
     with Model(bundle, threads=threads, kv="fp32", gate="original") as model:
         sequence = model.new_sequence()
-        sequence.feed(ids.tolist())
+        sequence.append(ids.tolist())
         for loop in range(1, config.loops + 1):
             sequence.advance(loop, sink=collect)
             wanted = steps.hidden[loop - 1] @ head.T

@@ -25,7 +25,7 @@ from ouro_edge.bundle.prefill_copy import GRAPHS, PROBE_FILE, RECORD_FILE, VERSI
 from ouro_edge.errors import ExportError
 from ouro_edge.export.data_file import DataFile
 from ouro_edge.export.graphs.block_graph import block_graph
-from ouro_edge.export.graphs.prefill_graph import ManyRowsBuilder, probe_graph
+from ouro_edge.export.graphs.prefill_graph import PrefillBuilder, probe_graph
 from ouro_edge.quant.rotation import rotate
 
 Progress = Callable[[int, int, str], None]
@@ -38,7 +38,7 @@ def probe_in_memory() -> GraphInMemory:
     return GraphInMemory(Path(PROBE_FILE), probe_graph().SerializeToString(), {})
 
 
-def write_many_rows(bundle: Bundle, out: Path, progress: Progress | None = None) -> None:
+def write_prefill_copy(bundle: Bundle, out: Path, progress: Progress | None = None) -> None:
     """Write the graphs and weights to the directory `out`, all or nothing. ExportError when it cannot be written."""
     work = out
     try:
@@ -79,7 +79,7 @@ def _write(bundle: Bundle, out: Path, progress: Progress | None) -> None:
             tensors[name] = StoredTensor(stored.shape, stored.scheme, parts)
         size = data.finish()["size"]
     for kv, file in BLOCK_FILES.items():
-        (out / file).write_bytes(block_graph(bundle.config, tensors, kv, ManyRowsBuilder).SerializeToString())
+        (out / file).write_bytes(block_graph(bundle.config, tensors, kv, PrefillBuilder).SerializeToString())
     (out / PROBE_FILE).write_bytes(probe_graph().SerializeToString())
     graphs = {name: sha256(out / name) for name in GRAPHS}
     record = {"version": VERSION, "size": size, "sha256": graphs, "snr_db": snr}

@@ -61,7 +61,7 @@ def calibrate(
 def _reach(model: Model, ids: list[int], pairs: bool = True) -> Array:
     """Largest magnitudes [R, L, 2, KV, D] over token ids at full depth; of keys by rotary pair, or by channel."""
     sequence = model.new_sequence()
-    sequence.feed(ids)
+    sequence.append(ids)
     sequence.think(FullDepth())
     ranges = np.zeros(ranges_shape(model.config), np.float32)
     for loop in range(1, model.config.loops + 1):

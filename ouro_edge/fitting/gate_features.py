@@ -86,8 +86,8 @@ def _read_states(sequence: TokenSequence, piece: Piece, out: Array) -> None:
         first, last = np.searchsorted(at, (start, start + len(rows)))
         out[loop - 1, first:last] = rows[at[first:last] - start]
 
-    sequence.rewind(0)
-    sequence.feed(piece.ids[: int(at[-1]) + 1])
+    sequence.truncate(0)
+    sequence.append(piece.ids[: int(at[-1]) + 1])
     for loop in range(1, sequence.config.loops + 1):
         sequence.advance(loop, sink=keep)
 

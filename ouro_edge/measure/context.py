@@ -23,16 +23,16 @@ def filled_sequence(model: Model, length: int, loops: int, room: int, rng: np.ra
     model or the machine's memory cannot hold them.
     """
     sequence = model.new_sequence()
-    sequence.feed(rng.integers(0, model.config.vocab_size, length + room).tolist())
+    sequence.append(rng.integers(0, model.config.vocab_size, length + room).tolist())
     reached = [len(sequence)] * (loops + 1) + [0] * (model.config.loops - loops)
     width = model.config.hidden_size
     waiting = [np.zeros((before - after, width), np.float32) for before, after in pairwise(reached[1:])]
-    sequence.restore(sequence.tokens, reached, waiting)
+    sequence.load_state(sequence.tokens, reached, waiting)
     values: list[NDArray[Any]] = []
     for loop, valid in sequence.caches():
         values = values or [_plausible(array, rng) for array in loop.kv.valid(length)[:1]]
         loop.kv.fill(min(valid, length), values * len(loop.kv.arrays))
-    sequence.rewind(length)
+    sequence.truncate(length)
     return sequence
 
 

@@ -20,7 +20,7 @@ from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.loading import open_runnable
 from ouro_edge.measure.context import filled_sequence
 from ouro_edge.measure.memory import ProcessMemory, process_memory
-from ouro_edge.prefill_weights import many_rows_for
+from ouro_edge.prefill_weights import prefill_copy_for
 from ouro_edge.runtime.backend.kv import kv_bytes_per_token
 from ouro_edge.runtime.events import Done
 from ouro_edge.runtime.exits.policies import FixedDepth, FullDepth
@@ -104,7 +104,7 @@ def time_model(path: Path, kv: str, threads: int, prefill: str, plan: Plan) -> I
     began = time.perf_counter()
     bundle = open_runnable(path)
     depths, room = check_plan(bundle, plan)
-    with Model(bundle, threads=threads, kv=kv, many_rows=many_rows_for(bundle, prefill)) as model:
+    with Model(bundle, threads=threads, kv=kv, prefill_copy=prefill_copy_for(bundle, prefill)) as model:
         loaded = time.perf_counter()
         *_, done = model.generate([0], max_tokens=1, exit=FullDepth(), sampler=Sampler())
         assert isinstance(done, Done)
@@ -149,7 +149,7 @@ def weight_bytes(bundle: Bundle) -> tuple[int, int]:
 
 
 def _run(model: Model, sequence: TokenSequence, test: Test, rng: np.random.Generator) -> Done:
-    sequence.rewind(test.context)
+    sequence.truncate(test.context)
     new, wanted = (test.tokens, 1) if test.kind == "prefill" else (1, test.tokens)
     ids = [*sequence.tokens, *rng.integers(0, model.config.vocab_size, new).tolist()]
     *_, done = model.generate(

@@ -21,7 +21,7 @@ from ouro_edge.bundle.bundle import GraphInMemory
 from ouro_edge.bundle.manifest import DTYPES, StoredArray, StoredTensor
 from ouro_edge.export.graphs.block_graph import block_graph
 from ouro_edge.export.graphs.builder import GraphBuilder
-from ouro_edge.export.graphs.prefill_graph import ManyRowsBuilder
+from ouro_edge.export.graphs.prefill_graph import PrefillBuilder
 from ouro_edge.quant import Scheme
 from ouro_edge.runtime.backend.session import open_session
 
@@ -55,7 +55,7 @@ class _FloatActivations(GraphBuilder):
 FORMATS = (
     *(Format(f"int4, block {size}", size) for size in (32, 64, DEFAULT_BLOCK)),
     Format(f"int4, block {DEFAULT_BLOCK}, float activations", DEFAULT_BLOCK, _FloatActivations),
-    Format("int8, as --prefill fast", None, ManyRowsBuilder),
+    Format("int8, as --prefill fast", None, PrefillBuilder),
 )
 
 
@@ -67,7 +67,7 @@ class Trial:
     threads: int
     weight_bytes: int
     one_row: float  # seconds
-    many_rows: float  # seconds for MANY
+    prefill_copy: float  # seconds for MANY
     cpu_share: float  # of the CPU time that the threads could have had; threads spin while they wait for each other
 
 

@@ -60,8 +60,8 @@ def run_forward(
     that memory does not grow with T x V.
     """
     config = sequence.config
-    sequence.rewind(0)
-    sequence.resume(ids)
+    sequence.truncate(0)
+    sequence.set_prompt(ids)
     limit = policy.limit(config)
     depth = np.zeros(len(ids), np.int64)
     gates = np.full((len(ids), config.loops), np.nan)

@@ -33,10 +33,10 @@ def generate_steps(sequence: TokenSequence, request: Request) -> Generator[Step,
 
 def _plain_steps(sequence: TokenSequence, request: Request) -> Generator[Step, None, None]:
     """One token after the other."""
-    sampling, policy, turn = request.sampler.start(), request.exit.start(), sequence.turn
+    sampling, policy, turn = request.sampler.start(), request.exit.start(), sequence.generation_id
     seen = set(sequence.tokens) if request.sampler.repetition_penalty != 1 else set()
     while True:
-        if sequence.turn != turn:
+        if sequence.generation_id != turn:
             raise RequestError("another generation has used this sequence meanwhile: give each its own")
         thought = sequence.think(policy, request.cancel)
         policy.spent(thought.depth)
@@ -47,7 +47,7 @@ def _plain_steps(sequence: TokenSequence, request: Request) -> Generator[Step, N
         yield make_step(thought.evidence, sequence.config.loops, token, logprob, request)
         if seen:
             seen.add(token)
-        sequence.feed([token])
+        sequence.append([token])
 
 
 def _pick_allowed(sampling: Sampling, logits: Array, seen: Set[int], constraint: Constraint) -> tuple[int, float]:
@@ -106,7 +106,7 @@ def generate_events(
         cached_tokens=cached,
         completion_tokens=len(depths),
         loops_run=rows,
-        loops_full=rows + sequence.unasked_loops,
+        loops_full=rows + sequence.pending_loops,
         block_calls=work.calls - before.calls,
         mean_depth=sum(depths) / len(depths) if depths else 0.0,
         drafted_tokens=work.drafted - before.drafted,

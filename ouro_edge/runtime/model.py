@@ -49,7 +49,7 @@ class Model(AsyncTwins):
         kv: str = "auto",
         kv_share: str = "none",
         gate: str = "auto",
-        many_rows: Path | None = None,
+        prefill_copy: Path | None = None,
     ) -> None:
         self.bundle = bundle
         self.config = bundle.config
@@ -57,8 +57,8 @@ class Model(AsyncTwins):
         self.kv, self.kv_reason = choose_kv(bundle, kv)
         self.kv_share = check_share(kv_share)
         with large_pages():
-            self._block: Block | None = Block(bundle, threads, self.gate, self.kv, many_rows)
-            self._head: Head | None = Head(bundle, threads, self._block.turns)
+            self._block: Block | None = Block(bundle, threads, self.gate, self.kv, prefill_copy)
+            self._head: Head | None = Head(bundle, threads, self._block.lock)
         self._embedding = bundle.embedding()
         self._tokenizer = read_tokenizer(bundle)
         self._generation = read_json(bundle, "generation_config.json")
@@ -156,7 +156,7 @@ class Model(AsyncTwins):
         state = self._own(sequence)
 
         def events() -> Iterator[Event]:
-            cached = state.resume(ids)
+            cached = state.set_prompt(ids)
             yield from generate_events(state, self._tokenizer, request, cached)
 
         return events()

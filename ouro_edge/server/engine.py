@@ -100,7 +100,7 @@ class Engine:
 
     def _events(self, plan: Plan, choice: int, cancel: Cancel) -> Iterator[Event | Score]:
         """Generate one answer on a sequence out of the cache; runs on a worker."""
-        sequence = self._cache.take(plan.ids)
+        sequence = self._cache.checkout(plan.ids)
         options, rows = plan.options, sequence.work.rows
         if plan.score is not None:
             yield self.model.score(
@@ -124,10 +124,10 @@ class Engine:
         for event in events:
             if isinstance(event, Done) and plan.score is not None:  # the score's work is this request's as well
                 run = sequence.work.rows - rows
-                counts = {"loops_run": run, "loops_full": run + sequence.unasked_loops}
+                counts = {"loops_run": run, "loops_full": run + sequence.pending_loops}
                 event = replace(event, usage=replace(event.usage, cached_tokens=0, **counts))
             yield event
-        self._cache.give(sequence)  # not after an error: who knows what it holds then
+        self._cache.checkin(sequence)  # not after an error: who knows what it holds then
 
     def _check(self, cancelled: bool = False) -> None:
         if self.stopping or cancelled:

@@ -14,7 +14,7 @@ from ouro_edge.runtime.backend.cancel import Cancel
 from ouro_edge.runtime.events import Done, Token
 from ouro_edge.runtime.model import Model
 from ouro_edge.runtime.sequence.sequence import TokenSequence
-from ouro_edge.runtime.text.reasoning import ThoughtSplitter, opened_by, read_tags, text_with_tags
+from ouro_edge.runtime.text.reasoning import ReasoningParser, opened_by, read_reasoning_tags, text_with_tags
 
 Message = dict[str, str]
 
@@ -79,7 +79,7 @@ class Conversation:
         self.totals = Totals()
         self.last: Answer | None = None
         self._read: list[tuple[str, list[int]]] = []  # text and ids of the sequence after each turn that has them
-        self.tags = read_tags(model)
+        self.tags = read_reasoning_tags(model)
 
     def prompt(self, messages: list[Message], **template: Any) -> str:
         """The text that the chat template makes of the system message and `messages`."""
@@ -96,7 +96,7 @@ class Conversation:
         answer, said = Answer(), [opened]
         ids = self._encode(prompt)
         events = self.model.generate(ids, sequence=self.sequence, cancel=cancel, **options)
-        splitter = ThoughtSplitter(self.tags, thinking=bool(opened))
+        splitter = ReasoningParser(self.tags, thinking=bool(opened))
         try:
             for event in events:
                 if isinstance(event, Token):
@@ -170,7 +170,7 @@ class Conversation:
         ]
         if config.loops > 1 and made:
             rows.append(("mean depth", f"{totals.depth / made:.2f} of {config.loops} loops"))
-            rows.append(("loops", f"{totals.loops_run} run, {sequence.unasked_loops} still unasked for"))
+            rows.append(("loops", f"{totals.loops_run} run, {sequence.pending_loops} still unasked for"))
         return rows
 
     def _encode(self, prompt: str) -> list[int]:

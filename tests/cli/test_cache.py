@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from ouro_edge.bundle.bundle import open_bundle
 from ouro_edge.cli import main
 from ouro_edge.loading import runnable
-from ouro_edge.prefill_weights import many_rows_for
+from ouro_edge.prefill_weights import prefill_copy_for
 
 MODEL, COPY = "some.model-int4-0123456789ab", "prefill-0123456789abcdef"
 LEFT = [f".{MODEL}.01234567.partial", f"{COPY}.partial-abc_1234"]
@@ -90,7 +90,7 @@ def test_what_the_program_makes_is_found(tmp_path, monkeypatch, checkpoint_of):
     checkpoint = shutil.copytree(checkpoint_of(), tmp_path / "checkpoint")
     model = runnable(checkpoint)
     monkeypatch.setattr("ouro_edge.runtime.backend.prefill_session.multiplies_exactly", lambda path: True)
-    copy = many_rows_for(open_bundle(model), "fast")
+    copy = prefill_copy_for(open_bundle(model), "fast")
     rows = cache().stdout.splitlines()[1:-1]
     assert {row.split()[0] for row in rows} == {model.name, copy.name}
     assert cache("--clear", "--yes").exit_code == 0 and list((tmp_path / "cache").iterdir()) == []

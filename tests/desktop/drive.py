@@ -80,13 +80,13 @@ def answers_and_tints() -> None:
 def a_busy_model_does_not_freeze_the_window_and_stop_stops() -> None:
     models: list[MockModel] = []
     window = opened(lambda: models.append(Talkative()) or models[-1])
-    turns = models[0]._parts()[0].turns
+    lock = models[0]._parts()[0].lock
     ticks: list[int] = []
     timer = QTimer(interval=0)
     timer.timeout.connect(lambda: ticks.append(1))
-    with turns.take():  # as if a call of the block took very long
+    with lock.hold():  # as if a call of the block took very long
         ask(window, "go on")
-        until(lambda: turns.waiting == 1)
+        until(lambda: lock.waiting == 1)
         timer.start()
         until(lambda: len(ticks) > 20)
         timer.stop()

@@ -30,8 +30,8 @@ def test_a_filled_sequence_can_be_continued_at_any_depth(kv):
         held = [sequence.kv_of(loop).nbytes for loop in (1, 2, 3)]
         assert held[0] == held[1] > held[2] == 0
         for depth in (1, 2, 4):
-            sequence.rewind(40)
-            sequence.feed([3])
+            sequence.truncate(40)
+            sequence.append([3])
             assert np.isfinite(sequence.think(FixedDepth(depth)).logits).all()
         assert sequence.work.rows == 1 + 2 + 2 + 41 + 41  # only depth 4 computes what was waiting for loops 3 and 4
         assert all(np.unique(array[:, :, :40]).size > 8 for array in sequence.kv_of(2).arrays)

@@ -20,7 +20,7 @@ def small(monkeypatch):
 def test_every_format_meets_every_thread_count(small):
     trials = [event for event in time_formats(FORMATS, [1, 2]) if isinstance(event, Trial)]
     assert [(t.format, t.threads) for t in trials] == [(f, n) for f in FORMATS for n in (1, 2)]
-    assert all(t.one_row > 0 and t.many_rows > 0 and t.cpu_share > 0 for t in trials)
+    assert all(t.one_row > 0 and t.prefill_copy > 0 and t.cpu_share > 0 for t in trials)
     weights = 256 * 256 * (3 + 1 + 3)
     norms = 4 * 256 * 5
     sizes = {t.format.name: t.weight_bytes - norms for t in trials}

@@ -84,10 +84,10 @@ def test_errors_come_at_the_first_await(model):
 
 def test_the_event_loop_runs_while_a_block_call_does(model):
     async def main():
-        turns = model._parts()[0].turns
-        with turns.take():  # as if another conversation's call took very long
+        lock = model._parts()[0].lock
+        with lock.hold():  # as if another conversation's call took very long
             task = asyncio.ensure_future(anext(model.agenerate(PROMPT, max_tokens=1, stop_ids=())))
-            await until(lambda: turns.waiting == 1)
+            await until(lambda: lock.waiting == 1)
             await ticks(1000)
             assert not task.done()
         assert isinstance(await task, ouro_edge.Token)
@@ -98,15 +98,15 @@ def test_the_event_loop_runs_while_a_block_call_does(model):
 @pytest.mark.parametrize("call", ["agenerate", "aforward", "ascore", "aembed"])
 def test_a_cancelled_task_ends_its_thread(model, call):
     async def main():
-        turns = model._parts()[0].turns
-        with turns.take():
+        lock = model._parts()[0].lock
+        with lock.hold():
             asked = getattr(model, call)([PROMPT] if call == "aembed" else PROMPT)
             task = asyncio.ensure_future(anext(asked) if inspect.isasyncgen(asked) else asked)
-            await until(lambda: turns.waiting == 1)
+            await until(lambda: lock.waiting == 1)
             task.cancel()
             ended, _ = await asyncio.wait([task], timeout=30)
             assert ended and task.cancelled()
-            assert turns.waiting == 0  # it has left the queue: nothing will be computed for nobody
+            assert lock.waiting == 0  # it has left the queue: nothing will be computed for nobody
 
     asyncio.run(main())
     assert len(list(model.generate(PROMPT, max_tokens=2, stop_ids=()))) == 3

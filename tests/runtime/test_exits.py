@@ -14,20 +14,20 @@ from ouro_edge.errors import NoGateError, RequestError
 from ouro_edge.runtime.exits.loop_budget import LoopBudget
 from ouro_edge.runtime.exits.policies import (
     Agreement,
-    Confidence,
+    ConfidenceThreshold,
+    EntropyThreshold,
     ExitThreshold,
+    ExpectedLogits,
     FixedDepth,
-    LowEntropy,
     StateChange,
-    WeightedExit,
 )
 
 SHARES = st.floats(0.0, 1.0)
 POLICIES = st.one_of(
     st.builds(ExitThreshold, SHARES, floor=st.integers(1, 2), ceiling=st.sampled_from([None, 2, 3, 4])),
     st.builds(StateChange, st.floats(0.0, 1.5), floor=st.integers(1, 3)),
-    st.builds(Confidence, SHARES, ceiling=st.sampled_from([None, 1, 3])),
-    st.builds(LowEntropy, st.floats(0.0, 5.0)),
+    st.builds(ConfidenceThreshold, SHARES, ceiling=st.sampled_from([None, 1, 3])),
+    st.builds(EntropyThreshold, st.floats(0.0, 5.0)),
     st.builds(Agreement, floor=st.integers(1, 3)),
 )
 
@@ -46,9 +46,9 @@ def wanted_depths(policy, logits, steps):
                     stop = 1 - np.prod(1 / (1 + np.exp(steps.gate_logits[t, :r]))) >= policy.threshold
                 case StateChange():
                     stop = r > 1 and np.linalg.norm(h - before) <= policy.share * np.linalg.norm(h)
-                case Confidence():
+                case ConfidenceThreshold():
                     stop = np.exp(logs[r - 1, t].max()) >= policy.probability
-                case LowEntropy():
+                case EntropyThreshold():
                     stop = -(np.exp(logs[r - 1, t]) * logs[r - 1, t]).sum() <= policy.nats
                 case Agreement():
                     stop = r > 1 and logits[r - 1, t].argmax() == logits[r - 2, t].argmax()
@@ -69,12 +69,12 @@ def test_every_policy_equals_its_oracle(checkpoint_of, bundle_of, policy, ids, c
         assert out.depth.tolist() == depths
         np.testing.assert_allclose(out.logits, logits[np.array(depths) - 1, np.arange(len(ids))], atol=1e-3)
         sequence = model.new_sequence()
-        sequence.feed([7] * cut)
+        sequence.append([7] * cut)
         if cut:
             sequence.think(policy)
-        sequence.rewind(0)
+        sequence.truncate(0)
         for i, token in enumerate(ids):
-            sequence.feed([token])
+            sequence.append([token])
             calls = sequence.work.calls
             thought = sequence.think(policy)
             assert thought.depth == depths[i] == sequence.work.calls - calls
@@ -86,7 +86,7 @@ def test_the_head_is_called_only_when_a_rule_looks(bundle_of):
         calls = []
         head = model._head
         model._head = lambda rows: calls.append(len(rows)) or head(rows)
-        for policy, wanted in ((ExitThreshold(0.5), 3), (StateChange(0.0), 3), (Confidence(1.0), 12)):
+        for policy, wanted in ((ExitThreshold(0.5), 3), (StateChange(0.0), 3), (ConfidenceThreshold(1.0), 12)):
             calls.clear()
             list(model.generate([5, 17, 3], max_tokens=3, exit=policy, stop_ids=()))
             assert len(calls) == wanted, policy
@@ -97,9 +97,9 @@ def test_the_head_is_called_only_when_a_rule_looks(bundle_of):
     [
         lambda: StateChange(-0.1),
         lambda: StateChange(float("nan")),
-        lambda: Confidence(1.5),
-        lambda: Confidence("x"),
-        lambda: LowEntropy(-1),
+        lambda: ConfidenceThreshold(1.5),
+        lambda: ConfidenceThreshold("x"),
+        lambda: EntropyThreshold(-1),
         lambda: Agreement(floor=0),
         lambda: Agreement(floor=3, ceiling=2),
     ],
@@ -111,7 +111,7 @@ def test_bad_settings_are_refused(make):
 
 def test_rules_without_a_gate_work_on_plain_models(checkpoint_of, bundle_of):
     with ouro_edge.load(bundle_of(checkpoint_of(model_type="llama"))) as model:
-        assert model.forward([1, 2, 3], exit=Confidence(0.9)).depth.tolist() == [1, 1, 1]
+        assert model.forward([1, 2, 3], exit=ConfidenceThreshold(0.9)).depth.tolist() == [1, 1, 1]
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
@@ -121,12 +121,12 @@ def test_a_weighted_exit_is_the_mean_of_all_loops_logits(checkpoint_of, bundle_o
     p = reference.exit_probabilities(steps.gate_logits, 4)
     wanted = np.einsum("tr,rtv->tv", p, logits)
     with ouro_edge.load(bundle_of(checkpoint_of())) as model:
-        out = model.forward(ids, exit=WeightedExit())
+        out = model.forward(ids, exit=ExpectedLogits())
         np.testing.assert_allclose(out.logits, wanted, atol=1e-3)
         assert set(out.depth.tolist()) == {4}
         sequence = model.new_sequence()
-        sequence.feed(ids)
-        np.testing.assert_allclose(sequence.think(WeightedExit()).logits, wanted[-1], atol=1e-3)
+        sequence.append(ids)
+        np.testing.assert_allclose(sequence.think(ExpectedLogits()).logits, wanted[-1], atol=1e-3)
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
@@ -160,7 +160,7 @@ def test_a_budget_needs_an_order(bundle_of):
 def test_a_weighted_exit_needs_a_gate(checkpoint_of, bundle_of):
     plain = bundle_of(checkpoint_of(model_type="llama"))
     with ouro_edge.load(plain) as model, pytest.raises(NoGateError, match="a weighted exit means nothing"):
-        model.forward([1, 2], exit=WeightedExit())
+        model.forward([1, 2], exit=ExpectedLogits())
 
 
 @pytest.mark.parametrize(

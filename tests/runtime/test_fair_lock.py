@@ -1,4 +1,4 @@
-"""Turns go by order of arrival, and whoever gives up waiting leaves the queue as it was."""
+"""FairLock go by order of arrival, and whoever gives up waiting leaves the queue as it was."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 
 import ouro_edge
-from ouro_edge.runtime.backend.fair_lock import Turns
+from ouro_edge.runtime.backend.fair_lock import FairLock
 
 
 def wait_for(condition):
@@ -27,45 +27,45 @@ def start(function, *arguments):
 
 
 def test_first_come_first_served():
-    turns, order = Turns(), []
+    lock, order = FairLock(), []
 
     def work(i):
-        with turns.take():
+        with lock.hold():
             order.append(i)
 
-    with turns.take():
+    with lock.hold():
         threads = []
         for i in range(8):
             threads.append(start(work, i))
-            wait_for(lambda: turns.waiting == len(threads))
+            wait_for(lambda: lock.waiting == len(threads))
     for thread in threads:
         thread.join()
-    assert order == list(range(8)) and turns.waiting == 0
+    assert order == list(range(8)) and lock.waiting == 0
 
 
 def test_who_takes_again_at_once_goes_behind_those_that_wait():
-    turns, order = Turns(), []
+    lock, order = FairLock(), []
 
     def patient():
-        with turns.take():
+        with lock.hold():
             order.append("patient")
 
-    with turns.take():
+    with lock.hold():
         thread = start(patient)
-        wait_for(lambda: turns.waiting == 1)
+        wait_for(lambda: lock.waiting == 1)
         order.append("greedy")
-    with turns.take():
+    with lock.hold():
         order.append("greedy")
     thread.join()
     assert order == ["greedy", "patient", "greedy"]
 
 
 def test_one_at_a_time_whatever_happens_inside():
-    turns, inside, most = Turns(), [], []
+    lock, inside, most = FairLock(), [], []
 
     def work():
         for i in range(50):
-            with suppress(KeyError), turns.take():
+            with suppress(KeyError), lock.hold():
                 inside.append(1)
                 most.append(len(inside))
                 inside.pop()
@@ -79,24 +79,24 @@ def test_one_at_a_time_whatever_happens_inside():
 
 
 def test_a_cancelled_waiter_leaves_and_the_others_keep_their_order():
-    turns, order = Turns(), []
+    lock, order = FairLock(), []
     cancels = [ouro_edge.Cancel() for _ in range(3)]
 
     def work(i):
         try:
-            with turns.take(cancels[i]):
+            with lock.hold(cancels[i]):
                 order.append(i)
         except ouro_edge.Cancelled:
             order.append(f"{i} left")
 
-    with turns.take():
+    with lock.hold():
         threads = []
         for i in range(3):
             threads.append(start(work, i))
-            wait_for(lambda: turns.waiting == len(threads))
+            wait_for(lambda: lock.waiting == len(threads))
         cancels[1].cancel()
         threads[1].join()
-        assert order == ["1 left"] and turns.waiting == 2
+        assert order == ["1 left"] and lock.waiting == 2
     for thread in threads:
         thread.join()
     assert order == ["1 left", 0, 2]
@@ -107,9 +107,9 @@ def test_block_and_head_of_a_model_share_their_turns(bundle_of):
         block, head = model._parts()
         hidden = model.forward([5, 17, 3]).hidden
         for call in (lambda: model.forward([5, 17, 3]), lambda: head(hidden)):
-            with block.turns.take():
+            with block.lock.hold():
                 thread = start(call)
-                wait_for(lambda: block.turns.waiting == 1)
+                wait_for(lambda: block.lock.waiting == 1)
                 assert thread.is_alive()
             thread.join()
 
@@ -117,10 +117,10 @@ def test_block_and_head_of_a_model_share_their_turns(bundle_of):
 def test_a_generation_that_waits_for_its_turn_can_be_cancelled(bundle_of):
     with ouro_edge.load(bundle_of()) as model:
         cancel, events = ouro_edge.Cancel(), []
-        turns = model._parts()[0].turns
-        with turns.take():
+        lock = model._parts()[0].lock
+        with lock.hold():
             thread = start(lambda: events.extend(model.generate([5, 17], stop_ids=(), cancel=cancel)))
-            wait_for(lambda: turns.waiting == 1)
+            wait_for(lambda: lock.waiting == 1)
             cancel.cancel()
             thread.join()
             assert [event.reason for event in events] == ["cancelled"]

@@ -43,7 +43,7 @@ def test_scores_are_those_of_the_forward_pass(model, policy):
 
 
 POLICIES = [ouro_edge.ExitThreshold(0.3), ouro_edge.ExitThreshold(0.6), ouro_edge.StateChange(0.7),
-            ouro_edge.Agreement(), ouro_edge.LowEntropy(4.0)]  # fmt: skip
+            ouro_edge.Agreement(), ouro_edge.EntropyThreshold(4.0)]  # fmt: skip
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7, 16])

@@ -62,13 +62,13 @@ def test_int8_stays_close_at_long_positions(bundle):
 def test_laws_hold_with_a_quantised_cache(bundle, kv):
     with ouro_edge.load(bundle, kv=kv) as model:
         at_once, single = model.new_sequence(), model.new_sequence()
-        at_once.feed(PROMPT)
+        at_once.append(PROMPT)
         for token in PROMPT:
-            single.feed([token])
+            single.append([token])
             last = single.think(FullDepth())
         np.testing.assert_allclose(at_once.think(FullDepth()).hidden, last.hidden, atol=0.05)
-        single.rewind(40)
-        single.feed(PROMPT[40:])
+        single.truncate(40)
+        single.append(PROMPT[40:])
         np.testing.assert_allclose(single.think(FullDepth()).hidden, last.hidden, atol=0.05)
         out = model.forward(PROMPT, exit=ExitThreshold(0.5))
         full = [model.forward(PROMPT, exit=FixedDepth(d)).logits for d in range(1, 5)]
@@ -81,7 +81,7 @@ def test_memory_shrinks_with_the_type(bundle):
     for kv in ("fp32", "int8", "int4"):
         with ouro_edge.load(bundle, kv=kv) as model:
             sequence = model.new_sequence()
-            sequence.feed(PROMPT)
+            sequence.append(PROMPT)
             sequence.think(FullDepth())
             sizes[kv] = sequence.kv_bytes
             assert sequence.kv_bytes % kv_bytes_per_token(model.config, kv) == 0
@@ -97,7 +97,7 @@ def test_eight_bits_hold_the_first_token_of_a_conversation_exactly(checkpoint_of
         caches = []
         for m in (exact, model):
             sequence = m.new_sequence()
-            sequence.feed(opening)
+            sequence.append(opening)
             sequence.think(FullDepth())
             caches.append([np.stack(sequence.kv_of(loop).valid(1)) for loop in range(1, 5)])
     ranges = read_ranges(open_bundle(path))
@@ -170,13 +170,13 @@ def test_auto_takes_int8_when_float_would_fill_the_memory(bundle, monkeypatch):
 def test_a_cache_grows_by_less_when_memory_is_short(bundle, monkeypatch):
     with ouro_edge.load(bundle, kv="fp32") as model:
         sequence = model.new_sequence()
-        sequence.feed([5] * 256)
+        sequence.append([5] * 256)
         sequence.advance(1)
         loop = sequence.kv_of(1)
         full = loop.capacity
         per_token = loop.nbytes // full
         monkeypatch.setattr("ouro_edge.runtime.backend.kv.available_memory", lambda: (64 << 20) + 70 * per_token)
-        sequence.feed([5] * (full + 1 - 256))
+        sequence.append([5] * (full + 1 - 256))
         sequence.advance(1)
         assert full + 1 <= loop.capacity <= full + 70
 
@@ -185,7 +185,7 @@ def test_no_memory_is_one_line_and_leaves_the_sequence_usable(bundle, monkeypatc
     with ouro_edge.load(bundle, kv="fp32") as model:
         sequence = model.new_sequence()
         monkeypatch.setattr("ouro_edge.runtime.backend.kv.available_memory", lambda: 64 << 20)
-        sequence.feed(PROMPT)
+        sequence.append(PROMPT)
         with pytest.raises(ContextOverflowError, match=r"GB are free: use --kv int8"):
             sequence.think(FullDepth())
         monkeypatch.undo()

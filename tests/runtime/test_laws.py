@@ -49,9 +49,9 @@ def test_threshold_equals_full_depth_then_select(pair, threshold):
 def test_prefill_equals_single_steps(pair):
     _, model = pair
     at_once, step_by_step = model.new_sequence(), model.new_sequence()
-    at_once.feed(PROMPT)
+    at_once.append(PROMPT)
     for token in PROMPT:
-        step_by_step.feed([token])
+        step_by_step.append([token])
         last = step_by_step.think(FullDepth())
     np.testing.assert_allclose(at_once.think(FullDepth()).hidden, last.hidden, atol=1e-4)
     assert at_once.frontier == step_by_step.frontier
@@ -63,8 +63,8 @@ def test_prefill_equals_single_steps(pair):
 def test_long_prompts_go_in_chunks(pair, monkeypatch):
     _, model = pair
     whole, parts = model.new_sequence(), model.new_sequence()
-    whole.feed(PROMPT)
-    parts.feed(PROMPT)
+    whole.append(PROMPT)
+    parts.append(PROMPT)
     wanted = whole.think(FullDepth()).hidden
     monkeypatch.setattr("ouro_edge.runtime.backend.block._ROWS", 5)
     np.testing.assert_allclose(parts.think(FullDepth()).hidden, wanted, atol=1e-4)
@@ -75,7 +75,7 @@ def test_early_exit_runs_only_the_loops_that_are_asked_for(pair):
     checkpoint, model = pair
     ids = list(PROMPT)
     sequence = model.new_sequence()
-    sequence.feed(ids)
+    sequence.append(ids)
     deepest = 0
     for _ in range(12):
         before = sequence.work.calls
@@ -87,7 +87,7 @@ def test_early_exit_runs_only_the_loops_that_are_asked_for(pair):
         np.testing.assert_allclose(thought.hidden, steps.hidden[depth - 1, -1], atol=1e-3)
         deepest = max(deepest, depth)
         ids.append(int(logits[depth - 1, -1].argmax()))
-        sequence.feed(ids[-1:])
+        sequence.append(ids[-1:])
     full = len(PROMPT) + 11
     assert sequence.work.rows <= full * model.config.loops
     assert sequence.frontier[1] == full
@@ -99,11 +99,11 @@ def test_positions_that_stopped_early_are_caught_up_in_one_call(checkpoint_of, b
     with ouro_edge.load(bundle_of(checkpoint)) as model:
         sequence = model.new_sequence()
         for token in PROMPT:
-            sequence.feed([token])
+            sequence.append([token])
             sequence.think(FixedDepth(1))
         assert sequence.frontier == [14, 14, 0, 0, 0]
         calls = sequence.work.calls
-        sequence.feed([9])
+        sequence.append([9])
         hidden = sequence.think(FixedDepth(3)).hidden
         assert sequence.work.calls - calls == 3
         assert sequence.frontier == [15, 15, 15, 15, 0]
@@ -122,7 +122,7 @@ def test_any_history_equals_a_fresh_run(checkpoint_of, bundle_of, data):
         for _ in range(data.draw(st.integers(1, 8))):
             tokens = data.draw(st.lists(st.integers(0, 95), min_size=1, max_size=6))
             before = list(sequence.frontier)
-            sequence.feed(tokens)
+            sequence.append(tokens)
             policy = data.draw(st.sampled_from([FullDepth(), FixedDepth(1), FixedDepth(3), ExitThreshold(0.5)]))
             thought = sequence.think(policy)
             for loop in range(1, 5):
@@ -132,7 +132,7 @@ def test_any_history_equals_a_fresh_run(checkpoint_of, bundle_of, data):
             np.testing.assert_allclose(thought.hidden, steps.hidden[thought.depth - 1, -1], atol=1e-3)
             assert all(a >= b for a, b in zip(sequence.frontier, sequence.frontier[1:], strict=False))
             length = data.draw(st.integers(0, len(sequence)))
-            sequence.rewind(length)
+            sequence.truncate(length)
             processed = {key: count for key, count in processed.items() if key[1] < length}
         assert max(processed.values(), default=1) == 1  # no position twice in a loop
 
@@ -155,13 +155,13 @@ def test_memory_follows_use(bundle_of):
     with ouro_edge.load(bundle_of()) as model:
         sequence = model.new_sequence()
         assert sequence.kv_bytes == 0
-        sequence.feed(PROMPT)
+        sequence.append(PROMPT)
         sequence.think(FixedDepth(1))
         one_loop = sequence.kv_bytes
         assert 0 < one_loop < kv_bytes_per_token(model.config, "fp32") * 100 / 4
-        sequence.feed([1])
+        sequence.append([1])
         sequence.think(FixedDepth(2))
         assert sequence.kv_bytes == 2 * one_loop
-        sequence.feed(list(range(200)))
+        sequence.append(list(range(200)))
         sequence.think(FullDepth())
         assert sequence.kv_bytes <= kv_bytes_per_token(model.config, "fp32") * 1.5 * len(sequence)

@@ -18,11 +18,11 @@ from ouro_edge.bundle.bundle import BLOCK_FILES, DATA_FILE, open_bundle
 from ouro_edge.bundle.prefill_copy import RECORD_FILE, is_complete
 from ouro_edge.errors import ExportError, RequestError
 from ouro_edge.export.graphs.block_graph import block_graph
-from ouro_edge.export.graphs.prefill_graph import ManyRowsBuilder
-from ouro_edge.export.prefill_copy import write_many_rows
+from ouro_edge.export.graphs.prefill_graph import PrefillBuilder
+from ouro_edge.export.prefill_copy import write_prefill_copy
 from ouro_edge.fitting.calibrate_kv import calibrate
 from ouro_edge.loading import export_gguf
-from ouro_edge.runtime.backend import prefill_session as many_rows
+from ouro_edge.runtime.backend import prefill_session as prefill_copy
 from ouro_edge.runtime.exits.policies import ExitThreshold, FixedDepth, FullDepth
 from ouro_edge.runtime.model import Model
 from ouro_edge.system.hub import resolve
@@ -45,7 +45,7 @@ def bundle(request, bundle_of, checkpoint_of):
 
 def calls_of(model, monkeypatch):
     """The number of rows of every call that the fast session got."""
-    seen, session_for = [], many_rows.ManyRows.session_for
+    seen, session_for = [], prefill_copy.PrefillSession.session_for
 
     def count(self, rows):
         session = session_for(self, rows)
@@ -53,7 +53,7 @@ def calls_of(model, monkeypatch):
             seen.append(rows)
         return session
 
-    monkeypatch.setattr(many_rows.ManyRows, "session_for", count)
+    monkeypatch.setattr(prefill_copy.PrefillSession, "session_for", count)
     return seen
 
 
@@ -83,15 +83,15 @@ def test_attention_is_the_same(kv, sizes, checkpoint_of, bundle_of, tmp_path, mo
     copy = tmp_path / "copy"
     copy.mkdir()
     shutil.copy(path / DATA_FILE, copy)
-    graph = block_graph(bundle.config, bundle.manifest.tensors, kv, ManyRowsBuilder)
+    graph = block_graph(bundle.config, bundle.manifest.tensors, kv, PrefillBuilder)
     (copy / BLOCK_FILES[kv]).write_bytes(graph.SerializeToString())
-    with Model(bundle, kv=kv) as lean, Model(bundle, kv=kv, many_rows=copy) as fast:
+    with Model(bundle, kv=kv) as lean, Model(bundle, kv=kv, prefill_copy=copy) as fast:
         seen = calls_of(fast, monkeypatch)
         states, caches = [], []
         for model in (lean, fast):
             sequence = model.new_sequence()
             for ids in (IDS[:90], [5], IDS[:140]):
-                sequence.feed(ids)
+                sequence.append(ids)
                 state = sequence.think(FullDepth()).hidden
             states.append(state)
             caches.append([array.copy() for loop in (1, 4) for array in sequence.kv_of(loop).valid(231)])
@@ -108,8 +108,8 @@ def test_rows_do_not_feel_their_neighbours(bundle):
     """A large row elsewhere in the call must not make a token's rounding coarser."""
     with ouro_edge.load(bundle, prefill="fast") as model:
         a, b = model.new_sequence(), model.new_sequence()
-        a.feed(IDS[:100])
-        b.feed([*IDS[:80], *IDS[100:150]])
+        a.append(IDS[:100])
+        b.append([*IDS[:80], *IDS[100:150]])
         rows = []
         for sequence in (a, b):
             kept = []
@@ -133,7 +133,7 @@ def test_few_rows_take_the_exact_way_whatever_came_before(bundle, monkeypatch, o
 
 
 def test_a_prompt_is_read_in_even_parts(bundle, monkeypatch):
-    monkeypatch.setattr("ouro_edge.runtime.backend.block.MANY_ROWS", 140)
+    monkeypatch.setattr("ouro_edge.runtime.backend.block.PREFILL_ROWS", 140)
     with ouro_edge.load(bundle, prefill="fast") as fast:
         seen = calls_of(fast, monkeypatch)
         fast.forward(IDS, exit=FixedDepth(2))
@@ -147,7 +147,7 @@ def test_both_ways_append_to_one_cache(bundle):
         for model in (lean, fast):
             sequence = model.new_sequence()
             for ids in (IDS[:90], [5], [6], IDS[:140], [7]):
-                sequence.feed(ids)
+                sequence.append(ids)
                 state = sequence.think(FullDepth()).hidden
             states.append(state)
         cosine = states[0] @ states[1] / np.linalg.norm(states[0]) / np.linalg.norm(states[1])
@@ -161,7 +161,7 @@ def test_made_once_and_again_when_damaged(bundle, cache, monkeypatch):
     assert is_complete(made)
     assert all(snr > 30 for snr in json.loads((made / RECORD_FILE).read_text())["snr_db"].values())
     with monkeypatch.context() as patch:
-        patch.setattr("ouro_edge.export.prefill_copy.write_many_rows", None)  # would fail if it were called
+        patch.setattr("ouro_edge.export.prefill_copy.write_prefill_copy", None)  # would fail if it were called
         ouro_edge.load(bundle, prefill="fast").close()
     with (made / DATA_FILE).open("ab") as file:
         file.write(b"x")
@@ -237,19 +237,19 @@ def test_the_copy_belongs_to_the_file_and_to_what_it_means(bundle, cache, tmp_pa
     for path, changes in ((bundle, {}), (same, {}), (same, {"rms_norm_eps": 2 * config.rms_norm_eps})):
         opened = open_bundle(path)
         opened.config = replace(config, **changes)
-        prefill.many_rows_for(opened, "fast")
-        prefill.many_rows_for(opened.with_context(50), "fast")  # the same one
+        prefill.prefill_copy_for(opened, "fast")
+        prefill.prefill_copy_for(opened.with_context(50), "fast")  # the same one
     assert len(list(cache.iterdir())) == 3
     data = same / DATA_FILE
     os.utime(data, ns=(0, data.stat().st_mtime_ns + 1))
-    prefill.many_rows_for(open_bundle(same), "fast")
+    prefill.prefill_copy_for(open_bundle(same), "fast")
     assert len(list(cache.iterdir())) == 4
 
 
 def test_nothing_half_written_stays(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr("ouro_edge.export.prefill_copy.probe_graph", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        write_many_rows(open_bundle(bundle), tmp_path / "out" / "copy")
+        write_prefill_copy(open_bundle(bundle), tmp_path / "out" / "copy")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -259,26 +259,26 @@ def test_auto_wants_a_large_model_and_memory(bundle, cache, monkeypatch):
     monkeypatch.setattr(prefill, "_SMALLEST", 0)
     monkeypatch.setattr(prefill.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(prefill, "available_memory", lambda: 1000)
-    assert prefill.many_rows_for(open_bundle(bundle), "auto") is None
+    assert prefill.prefill_copy_for(open_bundle(bundle), "auto") is None
     monkeypatch.setattr(prefill, "available_memory", lambda: 1 << 40)
     four_bits = open_bundle(bundle).manifest.recipe.startswith("int4")
-    assert (prefill.many_rows_for(open_bundle(bundle), "auto") is not None) == four_bits
+    assert (prefill.prefill_copy_for(open_bundle(bundle), "auto") is not None) == four_bits
     shutil.rmtree(cache, ignore_errors=True)
-    monkeypatch.setattr(many_rows, "multiplies_exactly", lambda probe: False)
-    assert prefill.many_rows_for(open_bundle(bundle), "auto") is None
+    monkeypatch.setattr(prefill_copy, "multiplies_exactly", lambda probe: False)
+    assert prefill.prefill_copy_for(open_bundle(bundle), "auto") is None
     with pytest.raises(RequestError, match="needs a CPU that multiplies int8 exactly"):
-        prefill.many_rows_for(open_bundle(bundle), "fast")
+        prefill.prefill_copy_for(open_bundle(bundle), "fast")
     assert not cache.exists()  # nothing is written for a CPU that cannot use it
 
 
 def test_an_app_without_onnx_goes_the_lean_way(bundle, cache, monkeypatch):
     monkeypatch.setitem(sys.modules, "ouro_edge.export.prefill_copy", None)  # as if what it imports were missing
     monkeypatch.setattr(prefill, "_pays", lambda bundle: True)
-    assert prefill.many_rows_for(open_bundle(bundle), "auto") is None
+    assert prefill.prefill_copy_for(open_bundle(bundle), "auto") is None
     with pytest.raises(
         ExportError, match=r"needs ouro_edge\.export\.prefill_copy to make its copy of the weights: use lean"
     ):
-        prefill.many_rows_for(open_bundle(bundle), "fast")
+        prefill.prefill_copy_for(open_bundle(bundle), "fast")
 
 
 def test_what_cannot_be_done_is_refused(bundle_of):

@@ -58,8 +58,8 @@ def test_quantised_weights_differ_from_the_checkpoint_by_rounding_only(bundle_of
 def test_prefill_equals_single_steps_up_to_rounding(bundle_of):
     with ouro_edge.load(bundle_of(GOLDEN, "int4")) as model:
         at_once, single = model.new_sequence(), model.new_sequence()
-        at_once.feed(PROMPT)
+        at_once.append(PROMPT)
         for token in PROMPT:
-            single.feed([token])
+            single.append([token])
             last = single.think(FixedDepth(1)).hidden
         np.testing.assert_allclose(at_once.think(FixedDepth(1)).hidden, last, atol=0.05)

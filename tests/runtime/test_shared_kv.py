@@ -68,7 +68,7 @@ def test_prompts_are_exact_at_every_depth(pair):
     logits, steps = oracle(checkpoint, PROMPT)
     for depth in range(1, 5):
         sequence = model.new_sequence()
-        sequence.feed(PROMPT)
+        sequence.append(PROMPT)
         np.testing.assert_allclose(sequence.think(FixedDepth(depth)).logits, logits[depth - 1, -1], atol=1e-3)
     for threshold in (0.3, 0.8):
         depths = reference.exit_depths(steps.gate_logits, threshold)
@@ -81,7 +81,7 @@ def test_generated_tokens_attend_to_the_deepest_states_of_the_past(pair):
     checkpoint, model = pair
     wanted, sequence = SharedOracle(checkpoint), model.new_sequence()
     for ids, depth in ((PROMPT, 4), ([9], 4), ([3], 1), ([8], 2), ([77, 6, 5], 3), ([1], 4), ([2], 4)):
-        sequence.feed(ids)
+        sequence.append(ids)
         thought = sequence.think(FixedDepth(depth))
         np.testing.assert_allclose(thought.hidden, wanted.feed(ids, depth)[-1], atol=1e-3)
         assert sequence.frontier == [len(sequence)] * 5
@@ -90,12 +90,12 @@ def test_generated_tokens_attend_to_the_deepest_states_of_the_past(pair):
 def test_a_gate_stops_a_token_and_nothing_waits(pair):
     checkpoint, model = pair
     wanted, sequence = SharedOracle(checkpoint), model.new_sequence()
-    sequence.feed(PROMPT)
+    sequence.append(PROMPT)
     wanted.feed(PROMPT, 4)  # prompts go all the way, wherever their last token would stop
     sequence.think(ExitThreshold(0.6))
     depths = set()
     for token in range(20, 30):
-        sequence.feed([token])
+        sequence.append([token])
         calls = sequence.work.calls
         thought = sequence.think(ExitThreshold(0.3 + 0.1 * (token % 4)))
         assert sequence.work.calls - calls == thought.depth
@@ -110,12 +110,12 @@ def test_a_budget_does_not_hold_back_the_prompt(pair):
     checkpoint, model = pair
     wanted, sequence = SharedOracle(checkpoint), model.new_sequence()
     policy = ouro_edge.LoopBudget(1.5).start()
-    sequence.feed(PROMPT)
+    sequence.append(PROMPT)
     first = sequence.think(policy)
     assert first.depth == 1
     np.testing.assert_allclose(first.hidden, wanted.feed(PROMPT, 4)[0], atol=1e-3)
     policy.spent(1)
-    sequence.feed([9])
+    sequence.append([9])
     np.testing.assert_allclose(sequence.think(policy).hidden, wanted.feed([9], 2)[-1], atol=1e-3)
 
 
@@ -125,7 +125,7 @@ def test_memory_is_one_loops(pair, bundle_of, checkpoint_of):
         used = []
         for m in (exact, model):
             sequence = m.new_sequence()
-            sequence.feed(PROMPT * 10)
+            sequence.append(PROMPT * 10)
             sequence.think(FullDepth())
             used.append(sequence.kv_bytes)
         assert used[0] == 4 * used[1] > 0
@@ -135,9 +135,9 @@ def test_a_call_cut_short_leaves_the_positions_to_be_computed_again(pair):
     _, model = pair
     plain, cut = model.new_sequence(), model.new_sequence()
     for sequence in (plain, cut):
-        sequence.feed(PROMPT)
+        sequence.append(PROMPT)
         sequence.think(FullDepth())
-        sequence.feed([4, 5, 6])
+        sequence.append([4, 5, 6])
     calls = []
 
     class Fires:

@@ -26,13 +26,13 @@ SHARES = st.floats(0.0, 1.0)
 POLICIES = st.one_of(
     st.just(ouro_edge.FullDepth()),
     st.builds(ouro_edge.FixedDepth, st.integers(1, 4)),
-    st.just(ouro_edge.WeightedExit()),
+    st.just(ouro_edge.ExpectedLogits()),
     st.builds(
         ouro_edge.ExitThreshold, threshold=SHARES, floor=st.integers(1, 2), ceiling=st.sampled_from([None, 2, 3])
     ),
     st.builds(ouro_edge.StateChange, share=st.floats(0.0, 1.0)),
-    st.builds(ouro_edge.Confidence, probability=SHARES),
-    st.builds(ouro_edge.LowEntropy, nats=st.floats(0.0, 4.0)),
+    st.builds(ouro_edge.ConfidenceThreshold, probability=SHARES),
+    st.builds(ouro_edge.EntropyThreshold, nats=st.floats(0.0, 4.0)),
     st.builds(ouro_edge.Agreement),
 )
 SAMPLERS = st.builds(
@@ -278,8 +278,8 @@ def test_stop_ids_end_an_answer_and_nothing_is_drafted_behind_them(models, monke
         stop = free[at].id
         wanted, _, plain = run(models[0.01], max_tokens=20, stop_ids=[stop])
         fed, sequence = [], models[0.01].new_sequence()
-        feed = sequence.feed
-        monkeypatch.setattr(sequence, "feed", lambda ids, fed=fed, feed=feed: (fed.extend(ids), feed(ids)))
+        feed = sequence.append
+        monkeypatch.setattr(sequence, "append", lambda ids, fed=fed, feed=feed: (fed.extend(ids), feed(ids)))
         plan = Scripted(Draft(1, 6))
         found, done, _ = run(models[0.01], plan, sequence, max_tokens=20, stop_ids=[stop])
         assert stop not in fed[len(PROMPT) :]

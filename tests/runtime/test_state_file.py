@@ -40,10 +40,10 @@ def model(request, bundle):
 def uneven(model, extra=0):
     """A sequence whose loops are at different positions."""
     sequence = model.new_sequence()
-    sequence.feed(PROMPT)
+    sequence.append(PROMPT)
     sequence.think(FixedDepth(3))
     for token in range(30, 36 + extra):
-        sequence.feed([token])
+        sequence.append([token])
         sequence.think(FixedDepth(1 + token % 2))
     return sequence
 
@@ -52,8 +52,8 @@ def same_from_here(a, b):
     """Both go on alike, over the waiting positions too."""
     assert (a.tokens, a.frontier) == (b.tokens, b.frontier)
     for tokens in ([7], [8, 9, 10]):
-        a.feed(tokens)
-        b.feed(tokens)
+        a.append(tokens)
+        b.append(tokens)
         x, y = a.think(FullDepth()), b.think(FullDepth())
         np.testing.assert_array_equal(x.hidden, y.hidden)
 
@@ -70,7 +70,7 @@ def test_a_saved_sequence_goes_on_as_if_never_saved(model, tmp_path):
 def test_an_empty_sequence_and_one_that_was_only_fed(model, tmp_path):
     for tokens in ([], PROMPT):
         sequence = model.new_sequence()
-        sequence.feed(tokens)
+        sequence.append(tokens)
         save_sequence(sequence, tmp_path / "state")
         assert load_sequence(model, tmp_path / "state").frontier == [len(tokens), 0, 0, 0, 0]
 
@@ -79,8 +79,8 @@ def test_an_empty_sequence_and_one_that_was_only_fed(model, tmp_path):
 @given(length=st.integers(0, 20))
 def test_a_fork_is_a_rewound_copy(model, length):
     sequence = uneven(model)
-    child, copy = sequence.fork(length), uneven(model)
-    copy.rewind(length)
+    child, copy = sequence.copy_prefix(length), uneven(model)
+    copy.truncate(length)
     same_from_here(child, copy)
     same_from_here(sequence, uneven(model))  # the parent has not felt it
 
@@ -174,7 +174,7 @@ def test_a_scored_sequence_can_be_saved_and_goes_on(model, tmp_path):
     fresh = model.new_sequence()
     results = []
     for each in (sequence, loaded, fresh):
-        each.resume([*PROMPT, 4])
+        each.set_prompt([*PROMPT, 4])
         results.append(each.think(FullDepth()).hidden)
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_allclose(results[0], results[2], atol=0.1 if model.kv == "int4" else 0.02)
@@ -183,32 +183,32 @@ def test_a_scored_sequence_can_be_saved_and_goes_on(model, tmp_path):
 def test_sequences_with_nothing_in_them_are_not_kept(model):
     cache = PrefixCache(model, 1 << 30)
     for _ in range(5):
-        cache.give(cache.take([1, 2, 3]))
+        cache.checkin(cache.checkout([1, 2, 3]))
     assert len(cache) == 0
     once = uneven(model)
-    cache.give(once)
-    cache.give(once)
+    cache.checkin(once)
+    cache.checkin(once)
     assert (len(cache), cache.nbytes) == (1, once.kv_bytes)
 
 
 def test_the_cache_gives_back_the_longest_prefix(model):
     cache = PrefixCache(model, 1 << 30)
     a, b = uneven(model), model.new_sequence()
-    b.feed([1, 2, 3])
+    b.append([1, 2, 3])
     b.think(FullDepth())
-    cache.give(a)
-    cache.give(b)
-    assert cache.take([*a.tokens, 50]) is a
+    cache.checkin(a)
+    cache.checkin(b)
+    assert cache.checkout([*a.tokens, 50]) is a
     assert len(cache) == 1
-    assert cache.take([1, 2, 3, 4]) is b
-    assert len(cache.take([60])) == 0
+    assert cache.checkout([1, 2, 3, 4]) is b
+    assert len(cache.checkout([60])) == 0
 
 
 def test_a_short_common_prefix_is_copied_and_the_rest_kept(model):
     cache = PrefixCache(model, 1 << 30)
     whole = uneven(model)
-    cache.give(whole)
-    taken = cache.take([*PROMPT[:6], 90, 91])
+    cache.checkin(whole)
+    taken = cache.checkout([*PROMPT[:6], 90, 91])
     assert taken is not whole
     assert taken.tokens == PROMPT[:6]
     assert len(cache) == 1
@@ -222,12 +222,12 @@ def test_the_oldest_go_when_memory_is_full(model):
     sequences = [uneven(model) for _ in range(3)]
     for i, sequence in enumerate(sequences):
         sequence.tokens[0] = 60 + i  # three different conversations
-        cache.give(sequence)
+        cache.checkin(sequence)
         assert cache.nbytes <= 2 * one
-    assert len(cache.take(sequences[0].tokens)) == 0
-    assert cache.take(sequences[2].tokens) is sequences[2]
+    assert len(cache.checkout(sequences[0].tokens)) == 0
+    assert cache.checkout(sequences[2].tokens) is sequences[2]
     nothing = PrefixCache(model, 0)
-    nothing.give(sequences[1])
+    nothing.checkin(sequences[1])
     assert len(nothing) == 0
     with pytest.raises(RequestError, match="bytes was asked for"):
         PrefixCache(model, -1)
@@ -237,9 +237,9 @@ def test_a_conversation_through_the_cache_equals_one_without(model):
     cache = PrefixCache(model, 1 << 30)
     ids = list(PROMPT)
     for turn in range(3):
-        sequence = cache.take(ids)
+        sequence = cache.checkout(ids)
         *tokens, done = model.generate(ids, max_tokens=5, sequence=sequence, exit=ExitThreshold(0.6), stop_ids=())
-        cache.give(sequence)
+        cache.checkin(sequence)
         if model.kv == "fp32":  # rounding of a quantised cache may differ between a prompt and single steps
             fresh = list(model.generate(ids, max_tokens=5, exit=ExitThreshold(0.6), stop_ids=()))[:-1]
             assert [t.id for t in tokens] == [t.id for t in fresh]

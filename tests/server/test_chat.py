@@ -71,7 +71,7 @@ def test_the_second_turn_reuses_the_first(client):
     [
         ({"loops": 1}, ouro_edge.FixedDepth(1)),
         ({"exit_threshold": 0.9}, ouro_edge.ExitThreshold(0.9)),
-        ({"exit": "confidence:0.5"}, ouro_edge.Confidence(0.5)),
+        ({"exit": "confidence:0.5"}, ouro_edge.ConfidenceThreshold(0.5)),
         ({"exit": "agreement"}, ouro_edge.Agreement()),
     ],
 )

@@ -11,7 +11,7 @@ from ouro_edge.runtime.events import Token
 from ouro_edge.runtime.text.chat_template import ChatTemplate
 from ouro_edge.runtime.text.reasoning import KNOWN
 from ouro_edge.server.http.fields import Fields
-from ouro_edge.server.openai.reasoning import ThoughtfulText
+from ouro_edge.server.openai.reasoning import ReasoningText
 from ouro_edge.server.openai.tools import Tools, read_tools
 from ouro_edge.testing import MockModel
 
@@ -74,7 +74,7 @@ def test_what_follows_a_schema_is_no_thought(asked, nano, monkeypatch):
 def test_calls_in_a_thought_are_not_made(nano):
     call = '<tool_call>{"name": "find", "arguments": {}}</tool_call>'
     text = f"<think>I may {call}</think>\n\nI look. {call}"
-    reader = ThoughtfulText(nano.tokenizer, KNOWN[0], read_tools(Fields({"tools": [TOOL]}, "")).text())
+    reader = ReasoningText(nano.tokenizer, KNOWN[0], read_tools(Fields({"tools": [TOOL]}, "")).text())
     deltas = [reader.push(Token(100, character, 0.0, 1, (1.0,))) for character in text] + [reader.finish()]
     assert "".join(delta.get("reasoning_content", "") for delta in deltas) == f"I may {call}"
     assert "".join(delta.get("content", "") for delta in deltas) == "I look. "
@@ -84,7 +84,7 @@ def test_calls_in_a_thought_are_not_made(nano):
 def test_tags_that_are_special_tokens():
     tags = {7: "<think>", 8: "</think>"}
     tokenizer = SimpleNamespace(is_special=tags.__contains__, piece=tags.get)
-    reader = ThoughtfulText(tokenizer, KNOWN[0], Tools().text())
+    reader = ReasoningText(tokenizer, KNOWN[0], Tools().text())
     parts = [(7, ""), (1, "so"), (8, ""), (1, "Because")]
     assert [reader.push(Token(i, text, 0.0, 1, (1.0,))) for i, text in parts] == [
         {}, {"reasoning_content": "so"}, {}, {"content": "Because"}

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ouro_edge.runtime.text.reasoning import KNOWN, Tags, ThoughtSplitter, tags_of
+from ouro_edge.runtime.text.reasoning import KNOWN, ReasoningParser, ReasoningTags, tags_of
 from ouro_edge.terminal.display.blocks import BlockStream
 from ouro_edge.terminal.display.sanitize import clean, one_line
 
-THINK = Tags("<think>", "</think>")
+THINK = ReasoningTags("<think>", "</think>")
 
 
 def cut(text, places):
@@ -35,7 +35,7 @@ def test_what_can_be_seen_stays():
 
 
 def split(parts, **start):
-    splitter = ThoughtSplitter(THINK, **start)
+    splitter = ReasoningParser(THINK, **start)
     found = [piece for part in parts for piece in splitter.push(part)] + splitter.flush()
     return tuple("".join(text for text, is_thought in found if is_thought is kind) for kind in (True, False))
 
@@ -63,14 +63,14 @@ def test_a_thought_that_the_prompt_has_opened():
 
 
 def test_only_what_may_be_a_tag_is_held_back():
-    splitter = ThoughtSplitter(THINK)
+    splitter = ReasoningParser(THINK)
     assert splitter.push("<") == [] and splitter.push("b") == [("<b", False)]
     assert splitter.push(" <thi") == [(" <thi", False)]  # it has begun to answer
 
 
 def test_tags_come_from_the_template_then_from_the_vocabulary():
-    assert tags_of("{{ '[THINK]' }}", lambda text: False) == Tags("[THINK]", "[/THINK]")
-    assert tags_of("", {"<seed:think>"}.__contains__) == Tags("<seed:think>", "</seed:think>")
+    assert tags_of("{{ '[THINK]' }}", lambda text: False) == ReasoningTags("[THINK]", "[/THINK]")
+    assert tags_of("", {"<seed:think>"}.__contains__) == ReasoningTags("<seed:think>", "</seed:think>")
     assert tags_of("", lambda text: False) == KNOWN[0] == THINK
 
 

@@ -16,7 +16,7 @@ from ouro_edge.export.graphs.builder import IR_VERSION, OPSETS, GraphBuilder
 from ouro_edge.quant.rotation import rotation, rotation_size
 
 
-class ManyRowsBuilder(GraphBuilder):
+class PrefillBuilder(GraphBuilder):
     """Linear layers by MatMulIntegerToFloat and attention by MultiHeadAttention, for a batch of one.
 
     GroupQueryAttention is made for one row: at 256 rows it takes two to seven times as long, with an int8 cache most.

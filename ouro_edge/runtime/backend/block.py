@@ -22,9 +22,9 @@ from ouro_edge.bundle.fitted_gate import FittedGate
 from ouro_edge.bundle.kv_ranges import read_ranges
 from ouro_edge.errors import BundleError, OuroEdgeError, one_line
 from ouro_edge.runtime.backend.cancel import Cancel
-from ouro_edge.runtime.backend.fair_lock import Turns
+from ouro_edge.runtime.backend.fair_lock import FairLock
 from ouro_edge.runtime.backend.kv import scales_of
-from ouro_edge.runtime.backend.prefill_session import MANY_ROWS, ManyRows
+from ouro_edge.runtime.backend.prefill_session import PREFILL_ROWS, PrefillSession
 from ouro_edge.runtime.backend.session import import_onnxruntime, open_session
 
 _ROWS = 128
@@ -35,14 +35,14 @@ class Block:
 
     def __init__(
         self, bundle: Bundle, threads: int | None = None, gate: FittedGate | None = None, kv: str = "fp32",
-        many_rows: Path | None = None,
+        prefill_copy: Path | None = None,
     ) -> None:  # fmt: skip
         self.config, self.kv = bundle.config, kv
         self._gate = gate
         ranges = None if kv == "fp32" else read_ranges(bundle)
         self.state_id = _state_id(bundle, ranges)
         self._session = open_session(bundle.graph(BLOCK_FILES[kv]), threads)
-        self._many = None if many_rows is None else ManyRows(many_rows, kv, threads)
+        self._many = None if prefill_copy is None else PrefillSession(prefill_copy, kv, threads)
         self._ort = import_onnxruntime()
         wrap = self._ort.OrtValue.ortvalue_from_numpy
         self._scales: dict[int | None, list[tuple[Any, Any]]] = {}
@@ -52,12 +52,12 @@ class Block:
         self._rope: tuple[Any, Any] = (None, None)
         self._rope_length = 0
         self._rope_lock = threading.Lock()
-        self.turns = Turns()
+        self.lock = FairLock()
 
     @property
     def rows_per_call(self) -> int:
         """How many rows a call may have: enough to share one read of the weights, few enough to bound its memory."""
-        return _ROWS if self._many is None else MANY_ROWS
+        return _ROWS if self._many is None else PREFILL_ROWS
 
     def session_for(self, rows: int) -> Any:
         """The session that is the fastest for so many rows."""
@@ -80,7 +80,7 @@ class Block:
 
         Cancelled when `cancel` fires before or meanwhile; the KV is then as before.
         """
-        with self.turns.take(cancel):
+        with self.lock.hold(cancel):
             try:
                 if cancel is None:
                     session.run_with_iobinding(binding)
@@ -119,14 +119,14 @@ def _state_id(bundle: Bundle, ranges: Array | None) -> str:
 class Head:
     """Hidden rows -> logits."""
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, turns: Turns | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, lock: FairLock | None = None) -> None:
         self._session = open_session(bundle.graph(HEAD_FILE), threads)
-        self._turns = turns or Turns()  # the block's, so that its calls and the head's take turns
+        self._lock = lock or FairLock()  # the block's, so that its calls and the head's take turns
 
     def __call__(self, rows: NDArray[np.float32]) -> Array:
         """Logits [T, V] of normed hidden rows [T, C]."""
         try:
-            with self._turns.take():
+            with self._lock.hold():
                 logits: Array = self._session.run(["logits"], {"hidden": np.ascontiguousarray(rows, np.float32)})[0]
         except Exception as problem:
             raise BundleError(f"onnxruntime cannot run this model, export it again: {one_line(problem)}") from None

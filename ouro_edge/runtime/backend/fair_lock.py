@@ -17,8 +17,8 @@ from ouro_edge.runtime.backend.cancel import Cancel
 _LOOK = 0.02
 
 
-class Turns:
-    """First come, first served: `with turns.take():` around what only one thread may do at a time. Not reentrant."""
+class FairLock:
+    """First come, first served: `with lock.hold():` around what only one thread may do at a time. Not reentrant."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -31,7 +31,7 @@ class Turns:
         return len(self._queue)
 
     @contextmanager
-    def take(self, cancel: Cancel | None = None) -> Iterator[None]:
+    def hold(self, cancel: Cancel | None = None) -> Iterator[None]:
         """Wait for the turn and hold it. Raises Cancelled, and leaves the queue, when `cancel` fires meanwhile."""
         mine = threading.Event()
         with self._guard:

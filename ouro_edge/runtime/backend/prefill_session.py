@@ -15,13 +15,13 @@ from ouro_edge.runtime.backend.session import open_session
 
 _log = logging.getLogger("ouro_edge.prefill_weights")
 
-MANY_ROWS = 256  # rows a call: the product is at its best, and attention computes little above its diagonal
+PREFILL_ROWS = 256  # rows a call: the product is at its best, and attention computes little above its diagonal
 # Opening the session takes a second or two: a shorter prompt is done by then. The same once it is open, although 16
 # rows would pay: what is answered must not depend on what was asked before.
 _WORTH_IT = 64
 
 
-class ManyRows:
+class PrefillSession:
     """Weights at a byte each, which onnxruntime packs into memory of their own when the session is opened."""
 
     def __init__(self, path: Path, kv: str, threads: int | None) -> None:

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ouro_edge.errors import RequestError
-from ouro_edge.runtime.exits.policies import Agreement, Confidence, ExitPolicy, LowEntropy, StateChange, WeightedExit
+from ouro_edge.runtime.exits.policies import (
+    Agreement,
+    ConfidenceThreshold,
+    EntropyThreshold,
+    ExitPolicy,
+    ExpectedLogits,
+    StateChange,
+)
 
 _KINDS: dict[str, Callable[[float], ExitPolicy]] = {
-    "confidence": Confidence,
-    "entropy": LowEntropy,
+    "confidence": ConfidenceThreshold,
+    "entropy": EntropyThreshold,
     "change": StateChange,
 }
 
@@ -18,7 +25,7 @@ def parse_exit_rule(rule: str, name: str = "exit") -> ExitPolicy:
     """The policy that a rule spells; RequestError, calling the option `name`, when it is none."""
     kind, _, value = rule.partition(":")
     if kind in ("agreement", "weighted") and not value:
-        return Agreement() if kind == "agreement" else WeightedExit()
+        return Agreement() if kind == "agreement" else ExpectedLogits()
     try:
         return _KINDS[kind](float(value))
     except RequestError:

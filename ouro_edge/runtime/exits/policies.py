@@ -75,7 +75,7 @@ class FixedDepth(ExitPolicy):
 
 
 @dataclass(frozen=True, slots=True)
-class WeightedExit(ExitPolicy):
+class ExpectedLogits(ExitPolicy):
     """All loops, and of their logits the mean weighted by the exit probabilities: upstream's expected logits.
 
     The head is linear, so the mean is taken of the states, and the head is called once. Saves no loop.
@@ -170,7 +170,7 @@ class StateChange(BoundedPolicy):
 
 
 @dataclass(frozen=True, slots=True)
-class Confidence(BoundedPolicy):
+class ConfidenceThreshold(BoundedPolicy):
     """Stop when the head gives its first choice at least this probability. Costs a call of the head each loop."""
 
     probability: float
@@ -185,7 +185,7 @@ class Confidence(BoundedPolicy):
 
 
 @dataclass(frozen=True, slots=True)
-class LowEntropy(BoundedPolicy):
+class EntropyThreshold(BoundedPolicy):
     """Stop when the head's distribution has at most this entropy, in nats. Costs a call of the head each loop."""
 
     nats: float

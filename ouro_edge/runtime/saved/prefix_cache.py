@@ -38,8 +38,8 @@ class PrefixCache:
         """Bytes of keys and values that are held."""
         return self._held
 
-    def take(self, ids: Sequence[int]) -> TokenSequence:
-        """The best sequence to generate from `ids` with; it is the caller's until `give`.
+    def checkout(self, ids: Sequence[int]) -> TokenSequence:
+        """The best sequence to generate from `ids` with; it is the caller's until `checkin`.
 
         That is the one with the longest common prefix. When more than half of it would be lost it stays, and a copy of
         the common prefix is returned: many conversations may share a system prompt.
@@ -56,9 +56,9 @@ class PrefixCache:
                 return self._remove(id(best))
             self._entries.move_to_end(id(best))
             self._evict(self._max_bytes - best.kv_bytes * common // len(best), keep=best)
-            return best.fork(common)
+            return best.copy_prefix(common)
 
-    def give(self, sequence: TokenSequence) -> None:
+    def checkin(self, sequence: TokenSequence) -> None:
         """Keep a sequence for later if it holds anything, and drop the oldest ones beyond the bound."""
         check_kind("sequence", sequence, TokenSequence)
         with self._lock:

@@ -132,7 +132,7 @@ def _read(model: Model, path: Path, file: IO[bytes]) -> TokenSequence:
     tokens = read(np.empty(frontier[0], "<i4"))
     if ((tokens < 0) | (tokens >= config.vocab_size)).any():
         raise RequestError(f"{path} is damaged: it holds token ids outside the vocabulary")
-    sequence.restore(tokens.tolist(), frontier, [np.empty((0, config.hidden_size), np.float32)] * (config.loops - 1))
+    sequence.load_state(tokens.tolist(), frontier, [np.empty((0, config.hidden_size), np.float32)] * (config.loops - 1))
     for loop, valid in sequence.caches():
         loop.kv.fill(valid, (read(np.empty(array.shape, array.dtype)) for array in loop.kv.valid(valid)))
     waits = 0 if sequence.shares_kv else 1
@@ -140,7 +140,7 @@ def _read(model: Model, path: Path, file: IO[bytes]) -> TokenSequence:
     waiting = [read(np.empty((count, config.hidden_size), "<f4")) for count in rows]
     if file.read(_CHECKSUM) != digest.digest():
         raise RequestError(f"{path} is damaged: it differs from its checksum")
-    sequence.restore_waiting(waiting)
+    sequence.load_waiting(waiting)
     return sequence
 
 

@@ -83,7 +83,7 @@ class TokenSequence:
         self.work = Work()
         self.block = block
         self.plan: Plan | None = None  # what earlier generations learnt of speculation here
-        self.turn = 0  # counts `resume`: a generation notices when another one has taken over
+        self.generation_id = 0  # counts `resume`: a generation notices when another one has taken over
         self._embedding, self._head = embedding, head
         self._loops = self._bind_loops()
         self._waiting = [Rows(config.hidden_size) for _ in range(config.loops - 1)]  # [r]: input of loop r + 2
@@ -100,7 +100,7 @@ class TokenSequence:
         return self._head
 
     @property
-    def unasked_loops(self) -> int:
+    def pending_loops(self) -> int:
         """Loops that wait because no token has asked for them, over all positions that have begun."""
         return sum(self.frontier[1] - at for at in self.frontier[2:])
 
@@ -121,14 +121,14 @@ class TokenSequence:
         """The rows [n, C] that wait as input of loop 2, 3, ..., as views."""
         return [rows.peek(len(rows)) for rows in self._waiting]
 
-    def restore(self, tokens: Sequence[int], frontier: Sequence[int], waiting: Sequence[Array]) -> None:
+    def load_state(self, tokens: Sequence[int], frontier: Sequence[int], waiting: Sequence[Array]) -> None:
         """Become a sequence with this state, its caches made large enough and left for the caller to fill."""
         self.tokens, self.frontier = list(tokens), list(frontier)
-        self.restore_waiting(waiting)
+        self.load_waiting(waiting)
         for loop, valid in self.caches():
             loop.reserve(valid)
 
-    def restore_waiting(self, waiting: Sequence[Array]) -> None:
+    def load_waiting(self, waiting: Sequence[Array]) -> None:
         """Put the rows that wait in place: as many as the frontiers say."""
         for mine, rows in zip(self._waiting, waiting, strict=True):
             mine.clip(0)
@@ -137,19 +137,19 @@ class TokenSequence:
     def settle(self) -> None:
         """Told when loops were advanced one by one: what is computed may stay as it is."""
 
-    def fork(self, length: int | None = None) -> TokenSequence:
+    def copy_prefix(self, length: int | None = None) -> TokenSequence:
         """A sequence of its own with the first `length` positions of this one: their state is copied, not computed."""
         most = len(self.tokens)
         length = most if length is None else check_whole("length", length, 0, most, ", the tokens of the sequence")
         frontier = [min(at, length) for at in self.frontier]
         waiting = [rows[: a - b] for rows, (a, b) in zip(self.waiting(), pairwise(frontier[1:]), strict=True)]
         child = type(self)(self.block, self._head, self._embedding)
-        child.restore(self.tokens[:length], frontier, waiting)
+        child.load_state(self.tokens[:length], frontier, waiting)
         for (mine, _), (its, valid) in zip(self.caches(), child.caches(), strict=True):
             its.kv.fill(valid, mine.kv.valid(valid))
         return child
 
-    def feed(self, ids: Sequence[int]) -> None:
+    def append(self, ids: Sequence[int]) -> None:
         """Append token ids; nothing is computed yet. RequestError for an id outside the vocabulary."""
         ids = check_ids(ids, self.config.vocab_size)
         if len(self.tokens) + len(ids) > self.config.max_positions:
@@ -158,7 +158,7 @@ class TokenSequence:
         self.tokens.extend(ids)
         self.frontier[0] = len(self.tokens)
 
-    def rewind(self, length: int) -> None:
+    def truncate(self, length: int) -> None:
         """Forget every position from `length` on, as if it had never been fed."""
         length = check_whole("length", length, 0, len(self.tokens), ", the tokens of the sequence")
         del self.tokens[length:]
@@ -166,7 +166,7 @@ class TokenSequence:
         for r, rows in enumerate(self._waiting, start=1):
             rows.clip(self.frontier[r] - self.frontier[r + 1])
 
-    def resume(self, ids: Sequence[int]) -> int:
+    def set_prompt(self, ids: Sequence[int]) -> int:
         """Make the sequence hold exactly `ids`, keeping what is computed of the longest common prefix.
 
         The last token is always left to compute, because its state is what a caller wants next. Returns the number of
@@ -174,9 +174,9 @@ class TokenSequence:
         """
         ids = check_ids(ids, self.config.vocab_size)
         kept = min(common_prefix(self.tokens, ids[:-1]), self.frontier[1])
-        self.turn += 1
-        self.rewind(kept)
-        self.feed(ids[kept:])
+        self.generation_id += 1
+        self.truncate(kept)
+        self.append(ids[kept:])
         return kept
 
     def advance(

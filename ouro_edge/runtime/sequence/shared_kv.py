@@ -35,16 +35,16 @@ class SharedKVSequence(TokenSequence):
         return [BoundLoop(self.block, None)] * self.config.loops
 
     @property
-    def unasked_loops(self) -> int:
+    def pending_loops(self) -> int:
         """Loops that no token asked for since the last `resume`; they are never computed."""
         return self._skipped
 
     def caches(self) -> list[tuple[BoundLoop, int]]:
         return [(self._loops[0], self.frontier[1])]
 
-    def resume(self, ids: Any) -> int:
+    def set_prompt(self, ids: Any) -> int:
         self._skipped = 0
-        return super().resume(ids)
+        return super().set_prompt(ids)
 
     def settle(self) -> None:
         """Loops that went to different positions have left a mixture in the cache: nothing of it can be used."""

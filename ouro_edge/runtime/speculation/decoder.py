@@ -46,7 +46,7 @@ class Speculation:
         self._sequence, self._request, self._plan = sequence, request, plan
         self._sampling, self._policy = request.sampler.start(), request.exit.start()
         self._limit = self._policy.limit(sequence.config)
-        self._turn = sequence.turn
+        self._generation_id = sequence.generation_id
         self._penalised = request.sampler.repetition_penalty != 1
         self._seen = set(sequence.tokens) if self._penalised else set()
         self._noises: list[Noise | None] = []  # of the next token and those after it, as far as they were drawn
@@ -64,8 +64,8 @@ class Speculation:
                 yield from self._round(draft)
                 draft = self._plan.choose(self._limit)
         finally:
-            if self._sequence.turn == self._turn:
-                self._sequence.rewind(min(len(self._sequence), self._kept))
+            if self._sequence.generation_id == self._generation_id:
+                self._sequence.truncate(min(len(self._sequence), self._kept))
 
     def _round(self, draft: Draft) -> Iterator[Step]:
         """Draft positions until one should be checked, then check them loop by loop."""
@@ -74,7 +74,7 @@ class Speculation:
         # A first position that has stopped is certain: there is nothing to share a call with.
         while not self._pending[0].stopped and len(self._pending) < rows and self._goes_on(draft.depth):
             self._sequence.work.drafted += not self._pending[-1].stopped
-            self._sequence.feed([self._pending[-1].token])
+            self._sequence.append([self._pending[-1].token])
             self._begin(draft.depth)
         yield from self._give()
         for loop in range(draft.depth + 1, self._limit + 1):
@@ -137,7 +137,7 @@ class Speculation:
             self._sequence.work.accepted += right and gone_on
             if gone_on and not right:
                 del self._pending[place + 1 :]
-                self._sequence.rewind(position.at + 1)
+                self._sequence.truncate(position.at + 1)
                 return
 
     def _give(self) -> Iterator[Step]:
@@ -153,11 +153,11 @@ class Speculation:
             self._given += 1
             loops = self._sequence.config.loops
             yield make_step(position.evidence, loops, position.token, position.logprob, self._request)
-            if self._sequence.turn != self._turn:
+            if self._sequence.generation_id != self._generation_id:
                 raise RequestError("another generation has used this sequence meanwhile: give each its own")
             self._kept += 1
             if not self._pending:
-                self._sequence.feed([position.token])
+                self._sequence.append([position.token])
 
     def _probe(self, position: _Position) -> None:
         """Tell the plan what each loop would have drafted for the first pending position."""

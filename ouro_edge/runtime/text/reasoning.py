@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Tags:
+class ReasoningTags:
     """What stands before and after a thought."""
 
     opening: str
@@ -23,16 +23,16 @@ class Tags:
 
 # As published chat templates spell them; the first is what Ouro, Qwen and DeepSeek use.
 KNOWN = (
-    Tags("<think>", "</think>"),
-    Tags("<thinking>", "</thinking>"),
-    Tags("<thought>", "</thought>"),
-    Tags("<seed:think>", "</seed:think>"),
-    Tags("<reasoning>", "</reasoning>"),
-    Tags("[THINK]", "[/THINK]"),
+    ReasoningTags("<think>", "</think>"),
+    ReasoningTags("<thinking>", "</thinking>"),
+    ReasoningTags("<thought>", "</thought>"),
+    ReasoningTags("<seed:think>", "</seed:think>"),
+    ReasoningTags("<reasoning>", "</reasoning>"),
+    ReasoningTags("[THINK]", "[/THINK]"),
 )
 
 
-def tags_of(template: str, is_token: Callable[[str], bool]) -> Tags:
+def tags_of(template: str, is_token: Callable[[str], bool]) -> ReasoningTags:
     """The tags that the chat template names, else those that are tokens of the model, else <think>."""
     for tags in KNOWN:
         if tags.opening in template or tags.closing in template:
@@ -40,25 +40,25 @@ def tags_of(template: str, is_token: Callable[[str], bool]) -> Tags:
     return next((tags for tags in KNOWN if is_token(tags.opening)), KNOWN[0])
 
 
-def read_tags(model: Model) -> Tags:
+def read_reasoning_tags(model: Model) -> ReasoningTags:
     """The tags of a model with a tokenizer, from its files."""
     template = model.bundle.text("chat_template.jinja") or ""
     return tags_of(template, lambda text: model.tokenizer.token_id(text) is not None)
 
 
-def opened_by(prompt: str, tags: Tags) -> str:
+def opened_by(prompt: str, tags: ReasoningTags) -> str:
     """The opening tag with which a template has begun the answer, and what follows it; else nothing."""
     bare = prompt.rstrip()
     return prompt[len(bare) - len(tags.opening) :] if bare.endswith(tags.opening) else ""
 
 
-def text_with_tags(token: Token, tokenizer: Tokenizer, tags: Tags) -> str:
+def text_with_tags(token: Token, tokenizer: Tokenizer, tags: ReasoningTags) -> str:
     """A token's text, with the tags that are special tokens: readers never see those otherwise."""
     piece = tokenizer.piece(token.id) if tokenizer.is_special(token.id) else None
     return token.text + piece if piece in (tags.opening, tags.closing) else token.text
 
 
-class ThoughtSplitter:
+class ReasoningParser:
     """Running state of one answer: `push` text, get pieces marked as thought or not, without the tags.
 
     An opening tag counts only before anything was answered, so that an answer may speak about tags.
@@ -66,7 +66,7 @@ class ThoughtSplitter:
 
     __slots__ = ("_held", "_tags", "answered", "thinking")
 
-    def __init__(self, tags: Tags, *, thinking: bool = False) -> None:
+    def __init__(self, tags: ReasoningTags, *, thinking: bool = False) -> None:
         self._tags = tags
         self._held = ""  # what may be the beginning of a tag
         self.thinking = thinking

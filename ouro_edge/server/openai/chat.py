@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ouro_edge.runtime.events import Done, Token
-from ouro_edge.runtime.text.reasoning import KNOWN, opened_by, read_tags
+from ouro_edge.runtime.text.reasoning import KNOWN, opened_by, read_reasoning_tags
 from ouro_edge.server.engine import Engine, Plan
 from ouro_edge.server.http.endpoint import Chunks
 from ouro_edge.server.http.errors import bad_field
@@ -16,7 +16,7 @@ from ouro_edge.server.http.fields import Fields
 from ouro_edge.server.limits import MAX_ALTERNATIVES
 from ouro_edge.server.openai.constraints import Schemas
 from ouro_edge.server.openai.messages import read_format, read_messages, read_template_variables, render
-from ouro_edge.server.openai.reasoning import ThoughtfulText
+from ouro_edge.server.openai.reasoning import ReasoningText
 from ouro_edge.server.openai.replies import Head, budget
 from ouro_edge.server.openai.tokens import chat_logprobs, depth_of, depths_of, usage_of
 from ouro_edge.server.openai.tools import read_tools
@@ -28,7 +28,7 @@ class Chat:
 
     def __init__(self, engine: Engine, schemas: Schemas, head: Head) -> None:
         self._engine, self._schemas, self._head = engine, schemas, head
-        self._tags = read_tags(engine.model) if engine.model.has_tokenizer else KNOWN[0]
+        self._tags = read_reasoning_tags(engine.model) if engine.model.has_tokenizer else KNOWN[0]
 
     async def __call__(self, fields: Fields) -> dict[str, Any] | Chunks:
         model = self._engine.model
@@ -45,7 +45,7 @@ class Chat:
             raise bad_field("modalities", "has more than text, which is all that this model speaks")
         fields.finish(IGNORED)
 
-        def plan() -> tuple[Plan, Callable[[], ThoughtfulText]]:
+        def plan() -> tuple[Plan, Callable[[], ReasoningText]]:
             prompt = render(model, messages, tools, variables)
             ids = tuple(model.tokenizer.encode(prompt))
             constraint = None if schema is None else self._schemas.compile(schema, param)
@@ -53,8 +53,8 @@ class Chat:
             tags = self._tags
             thinking = schema is None and bool(opened_by(prompt, tags))  # a schema has no room for the closing tag
 
-            def text() -> ThoughtfulText:
-                return ThoughtfulText(model.tokenizer, tags, tools.text(), thinking=thinking)
+            def text() -> ReasoningText:
+                return ReasoningText(model.tokenizer, tags, tools.text(), thinking=thinking)
 
             return Plan(ids=ids, options=options, max_tokens=most, top_logprobs=top or 0, constraint=constraint), text
 
@@ -76,7 +76,7 @@ class Answer:
     """One request being answered."""
 
     def __init__(
-        self, engine: Engine, plan: Plan, text: Callable[[], ThoughtfulText], logprobs: bool, head: dict[str, Any]
+        self, engine: Engine, plan: Plan, text: Callable[[], ReasoningText], logprobs: bool, head: dict[str, Any]
     ) -> None:
         self._engine, self._plan, self._text, self._logprobs, self._head = engine, plan, text, logprobs, head
 

@@ -26,7 +26,7 @@ ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
 class Schemas:
-    """Turns JSON schemas into constraints for one model; threads may share it."""
+    """FairLock JSON schemas into constraints for one model; threads may share it."""
 
     def __init__(self, model: Model) -> None:
         self._model = model

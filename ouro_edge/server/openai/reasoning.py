@@ -5,22 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ouro_edge.runtime.events import Token
-from ouro_edge.runtime.text.reasoning import Tags, ThoughtSplitter, text_with_tags
+from ouro_edge.runtime.text.reasoning import ReasoningParser, ReasoningTags, text_with_tags
 from ouro_edge.server.openai.tools import AnswerText
 
 if TYPE_CHECKING:
     from ouro_edge.runtime.text.tokenizer import Tokenizer
 
 
-class ThoughtfulText:
+class ReasoningText:
     """Running state of one answer: tokens in, deltas out. White space before and after a thought is dropped.
 
     `thinking` says that the prompt has opened a thought.
     """
 
-    def __init__(self, tokenizer: Tokenizer, tags: Tags, answer: AnswerText, *, thinking: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, tags: ReasoningTags, answer: AnswerText, *, thinking: bool = False
+    ) -> None:
         self._tokenizer, self._tags, self._answer = tokenizer, tags, answer
-        self._splitter = ThoughtSplitter(tags, thinking=thinking)
+        self._splitter = ReasoningParser(tags, thinking=thinking)
         self._blank = ""  # white space with which the text began: it may stand before a thought
         self._has_thought = thinking
         self._has_reasoned = self._has_said = False  # shown anything of either

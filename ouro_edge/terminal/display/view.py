@@ -9,7 +9,7 @@ from typing import Protocol
 
 from ouro_edge.errors import RequestError
 from ouro_edge.runtime.events import Done, Token
-from ouro_edge.runtime.text.reasoning import Tags
+from ouro_edge.runtime.text.reasoning import ReasoningTags
 from ouro_edge.terminal.conversation import Piece
 from ouro_edge.terminal.display.sanitize import clean
 from ouro_edge.terminal.display.summary import summary
@@ -45,7 +45,7 @@ class View(Protocol):
 class PlainView:
     """Answers on standard output, all else on standard error; no escape sequence anywhere."""
 
-    def __init__(self, loops: int, tags: Tags) -> None:
+    def __init__(self, loops: int, tags: ReasoningTags) -> None:
         self._loops, self._tags = loops, tags
         self.lasting = sys.stdin.isatty()
 
