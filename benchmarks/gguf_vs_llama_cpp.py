@@ -145,7 +145,9 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         file = folder / "looped.gguf"
         bundle = looped_model(file, arguments.looped)
         start = time.perf_counter()
-        model = ouro_edge.Model(bundle, threads=arguments.threads)
+        from ouro_edge.runtime.open_model import open_model
+
+        model = open_model(bundle, threads=arguments.threads)
         prompts = [[(7 * i * (row + 3) + row) % 2048 for i in range(1, 25)] for row in range(4)]
     else:
         file = arguments.model

@@ -82,7 +82,7 @@ def read(model: ouro_edge.Model, text: Text) -> tuple[Array, int]:
     sequence, rows = model.new_sequence(), []
     sequence.append(text.prompt)
     for token in text.rest:
-        rows.append(sequence.think(FULL).evidence.log_probabilities[0].astype(np.float32))
+        rows.append(sequence.run_until_exit(FULL).log_probabilities[0].astype(np.float32))
         sequence.append([token])
     return np.array(rows), sequence.kv_bytes
 
@@ -94,7 +94,7 @@ def ask_fed(model: ouro_edge.Model, asked: Iterable[Question]) -> list[nano.Answ
         sequence = model.new_sequence()
         for token in prompt_of(model, question)[:-1]:
             sequence.append([token])
-            sequence.think(FULL)
+            sequence.run_until_exit(FULL)
         answers += nano.ask(model, [question], FULL, sequence)
     return answers
 

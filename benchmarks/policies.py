@@ -14,7 +14,7 @@ from statistics import fmean
 import nano
 
 import ouro_edge
-from ouro_edge.runtime.exits.loop_states import Evidence
+from ouro_edge.testing import MeteredBackend
 
 HEAD = 0.15  # Ouro-1.4B in int4: the head reads 0.1 GB, a loop 0.66 GB
 
@@ -36,36 +36,6 @@ POLICIES: dict[str, ouro_edge.ExitPolicy] = {
 }
 
 
-class CountHeads(ouro_edge.ExitPolicy):
-    """Another policy, with the calls of the head that its tokens took."""
-
-    def __init__(self, rule: ouro_edge.ExitPolicy) -> None:
-        self.rule = self._running = rule
-        self.heads = 0
-
-    def limit(self, config: ouro_edge.ModelConfig) -> int:
-        return self._running.limit(config)
-
-    def stops(self, evidence: Evidence):
-        return self._running.stops(evidence)
-
-    def output(self, evidence: Evidence) -> Evidence:
-        shown = self._running.output(evidence)
-        seen = evidence.before if shown is evidence else evidence
-        self.heads += 1  # the logits that the token is picked from
-        while seen is not None:
-            self.heads += seen.has_logits
-            seen = seen.before
-        return shown
-
-    def start(self) -> ouro_edge.ExitPolicy:
-        self._running = self.rule.start()
-        return self
-
-    def spent(self, depth: int) -> None:
-        self._running.spent(depth)
-
-
 @dataclass(frozen=True, slots=True)
 class Row:
     """One policy on all questions: means over questions of what a token of the answer took."""
@@ -85,10 +55,10 @@ def measure(
     """Ask all questions under one policy."""
     answers, heads = [], []
     for question in asked:
-        counted = CountHeads(policy)
-        [answer] = nano.ask(model, [question], counted)
+        meter = MeteredBackend(model.backend)
+        [answer] = nano.ask(ouro_edge.Model(meter, model.text), [question], policy)
         answers.append(answer)
-        heads.append(counted.heads / answer.tokens)
+        heads.append(sum(meter.head_rows) / answer.tokens)
     loops, calls = fmean(a.answer_loops / a.tokens for a in answers), fmean(heads)
     prompt = fmean((a.loops_run - a.answer_loops) / (a.prompt_tokens - 1) for a in answers)
     depth = fmean(a.depth for a in answers)

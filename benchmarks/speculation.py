@@ -13,18 +13,16 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
 import ouro_edge
-from ouro_edge.runtime import request
-from ouro_edge.runtime.speculation.draft_policy import Plan
+from ouro_edge.runtime.speculation.draft_policy import DraftPolicy
+from ouro_edge.testing import MeteredBackend
 
 DATA = Path(__file__).parent / "nano"
 ROWS, PRICES = (1, 2, 4, 8, 16, 512), (1.0, 1.17, 1.56, 2.4, 4.08, 108.0)
@@ -50,11 +48,6 @@ class Meter:
     rows: int = 0
     heads: int = 0
 
-    def attach(self, sequence: ouro_edge.TokenSequence) -> None:
-        """Put this meter between a sequence and its block and head."""
-        sequence._loops = [Metered(loop, self.block) for loop in sequence._loops]
-        sequence._head = Metered(sequence._head, self.head)
-
     def block(self, rows: int) -> None:
         """A block call."""
         self.price += float(np.interp(rows, ROWS, PRICES))
@@ -69,21 +62,6 @@ class Meter:
     def now(self) -> float:
         """The time, in units of a block call of one row."""
         return self.price
-
-
-class Metered:
-    """A callable over rows that reports each call to a meter."""
-
-    def __init__(self, inner: Any, report: Callable[[int], None]) -> None:
-        self._inner, self._report = inner, report
-
-    def __call__(self, rows: Any, *arguments: Any) -> Any:
-        """The inner call, counted."""
-        self._report(len(rows))
-        return self._inner(rows, *arguments)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
 
 
 @dataclass(slots=True)
@@ -107,22 +85,17 @@ class Outcome:
 def answer(
     model: ouro_edge.Model, prompts: list[str], policy: ouro_edge.ExitPolicy, speculate: bool, keep: bool, priced: bool
 ) -> Outcome:
-    """Greedy answers to all prompts; with `keep` the plan lives on from one to the next."""
-    out, plan, meter = Outcome(), None, Meter()
+    """Greedy answers to all prompts; with `keep` the estimates of drafting are kept from one to the next."""
+    out, drafts, meter = Outcome(), None, Meter()
+    if priced:
+        model = ouro_edge.Model(MeteredBackend(model.backend, on_block=meter.block, on_head=meter.head), model.text)
     for prompt in prompts:
-        sequence = model.new_sequence()
-        if priced:
-            meter.attach(sequence)
-        if plan is None or not keep:
-            plan = Plan(model.config.loops, clock=meter.now if priced else time.perf_counter)
-        sequence.plan = plan
+        if drafts is None or not keep:
+            drafts = DraftPolicy(model.config.loops, clock=meter.now if priced else time.perf_counter)
         tokens: list[tuple[int, int]] = []
         messages, greedy = [{"role": "user", "content": prompt}], ouro_edge.Sampler()
-        request._WORTH_DRAFTING = 0  # the plan decides, as it does for large models
-        drafting = "auto" if speculate else False
-        for event in model.chat(
-            messages, exit=policy, sampler=greedy, sequence=sequence, speculate=drafting, max_tokens=100
-        ):
+        drafting = drafts if speculate else False
+        for event in model.chat(messages, exit=policy, sampler=greedy, speculate=drafting, max_tokens=100):
             if isinstance(event, ouro_edge.Token):
                 if not tokens:
                     began, before = time.perf_counter(), (meter.price, meter.calls, meter.rows, meter.heads)
@@ -142,7 +115,7 @@ def answer(
 
 
 def kinds(most: int) -> dict[str, tuple[list[str], bool]]:
-    """Prompts by name, and whether the plan is kept between them."""
+    """Prompts by name, and whether the estimates are kept between them."""
     asked = [json.loads(line) for line in (DATA / "questions.test.jsonl").read_text(encoding="utf-8").splitlines()]
     groups: dict[str, list[str]] = {"puzzles": [], "assistant": []}
     counts: dict[tuple[str, int], int] = {}

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ouro_edge.loading import load
     from ouro_edge.runtime.backend.cancel import Cancel
     from ouro_edge.runtime.events import Done, Event, Timings, Token, Usage
+    from ouro_edge.runtime.exits.expected_logits import ExpectedLogits
     from ouro_edge.runtime.exits.loop_budget import LoopBudget
     from ouro_edge.runtime.exits.policies import (
         Agreement,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
         EntropyThreshold,
         ExitPolicy,
         ExitThreshold,
-        ExpectedLogits,
         FixedDepth,
         FullDepth,
         StateChange,
@@ -65,9 +65,10 @@ _HOMES = {
     "runtime.sampling.constraint": ("Constraint",),
     "runtime.events": ("Done", "Event", "Timings", "Token", "Usage"),
     "runtime.exits.policies": (
-        "Agreement", "ConfidenceThreshold", "EntropyThreshold", "ExitPolicy", "ExitThreshold", "ExpectedLogits",
+        "Agreement", "ConfidenceThreshold", "EntropyThreshold", "ExitPolicy", "ExitThreshold",
         "FixedDepth", "FullDepth", "StateChange",
     ),
+    "runtime.exits.expected_logits": ("ExpectedLogits",),
     "runtime.forward": ("Forward", "Score"),
     "runtime.exits.loop_budget": ("LoopBudget",),
     "runtime.model": ("Model",),

@@ -55,7 +55,7 @@ def load(
     """
     from ouro_edge.runtime.backend.kv_choice import check_kv, check_share
     from ouro_edge.runtime.backend.session import check_threads
-    from ouro_edge.runtime.model import Model
+    from ouro_edge.runtime.open_model import open_model
 
     check_threads(threads)  # all before a conversion that takes a minute
     check_kv(kv), check_share(kv_share), check_gate(gate), check_prefill(prefill)
@@ -64,7 +64,7 @@ def load(
     bundle = open_runnable(runnable(model, progress), progress)
     bundle = bundle if context is None else bundle.with_context(context)
     prefill_copy = prefill_copy_for(bundle, prefill, progress)
-    return Model(bundle, threads=threads, kv=kv, kv_share=kv_share, gate=gate, prefill_copy=prefill_copy)
+    return open_model(bundle, threads=threads, kv=kv, kv_share=kv_share, gate=gate, prefill_copy=prefill_copy)
 
 
 def runnable(model: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> Path:
@@ -187,7 +187,7 @@ def _open_source(found: Resolved, gate_from: Resolved | None) -> tuple[Checkpoin
 
 def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | None:
     """The tokenizer that comes with a checkpoint. CheckpointError when the exported model could not use it."""
-    from ouro_edge.runtime.text.bundle_text import fitting_tokenizer
+    from ouro_edge.runtime.text.model_text import fitting_tokenizer
 
     path = checkpoint.path / "tokenizer.json"
     return _used(checkpoint, path, lambda text: fitting_tokenizer(text, checkpoint.config.vocab_size, path))

@@ -41,9 +41,11 @@ ROWS: dict[str, list[set[str]]] = {
         {"sampling"},
         {"sequence"},
         {"request", "forward"},
+        {"make_token", "forward_model", "asynchronous"},
         {"speculation"},
-        {"generate", "asynchronous"},
+        {"generate"},
         {"model"},
+        {"open_model"},
         {"saved"},
     ],
     "server": [

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import ouro_edge
-from ouro_edge.bundle.bundle import check_files
+from ouro_edge.bundle.bundle import check_files, open_bundle
 from ouro_edge.cli import main
 
 QUESTIONS = [
@@ -42,8 +42,9 @@ def share_right(model, questions, policy) -> tuple[float, float]:
 
 
 def test_it_is_small_and_whole(nano):
-    check_files(nano.bundle.path, nano.bundle.manifest)
-    assert sum(file.stat().st_size for file in nano.bundle.path.iterdir()) < 4_000_000
+    bundle = open_bundle(nano.text.path)
+    check_files(bundle.path, bundle.manifest)
+    assert sum(file.stat().st_size for file in bundle.path.iterdir()) < 4_000_000
     assert (nano.config.model_type, nano.config.loops, nano.config.has_gate) == ("ouro", 4, True)
 
 

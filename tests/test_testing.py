@@ -23,10 +23,10 @@ def test_it_says_what_it_is_told_to_in_turn():
 
 
 def test_events_are_the_real_ones():
-    *tokens, done = MockModel("one two", depths=[1, 3]).generate("x", top_logprobs=1, lens=2)
+    *tokens, done = MockModel("one two", depths=[1, 3]).generate("x", top_logprobs=1, logit_lens=2)
     assert "".join(t.text for t in tokens) == done.text == "one two" and done.reason == "stop"
     assert [t.depth for t in tokens] == [(1, 3)[i % 2] for i in range(len(tokens))]
-    assert all(len(t.exit_probs) == len(t.lens) == t.depth and t.top_logprobs[0][0] == t.id for t in tokens)
+    assert all(len(t.exit_probs) == len(t.logit_lens) == t.depth and t.top_logprobs[0][0] == t.id for t in tokens)
     assert done.usage.completion_tokens == len(tokens) and done.usage.loops_saved > 0
 
 

@@ -9,7 +9,7 @@ mapping keeps one layer in memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 from ouro_edge.arch.config import ModelConfig
 from ouro_edge.arch.weights import Array
+
+# Keys and values [T, KV, D] of new positions -> those of all positions so far, [S, KV, D].
+Extend = Callable[[Array, Array], tuple[Array, Array]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +52,19 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def attention(config: ModelConfig, x: Array, layer: Mapping[str, Array], cos: Array, sin: Array) -> Array:
-    """Causal grouped-query attention over x [T, C], before any norm of its output."""
+def attention(
+    config: ModelConfig, x: Array, layer: Mapping[str, Array], cos: Array, sin: Array, extend: Extend | None = None
+) -> Array:
+    """Causal grouped-query attention over x [T, C], before any norm of its output; `extend` adds earlier positions."""
     length = len(x)
     q = rotate((x @ layer["q_proj"].T).reshape(length, config.num_heads, config.head_dim), cos, sin)
     k = rotate((x @ layer["k_proj"].T).reshape(length, config.num_kv_heads, config.head_dim), cos, sin)
     v = (x @ layer["v_proj"].T).reshape(length, config.num_kv_heads, config.head_dim)
+    if extend is not None:
+        k, v = extend(k, v)
     k, v = (np.repeat(a, config.num_heads // config.num_kv_heads, axis=1) for a in (k, v))
     scores = np.einsum("qhd,khd->hqk", q, k, optimize=True) * np.float32(config.head_dim**-0.5)
-    scores = np.where(np.tri(length, dtype=bool), scores, -np.inf)
+    scores = np.where(np.tri(length, len(k), len(k) - length, dtype=bool), scores, -np.inf)
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     scores /= scores.sum(axis=-1, keepdims=True)
     mixed = np.einsum("hqk,khd->qhd", scores, v, optimize=True).reshape(length, config.q_size)
@@ -70,24 +77,42 @@ def feed_forward(x: Array, layer: Mapping[str, Array]) -> Array:
     return ((gate * _sigmoid(gate)) * (x @ layer["up_proj"].T)) @ layer["down_proj"].T
 
 
+def block(
+    config: ModelConfig,
+    weights: Mapping[str, Array],
+    h: Array,
+    cos: Array,
+    sin: Array,
+    extends: Sequence[Extend] | None = None,
+) -> Array:
+    """One loop over rows h [T, C]: all layers, then the final norm. `extends` holds the earlier positions by layer."""
+    eps = config.rms_norm_eps
+    for i in range(config.num_layers):
+        layer = _Layer(weights, i)
+        extend = None if extends is None else extends[i]
+        mixed = attention(config, rms_norm(h, layer["attn_norm"], eps), layer, cos, sin, extend)
+        h = h + (rms_norm(mixed, layer["attn_post_norm"], eps) if config.sandwich_norms else mixed)
+        mixed = feed_forward(rms_norm(h, layer["ffn_norm"], eps), layer)
+        h = h + (rms_norm(mixed, layer["ffn_post_norm"], eps) if config.sandwich_norms else mixed)
+    return rms_norm(h, weights["norm"], eps)
+
+
+def gate(weights: Mapping[str, Array], hidden: Array) -> NDArray[np.float64]:
+    """Exit logits [T] of normed states [T, C]."""
+    logits: Array = hidden @ weights["exit_gate.weight"][0] + weights["exit_gate.bias"][0]
+    return logits.astype(np.float64)
+
+
 def run(config: ModelConfig, weights: Mapping[str, Array], ids: NDArray[np.integer], loops: int | None = None) -> Steps:
     """All loops over token ids [T]; `loops` may stop earlier than the config's R."""
-    eps = config.rms_norm_eps
     cos, sin = rope_tables(config, len(ids))
-    norm = weights["norm"]
     h = weights["embedding"][ids]
     hidden, gates = [], []
     for _ in range(loops or config.loops):
-        for i in range(config.num_layers):
-            layer = _Layer(weights, i)
-            mixed = attention(config, rms_norm(h, layer["attn_norm"], eps), layer, cos, sin)
-            h = h + (rms_norm(mixed, layer["attn_post_norm"], eps) if config.sandwich_norms else mixed)
-            mixed = feed_forward(rms_norm(h, layer["ffn_norm"], eps), layer)
-            h = h + (rms_norm(mixed, layer["ffn_post_norm"], eps) if config.sandwich_norms else mixed)
-        h = rms_norm(h, norm, eps)
+        h = block(config, weights, h, cos, sin)
         hidden.append(h)
         if config.has_gate:
-            gates.append((h @ weights["exit_gate.weight"][0] + weights["exit_gate.bias"][0]).astype(np.float64))
+            gates.append(gate(weights, h))
     gate_logits = np.stack(gates, axis=-1) if gates else np.zeros((len(ids), 0))
     return Steps(np.stack(hidden), gate_logits)
 

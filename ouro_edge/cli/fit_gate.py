@@ -74,14 +74,14 @@ def command(
     from ouro_edge.fitting import choose_threshold, collect, draw, fit_gate, gate_logits, original_gate, read_lines
     from ouro_edge.fitting.gate_data import count
     from ouro_edge.fitting.gate_features import MOST_BYTES, bytes_per_position, window
-    from ouro_edge.runtime.model import Model
+    from ouro_edge.runtime.open_model import open_model
 
     opened = open_bundle(bundle)
     old = original_gate(opened)
     _check(opened, budget, most, seed, writes=not dry_run)
     lines = read_lines(data)
     room = min(most, MOST_BYTES // bytes_per_position(opened.config) * 4 // 5)
-    with Model(opened, threads=threads, kv="fp32", gate="original") as model:
+    with open_model(opened, threads=threads, kv="fp32", gate="original") as model:
         fitted, held_out = draw(
             lines, model, window=window(opened.config), most_fitted=room, most_held_out=max(room // 4, _LEAST_HELD_OUT),
             seed=seed, name=str(data),

@@ -140,7 +140,7 @@ def open_model(model: str | None, settings: dict[str, Any]) -> Model:
         click.echo(BUILT_IN, err=True)
     with conversion_progress() as progress:
         loaded = load(model, **{name: settings.pop(name) for name in _LOADING}, progress=progress)
-    for note in loaded.bundle.notes:
+    for note in loaded.text.notes:
         click.echo(f"Note: {note}", err=True)
     if loaded.kv_reason:
         click.echo(loaded.kv_reason, err=True)

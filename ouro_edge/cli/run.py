@@ -90,7 +90,7 @@ def _json(tokens: list[Token], done: Done) -> str:
     import dataclasses
     import json
 
-    usage = dataclasses.asdict(done.usage) | {"loops_saved": done.usage.loops_saved}
+    usage = dataclasses.asdict(done.usage) | {"loops_full": done.usage.loops_full}
     rate = done.timings.decode_rate(done.usage.completion_tokens)
     return json.dumps(
         {

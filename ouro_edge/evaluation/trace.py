@@ -1,4 +1,4 @@
-"""What every loop thought of every token: exit probabilities, depth, and the head's candidates (a logit lens)."""
+"""What every loop predicts for every token: exit probabilities, depth, and the head's candidates (a logit lens)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ouro_edge.arch.reference import exit_probabilities
 from ouro_edge.arch.weights import Array
+from ouro_edge.runtime.exits.loop_states import LoopStates
 from ouro_edge.runtime.exits.policies import ExitPolicy
 from ouro_edge.runtime.model import Model
 
@@ -17,13 +19,13 @@ Candidate = tuple[int, str, float]  # token id, its text, its probability
 
 @dataclass(frozen=True, slots=True)
 class TracedToken:
-    """One token and how the position before it came to predict it."""
+    """One token and what each loop of the position before it predicted."""
 
     id: int
     text: str
-    depth: int  # where the policy stopped
+    depth: int  # where the exit rule stopped
     exit_probs: tuple[float, ...]  # [R], of stopping at each loop; NaN without a gate
-    loops: tuple[tuple[Candidate, ...], ...]  # the likeliest next tokens after each loop, the likeliest first
+    loops: tuple[tuple[Candidate, ...], ...]  # the most probable next tokens after each loop, best first
 
 
 def trace(
@@ -31,28 +33,19 @@ def trace(
 ) -> list[TracedToken]:
     """Trace the tokens ids[start:], running all loops; `exit` says which depth is reported.
 
-    The first token of a text is predicted by nothing, so `start` is at least 1.
+    Nothing predicts the first token of a text, so `start` is at least 1.
     """
     start, loops = max(1, start), model.config.loops
     policy = exit or model.default_exit()
     count = len(ids) - start
     if count < 1:
         return []
-    sequence = model.new_sequence()
-    sequence.append(ids[:-1])  # nothing follows the last one
-    hidden = np.zeros((loops, len(ids), model.config.hidden_size), np.float32)
-    gates = np.full((len(ids), loops), np.nan)
-
-    def collect(loop: int, first: int, rows: Array, logits: Array) -> None:
-        hidden[loop - 1, first : first + len(rows)] = rows
-        gates[first : first + len(rows), loop - 1] = logits
-
-    for loop in range(1, loops + 1):
-        sequence.advance(loop, sink=collect)
+    states = model.states(ids[:-1])  # nothing follows the last token
     at = slice(start - 1, start - 1 + count)
-    depths = model.forward(ids[:-1], exit=policy).depth[at]
-    probabilities = exit_probabilities(gates[at], loops)
-    lens = [[_candidates(model, logits, candidates) for logits in model.logits(hidden[r, at])] for r in range(loops)]
+    gates, hidden = states.gate_logits[at], states.hidden[:, at]
+    depths = exit_depths(policy, model, gates, hidden)
+    probabilities = exit_probabilities(gates, loops)
+    lens = [[_candidates(model, logits, candidates) for logits in model.logits(rows)] for rows in hidden]
     return [
         TracedToken(
             ids[start + t],
@@ -63,6 +56,16 @@ def trace(
         )
         for t in range(count)
     ]
+
+
+def exit_depths(policy: ExitPolicy, model: Model, gates: NDArray[np.float64], hidden: Array) -> NDArray[np.int64]:
+    """Depths [T] at which an exit rule stops positions, from gate logits [T, R] and states [R, T, C] of all loops."""
+    limit = policy.limit(model.config)
+    depths = np.full(len(gates), limit)
+    for loop in range(limit - 1, 0, -1):
+        stops = policy.stops(LoopStates(gates[:, :loop], list(hidden[:loop]), model.logits))
+        depths[stops] = loop
+    return depths
 
 
 def _candidates(model: Model, logits: Array, count: int) -> tuple[Candidate, ...]:

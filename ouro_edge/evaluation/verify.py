@@ -19,7 +19,7 @@ from ouro_edge.bundle.bundle import Bundle, check_files, open_bundle
 from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.evaluation.stored_weights import StoredWeights
 from ouro_edge.quant import ErrorMeter
-from ouro_edge.runtime.model import Model
+from ouro_edge.runtime.open_model import open_model
 from ouro_edge.system.memory import available_memory
 
 # Kernels in float32 differ by summation order; MatMulNBits also rounds activations to int8, block by block.
@@ -89,25 +89,16 @@ def _arithmetic(
     steps = reference.run(config, weights, ids)
     head = weights["head"]
     tolerance, most = _ARITHMETIC[min(_bits(bundle, name) for name in bundle.manifest.tensors)]
-    hidden = np.empty((len(ids), config.hidden_size), np.float32)
-    gates = np.empty((len(ids), config.loops))
-
-    def collect(loop: int, start: int, rows: Array, logits: Array) -> None:
-        hidden[start : start + len(rows)] = rows
-        gates[start : start + len(rows), loop - 1] = logits
-
-    with Model(bundle, threads=threads, kv="fp32", gate="original") as model:
-        sequence = model.new_sequence()
-        sequence.append(ids.tolist())
+    with open_model(bundle, threads=threads, kv="fp32", gate="original") as model:
+        found = model.states(ids.tolist())
         for loop in range(1, config.loops + 1):
-            sequence.advance(loop, sink=collect)
-            wanted = steps.hidden[loop - 1] @ head.T
-            found = _relative(model.logits(hidden), wanted)
-            checks.append(_limit(f"logits after loop {loop}", found, min(most, loop * tolerance)))
+            expected = steps.hidden[loop - 1] @ head.T
+            error = _relative(model.logits(found.hidden[loop - 1]), expected)
+            checks.append(_limit(f"logits after loop {loop}", error, min(most, loop * tolerance)))
         if config.has_gate:
-            found_p = reference.exit_probabilities(gates, config.loops)
-            wanted_p = reference.exit_probabilities(steps.gate_logits, config.loops)
-            checks.append(_limit("exit probabilities (worst)", float(np.abs(found_p - wanted_p).max()), tolerance))
+            found_p = reference.exit_probabilities(found.gate_logits, config.loops)
+            expected_p = reference.exit_probabilities(steps.gate_logits, config.loops)
+            checks.append(_limit("exit probabilities (worst)", float(np.abs(found_p - expected_p).max()), tolerance))
     return checks
 
 

@@ -1,4 +1,4 @@
-"""FairLock a checkpoint into a bundle: all or nothing. Knows the readers, the graphs and the layout of a bundle.
+"""Turns a checkpoint into a bundle: all or nothing. Knows the readers, the graphs and the layout of a bundle.
 
 Everything is written into a hidden directory, the manifest last, and renamed at the end. A failed or interrupted
 export removes it; a killed one leaves it, nothing takes it for a model, and the next export after a day removes it.

@@ -20,6 +20,7 @@ from ouro_edge.bundle.kv_ranges import ranges_shape, write_ranges
 from ouro_edge.errors import RequestError, TemplateError
 from ouro_edge.runtime.exits.policies import FullDepth
 from ouro_edge.runtime.model import Model
+from ouro_edge.runtime.open_model import open_model
 from ouro_edge.runtime.text.tokenizer import Tokenizer
 
 _TOKENS = 640  # enough for stable maxima, a minute or two for 1.4B parameters on two cores
@@ -37,7 +38,7 @@ def calibrate(
 
     A model without tokenizer is measured on seeded random ids. RequestError when the text is too short to tell.
     """
-    with Model(bundle, threads=threads, kv="fp32") as model:
+    with open_model(bundle, threads=threads, kv="fp32") as model:
         tokenizer = model.tokenizer if model.has_tokenizer else None
         ids = calibration_ids(tokenizer, model.config.vocab_size, text, tokens)
         opening = _opening(model)
@@ -62,7 +63,7 @@ def _reach(model: Model, ids: list[int], pairs: bool = True) -> Array:
     """Largest magnitudes [R, L, 2, KV, D] over token ids at full depth; of keys by rotary pair, or by channel."""
     sequence = model.new_sequence()
     sequence.append(ids)
-    sequence.think(FullDepth())
+    sequence.run_until_exit(FullDepth())
     ranges = np.zeros(ranges_shape(model.config), np.float32)
     for loop in range(1, model.config.loops + 1):
         arrays = sequence.kv_of(loop).valid(len(ids))

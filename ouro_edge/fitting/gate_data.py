@@ -159,7 +159,7 @@ def _record(source: str, where: str) -> dict[str, Any]:
 def _chat(record: dict[str, Any], model: Model) -> tuple[list[int], list[int]]:
     """Ids of a chat up to its last counted token, and which of them count."""
     tokenizer = model.tokenizer
-    templated = model.bundle.text("chat_template.jinja") is not None
+    templated = model.chat_template is not None
     if "messages" in record:
         if not templated:
             raise RequestError("this model has no chat template for messages: give prompt and answer, or text")

@@ -18,7 +18,6 @@ from ouro_edge.errors import BundleError
 from ouro_edge.fitting.gate_data import Piece
 from ouro_edge.runtime.backend.kv import kv_bytes_per_token
 from ouro_edge.runtime.model import Model
-from ouro_edge.runtime.sequence.sequence import TokenSequence
 
 MOST_BYTES = 512 << 20  # of features
 _KV_BYTES = 512 << 20  # of keys and values of one piece of text
@@ -63,7 +62,8 @@ def collect(model: Model, pieces: Sequence[Piece], progress: Progress | None = N
     done = 0
     for piece in pieces:
         mine = slice(done, done + len(piece.counted))
-        _read_states(sequence, piece, hidden[:, mine])
+        at = piece.counted - 1  # the positions that predict the counted tokens
+        hidden[:, mine] = model.states(piece.ids[: int(at[-1]) + 1], sequence=sequence).hidden[:, at]
         labels = np.tile(np.array(piece.ids)[piece.counted], config.loops)
         rows = hidden[:, mine].reshape(-1, config.hidden_size)
         parts = [slice(i, i + _HEAD_ROWS) for i in range(0, len(rows), _HEAD_ROWS)]
@@ -74,22 +74,8 @@ def collect(model: Model, pieces: Sequence[Piece], progress: Progress | None = N
         if progress is not None:
             progress(done, total, "")
     if not np.isfinite(loss).all() or not np.isfinite(hidden).all():
-        raise BundleError(f"{model.bundle.path} computes values that are not finite: run ouro-edge verify on it")
+        raise BundleError(f"{model.text.path} computes values that are not finite: run ouro-edge verify on it")
     return Features(hidden, loss, hits)
-
-
-def _read_states(sequence: TokenSequence, piece: Piece, out: Array) -> None:
-    """Run all loops over a piece, into out [R, N, C]: the states at the positions that predict its counted tokens."""
-    at = piece.counted - 1
-
-    def keep(loop: int, start: int, rows: Array, _gate: Array) -> None:
-        first, last = np.searchsorted(at, (start, start + len(rows)))
-        out[loop - 1, first:last] = rows[at[first:last] - start]
-
-    sequence.truncate(0)
-    sequence.append(piece.ids[: int(at[-1]) + 1])
-    for loop in range(1, sequence.config.loops + 1):
-        sequence.advance(loop, sink=keep)
 
 
 def _score(logits: Array, labels: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

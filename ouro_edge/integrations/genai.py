@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ouro_edge.bundle.bundle import cache_head_dim
 from ouro_edge.errors import BundleError
-from ouro_edge.runtime.text.bundle_text import read_json, read_stop_ids
+from ouro_edge.runtime.text.model_text import read_model_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +43,7 @@ def write_genai(bundle: Bundle) -> Path:
 
 def genai_config(bundle: Bundle) -> dict[str, Any]:
     """genai's description of the graph: a llama of loops x layers layers that answers greedily."""
-    config, stop_ids = bundle.config, read_stop_ids(bundle, read_json(bundle, "generation_config.json"))
+    config, stop_ids = bundle.config, read_model_text(bundle).stop_ids
     past = {"past_key_names": "past.%d.key", "past_value_names": "past.%d.value"}
     present = {"present_key_names": "present.%d.key", "present_value_names": "present.%d.value"}
     decoder = {

@@ -29,9 +29,9 @@ def filled_sequence(model: Model, length: int, loops: int, room: int, rng: np.ra
     waiting = [np.zeros((before - after, width), np.float32) for before, after in pairwise(reached[1:])]
     sequence.load_state(sequence.tokens, reached, waiting)
     values: list[NDArray[Any]] = []
-    for loop, valid in sequence.caches():
-        values = values or [_plausible(array, rng) for array in loop.kv.valid(length)[:1]]
-        loop.kv.fill(min(valid, length), values * len(loop.kv.arrays))
+    for cache, valid in sequence.caches():
+        values = values or [_plausible(array, rng) for array in cache.valid(length)[:1]]
+        cache.fill(min(valid, length), values * len(cache.valid(0)))
     sequence.truncate(length)
     return sequence
 

@@ -25,6 +25,7 @@ from ouro_edge.runtime.backend.kv import kv_bytes_per_token
 from ouro_edge.runtime.events import Done
 from ouro_edge.runtime.exits.policies import FixedDepth, FullDepth
 from ouro_edge.runtime.model import Model
+from ouro_edge.runtime.open_model import open_model
 from ouro_edge.runtime.sampling.sampler import Sampler
 from ouro_edge.runtime.sequence.sequence import TokenSequence
 
@@ -104,7 +105,7 @@ def time_model(path: Path, kv: str, threads: int, prefill: str, plan: Plan) -> I
     began = time.perf_counter()
     bundle = open_runnable(path)
     depths, room = check_plan(bundle, plan)
-    with Model(bundle, threads=threads, kv=kv, prefill_copy=prefill_copy_for(bundle, prefill)) as model:
+    with open_model(bundle, threads=threads, kv=kv, prefill_copy=prefill_copy_for(bundle, prefill)) as model:
         loaded = time.perf_counter()
         *_, done = model.generate([0], max_tokens=1, exit=FullDepth(), sampler=Sampler())
         assert isinstance(done, Done)

@@ -1,7 +1,8 @@
-"""What a generation reports: plain values, no behaviour. Knows nothing else."""
+"""What a generation reports: plain values, no behaviour."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,7 @@ Candidate = tuple[int, float]  # a token id, and its log-probability or (in a le
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One generated token. `text` is what may be shown now: it can be empty while a character is incomplete.
+    """One generated token. `text` is what can be shown now: it is empty while a character is incomplete.
 
     The token that ends an answer is reported like any other; its own text is never shown.
     """
@@ -21,10 +22,14 @@ class Token:
     logprob: float  # under the model's own softmax, before temperature and filters
     depth: int  # loops that this token's state went through, counted from 1
     exit_probs: tuple[float, ...]  # probability of stopping at loop 1..depth, as the gate saw it; NaN without a gate
-    top_logprobs: tuple[
-        Candidate, ...
-    ] = ()  # the likeliest ids and their `logprob`, the likeliest first, when asked for
-    lens: tuple[tuple[Candidate, ...], ...] = ()  # of loop 1..depth: what the head would have said, with probabilities
+    top_logprobs: tuple[Candidate, ...] = ()  # the most probable ids with their `logprob`, best first, if requested
+    logit_lens: tuple[tuple[Candidate, ...], ...] = ()  # of loop 1..depth: the head's best ids with probabilities
+
+    @property
+    def lens(self) -> tuple[tuple[Candidate, ...], ...]:
+        """Deprecated name of `logit_lens`."""
+        warnings.warn("Token.lens is now Token.logit_lens", DeprecationWarning, stacklevel=2)
+        return self.logit_lens
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +40,16 @@ class Usage:
     cached_tokens: int  # prompt tokens whose state was reused from an earlier turn
     completion_tokens: int
     loops_run: int
-    loops_full: int  # what it would have taken to leave every position of the sequence at full depth
+    loops_saved: int  # of this request: positions it began times R, less the loops they ran; negative if it caught up
     block_calls: int  # each reads the block's weights once: the unit of time while decoding
     mean_depth: float  # of the generated tokens
-    drafted_tokens: int = 0  # guessed from a shallow loop and gone on from
+    drafted_tokens: int = 0  # guessed from a shallow loop, with another position drafted after them
     accepted_tokens: int = 0  # those of them that the deeper loops confirmed
 
     @property
-    def loops_saved(self) -> int:
-        """Loops that no token asked for."""
-        return self.loops_full - self.loops_run
+    def loops_full(self) -> int:
+        """Loops that the same request would have run at full depth."""
+        return self.loops_run + self.loops_saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The end of a generation: why, what was said in all, and what it cost."""
+    """The end of a generation: its reason, the whole text, and what it cost."""
 
     reason: StopReason
     text: str

@@ -1,10 +1,10 @@
-"""What may be asked of a generation, and the checks that every request passes before anything runs."""
+"""The parameters of a generation, and the checks that every request passes before anything runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 
@@ -18,13 +18,14 @@ from ouro_edge.runtime.sampling.sampler import Sampler
 from ouro_edge.runtime.sequence.sequence import TokenSequence
 from ouro_edge.runtime.text.stop_strings import StopStrings
 
-Speculate = bool | Literal["auto"]
-# Feed-forward weights of the block. Below, a loop takes less time than the Python around it, which drafting adds to.
-_WORTH_DRAFTING = 1 << 24
+if TYPE_CHECKING:
+    from ouro_edge.runtime.speculation.draft_policy import DraftPolicy
+
+    Speculate = bool | DraftPolicy | Literal["auto"]
 
 
 class GenerateOptions(TypedDict, total=False):
-    """The keyword arguments of `Model.generate`, for those that pass them on."""
+    """The keyword arguments of `Model.generate`, for callers that pass them on."""
 
     max_tokens: int | None
     exit: ExitPolicy | None
@@ -32,7 +33,7 @@ class GenerateOptions(TypedDict, total=False):
     stop: str | Sequence[str]
     stop_ids: Iterable[int] | None
     top_logprobs: int
-    lens: int
+    logit_lens: int
     constraint: Constraint | None
     cancel: Cancel | None
     sequence: TokenSequence | None
@@ -41,7 +42,7 @@ class GenerateOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to generate: everything checked, nothing running but the constraint."""
+    """What to generate. Everything is checked; only the constraint has running state."""
 
     ids: tuple[int, ...]
     max_tokens: int
@@ -51,7 +52,7 @@ class Request:
     stop_strings: StopStrings
     cancel: Cancel | None
     top_logprobs: int
-    lens: int
+    logit_lens: int
     constraint: Constraint | None
     speculate: Speculate
 
@@ -66,11 +67,10 @@ def make_request(
     stop: str | Sequence[str],
     stop_ids: Iterable[int],
     top_logprobs: int,
-    lens: int,
+    logit_lens: int,
     constraint: Constraint | None,
     cancel: Cancel | None,
     speculate: Speculate = False,
-    shares_kv: bool = False,
 ) -> Request:
     """Check every argument of a generation but the prompt `ids`, checked before. RequestError and its kinds."""
     size = config.vocab_size
@@ -91,33 +91,10 @@ def make_request(
         stop_strings=StopStrings(stop),
         cancel=cancel,
         top_logprobs=check_count("top_logprobs", top_logprobs, size),
-        lens=check_count("lens", lens, size),
+        logit_lens=check_count("logit_lens", logit_lens, size),
         constraint=constraint,
-        speculate=check_speculate(speculate, config, exit, constraint, shares_kv),
+        speculate=speculate,
     )
-
-
-def check_speculate(
-    speculate: Speculate, config: ModelConfig, exit: ExitPolicy, constraint: Constraint | None, shares_kv: bool
-) -> Speculate:
-    """Whether to speculate: auto becomes False where nothing can be drafted. RequestError when True is impossible."""
-    if not isinstance(speculate, bool) and not (isinstance(speculate, str) and speculate == "auto"):
-        raise RequestError(f"speculate is {speculate!r}; wanted True, False or 'auto'")
-    if not speculate:
-        return False
-    reasons = (
-        (config.loops == 1, "the model has one loop"),
-        (shares_kv, "its loops share one KV cache"),
-        (constraint is not None, "a constraint is given"),
-        (exit.start() is not exit, "the exit rule remembers earlier tokens"),
-    )
-    for holds, reason in reasons:
-        if holds and speculate is True:
-            raise RequestError(f"speculation is not possible because {reason}: leave it on auto")
-    if any(holds for holds, _ in reasons) or exit.limit(config) == 1:
-        return False
-    small = 3 * config.num_layers * config.hidden_size * config.intermediate_size < _WORTH_DRAFTING
-    return speculate is True or (False if small else "auto")
 
 
 def token_budget(prompt: int, max_tokens: int | None, context: int) -> int:
@@ -133,7 +110,7 @@ def token_budget(prompt: int, max_tokens: int | None, context: int) -> int:
     if max_tokens is None:
         return room
     if isinstance(max_tokens, bool) or not isinstance(max_tokens, (int, np.integer)) or max_tokens < 1:
-        raise RequestError(f"max_tokens is {max_tokens!r}; wanted a whole number of at least 1")
+        raise RequestError(f"max_tokens is {max_tokens!r}; expected a whole number of at least 1")
     if max_tokens > room:
         raise ContextOverflowError(f"{prompt} tokens of prompt and {max_tokens} to generate do not fit this model's "
                                    f"context of {context}: ask for at most {room}")  # fmt: skip
@@ -141,5 +118,5 @@ def token_budget(prompt: int, max_tokens: int | None, context: int) -> int:
 
 
 def check_count(name: str, value: Any, vocab_size: int) -> int:
-    """A number of candidates. RequestError unless it is a whole number that the vocabulary has."""
+    """A number of candidates. RequestError unless it is a whole number of at most the vocabulary's size."""
     return check_whole(name, value, 0, vocab_size, ", the size of the vocabulary")

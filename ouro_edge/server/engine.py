@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ouro_edge.errors import Cancelled
 from ouro_edge.runtime.backend.cancel import Cancel
 from ouro_edge.runtime.events import Done, Event, Timings, Usage
+from ouro_edge.runtime.exits.loop_budget import position_rule
 from ouro_edge.runtime.exits.policies import ExitPolicy
 from ouro_edge.runtime.forward import Score
 from ouro_edge.runtime.saved.prefix_cache import PrefixCache
 from ouro_edge.server.http.errors import ApiError
 from ouro_edge.server.limits import Limits
 from ouro_edge.server.metrics import Metrics
-from ouro_edge.server.options import Options, at_once
+from ouro_edge.server.options import Options
 from ouro_edge.server.queue import Queue
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class Engine:
         options, rows = plan.options, sequence.work.rows
         if plan.score is not None:
             yield self.model.score(
-                plan.ids, exit=at_once(options.exit), top=plan.score, cancel=cancel, sequence=sequence
+                plan.ids, exit=position_rule(options.exit), top=plan.score, cancel=cancel, sequence=sequence
             )
         if plan.max_tokens:
             events = self.model.generate(
@@ -116,7 +117,7 @@ class Engine:
                 cancel=cancel,
                 sequence=sequence,
                 top_logprobs=plan.top_logprobs,
-                lens=options.lens,
+                logit_lens=options.lens,
                 constraint=plan.constraint() if plan.constraint else None,
             )
         else:
@@ -124,7 +125,7 @@ class Engine:
         for event in events:
             if isinstance(event, Done) and plan.score is not None:  # the score's work is this request's as well
                 run = sequence.work.rows - rows
-                counts = {"loops_run": run, "loops_full": run + sequence.pending_loops}
+                counts = {"loops_run": run, "loops_saved": sequence.pending_loops}
                 event = replace(event, usage=replace(event.usage, cached_tokens=0, **counts))
             yield event
         self._cache.checkin(sequence)  # not after an error: who knows what it holds then

@@ -1,4 +1,4 @@
-"""FairLock what the user typed as a model into a path on this machine. Knows paths and huggingface_hub; opens no model.
+"""Turns what the user typed as a model into a path on this machine. Knows paths and huggingface_hub; opens no model.
 
     resolve("out/ouro-int4")                    an existing directory or file wins and stays as it is
     resolve("ByteDance/Ouro-1.4B")              a hub id: the snapshot in the hub's cache, downloaded where needed

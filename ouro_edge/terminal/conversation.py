@@ -14,7 +14,7 @@ from ouro_edge.runtime.backend.cancel import Cancel
 from ouro_edge.runtime.events import Done, Token
 from ouro_edge.runtime.model import Model
 from ouro_edge.runtime.sequence.sequence import TokenSequence
-from ouro_edge.runtime.text.reasoning import ReasoningParser, opened_by, read_reasoning_tags, text_with_tags
+from ouro_edge.runtime.text.reasoning import ReasoningParser, opened_by, text_with_tags
 
 Message = dict[str, str]
 
@@ -79,7 +79,7 @@ class Conversation:
         self.totals = Totals()
         self.last: Answer | None = None
         self._read: list[tuple[str, list[int]]] = []  # text and ids of the sequence after each turn that has them
-        self.tags = read_reasoning_tags(model)
+        self.tags = model.reasoning_tags
 
     def prompt(self, messages: list[Message], **template: Any) -> str:
         """The text that the chat template makes of the system message and `messages`."""
@@ -96,15 +96,15 @@ class Conversation:
         answer, said = Answer(), [opened]
         ids = self._encode(prompt)
         events = self.model.generate(ids, sequence=self.sequence, cancel=cancel, **options)
-        splitter = ReasoningParser(self.tags, thinking=bool(opened))
+        splitter = ReasoningParser(self.tags, in_reasoning=bool(opened))
         try:
             for event in events:
                 if isinstance(event, Token):
                     answer.tokens.append(event)
-                    answer.thought_tokens += splitter.thinking
+                    answer.thought_tokens += splitter.in_reasoning
                     text_now = text_with_tags(event, self.model.tokenizer, self.tags)
                     said.append(text_now)
-                    yield from _record(answer, splitter.push(text_now) or [("", splitter.thinking)])
+                    yield from _record(answer, splitter.push(text_now) or [("", splitter.in_reasoning)])
                 else:
                     yield from _record(answer, splitter.flush())
                     answer.done = event
@@ -170,7 +170,7 @@ class Conversation:
         ]
         if config.loops > 1 and made:
             rows.append(("mean depth", f"{totals.depth / made:.2f} of {config.loops} loops"))
-            rows.append(("loops", f"{totals.loops_run} run, {sequence.pending_loops} still unasked for"))
+            rows.append(("loops", f"{totals.loops_run} run, {sequence.pending_loops} pending"))
         return rows
 
     def _encode(self, prompt: str) -> list[int]:

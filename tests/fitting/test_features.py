@@ -8,6 +8,7 @@ from models import oracle
 
 import ouro_edge
 from ouro_edge.arch.config import ModelConfig
+from ouro_edge.bundle.bundle import open_bundle
 from ouro_edge.errors import BundleError
 from ouro_edge.fitting import Piece, bytes_per_position, collect, gate_logits, original_gate
 from ouro_edge.fitting.gate_features import window
@@ -28,7 +29,7 @@ def test_features_equal_the_reference(checkpoint_of, bundle_of):
     seen = []
     with ouro_edge.load(bundle_of(checkpoint)) as model:
         features = collect(model, pieces, lambda *a: seen.append(a))
-        gates = gate_logits(features.hidden, original_gate(model.bundle))
+        gates = gate_logits(features.hidden, original_gate(open_bundle(bundle_of(checkpoint))))
     assert seen == [(29, 38, ""), (37, 38, ""), (38, 38, "")]
     assert features.hidden.shape == (4, 38, 48) and features.hidden.dtype == np.float32
     assert features.hidden.nbytes + features.loss.nbytes + features.hits.nbytes == 38 * bytes_per_position(model.config)

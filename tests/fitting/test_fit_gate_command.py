@@ -13,6 +13,7 @@ from models import write_checkpoint
 from toy_text import add_tokenizer
 
 import ouro_edge
+from ouro_edge.bundle.bundle import open_bundle
 from ouro_edge.bundle.fitted_gate import GATE_FILE
 from ouro_edge.cli import main
 
@@ -101,7 +102,7 @@ def test_the_table_tells_what_the_model_does_with_the_gate(bundle, data):
     with ouro_edge.load(bundle, threads=1) as model:
         limits = {"window": 512, "most_fitted": 20000, "most_held_out": 5000}
         fitted, held_out = gates.draw(gates.read_lines(data), model, **limits, seed=3, name="data")
-        fit = gates.fit_gate(gates.collect(model, fitted), gates.original_gate(model.bundle), "published")
+        fit = gates.fit_gate(gates.collect(model, fitted), gates.original_gate(open_bundle(bundle)), "published")
         np.testing.assert_allclose(model.gate.weight, fit.gate.weight, atol=1e-5)
         for threshold, column in (("0.5", "new"), ("0.8", "new")):
             depths = [

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ouro_edge.arch.reference import exit_depths, exit_probabilities
 from ouro_edge.errors import RequestError
 from ouro_edge.fitting import Features, at_depth, at_threshold, choose_threshold
-from ouro_edge.runtime.exits.loop_states import Evidence
+from ouro_edge.runtime.exits.loop_states import LoopStates
 from ouro_edge.runtime.exits.policies import ExitThreshold
 
 
@@ -81,7 +81,7 @@ def test_the_runtime_exits_where_the_table_says():
         policy = ExitThreshold(threshold)
         stops = np.stack(
             [
-                policy.stops(Evidence(logits[:, :r], np.zeros((400, 1), np.float32), lambda rows: rows))
+                policy.stops(LoopStates(logits[:, :r], [np.zeros((400, 1), np.float32)] * r, lambda rows: rows))
                 for r in (1, 2, 3)
             ]
             + [np.ones(400, bool)]

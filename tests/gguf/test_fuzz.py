@@ -24,7 +24,7 @@ from ouro_edge.export.gguf.own_metadata import measured_metadata
 from ouro_edge.export.gguf.vocabulary import text_metadata
 from ouro_edge.export.gguf.writer import QuantizedWeights, write_gguf
 from ouro_edge.export.open_checkpoint import open_checkpoint
-from ouro_edge.runtime.text.bundle_text import read_json, read_template, read_tokenizer
+from ouro_edge.runtime.text.model_text import read_model_text
 
 FUZZ = settings(max_examples=int(os.environ.get("OURO_EDGE_FUZZ", "150")), deadline=None,
                 suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
@@ -53,9 +53,7 @@ def use(path: Path) -> None:
     bundle.embedding()(np.arange(bundle.config.vocab_size))
     read_gate(bundle)
     read_ranges(bundle)
-    read_tokenizer(bundle)
-    read_template(bundle)
-    read_json(bundle, "generation_config.json")
+    read_model_text(bundle)
 
 
 @FUZZ

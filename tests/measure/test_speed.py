@@ -32,9 +32,9 @@ def test_a_filled_sequence_can_be_continued_at_any_depth(kv):
         for depth in (1, 2, 4):
             sequence.truncate(40)
             sequence.append([3])
-            assert np.isfinite(sequence.think(FixedDepth(depth)).logits).all()
+            assert np.isfinite(sequence.run_until_exit(FixedDepth(depth)).logits).all()
         assert sequence.work.rows == 1 + 2 + 2 + 41 + 41  # only depth 4 computes what was waiting for loops 3 and 4
-        assert all(np.unique(array[:, :, :40]).size > 8 for array in sequence.kv_of(2).arrays)
+        assert all(np.unique(array[:, :40]).size > 8 for array in sequence.kv_of(2).valid(41))
 
 
 def test_counts_and_bytes_are_those_of_the_test(checkpoint_of, bundle_of):

@@ -84,7 +84,7 @@ def test_errors_come_at_the_first_await(model):
 
 def test_the_event_loop_runs_while_a_block_call_does(model):
     async def main():
-        lock = model._parts()[0].lock
+        lock = model.backend.lock
         with lock.hold():  # as if another conversation's call took very long
             task = asyncio.ensure_future(anext(model.agenerate(PROMPT, max_tokens=1, stop_ids=())))
             await until(lambda: lock.waiting == 1)
@@ -98,7 +98,7 @@ def test_the_event_loop_runs_while_a_block_call_does(model):
 @pytest.mark.parametrize("call", ["agenerate", "aforward", "ascore", "aembed"])
 def test_a_cancelled_task_ends_its_thread(model, call):
     async def main():
-        lock = model._parts()[0].lock
+        lock = model.backend.lock
         with lock.hold():
             asked = getattr(model, call)([PROMPT] if call == "aembed" else PROMPT)
             task = asyncio.ensure_future(anext(asked) if inspect.isasyncgen(asked) else asked)
@@ -189,4 +189,4 @@ def test_the_options_passed_on_are_those_of_generate():
     from ouro_edge.runtime.request import GenerateOptions
 
     parameters = list(inspect.signature(ouro_edge.Model.generate).parameters)
-    assert set(parameters) - {"self", "prompt"} == set(GenerateOptions.__annotations__)
+    assert set(parameters) - {"self", "prompt", "lens"} == set(GenerateOptions.__annotations__)

@@ -34,7 +34,7 @@ CALLS = {
     "truncate": lambda model, value: model.new_sequence().truncate(value),
     "copy_prefix": lambda model, value: model.new_sequence().copy_prefix(value),
     "advance": lambda model, value: model.new_sequence().advance(value),
-    "think": lambda model, value: model.new_sequence().think(value),
+    "run_until_exit": lambda model, value: model.new_sequence().run_until_exit(value),
     "decode": lambda model, value: model.tokenizer.decode(value),
     "token_id": lambda model, value: model.tokenizer.token_id(value),
     "from_file": lambda model, value: ouro_edge.Tokenizer.from_file(value),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from ouro_edge.runtime.speculation.draft_policy import Cost, Draft, Plan, Share
+from ouro_edge.runtime.speculation.draft_policy import DraftPlan, DraftPolicy, LatencyModel, RunningRate
 
 
 def taught(*, right=0.95, sure=1.0, depth=4, tokens=200, slope=0.2, head=0.15):
     """A plan of four loops that has seen drafts of this quality and calls of these costs."""
-    plan = Plan(4, clock=lambda: 0.0)
+    plan = DraftPolicy(4, clock=lambda: 0.0)
     teach(plan, right=right, sure=sure, depth=depth, tokens=tokens)
     for _ in range(100):
         for rows in (1, 2, 4, 8):
@@ -20,10 +20,10 @@ def taught(*, right=0.95, sure=1.0, depth=4, tokens=200, slope=0.2, head=0.15):
 
 def teach(plan, *, right, sure=1.0, depth=4, tokens=200):
     for i in range(tokens):
-        plan.saw_token(depth)
+        plan.record_token(depth)
         for loop in range(1, depth):
             good = (i * right) % 1 + right >= 1  # evenly spread
-            plan.saw_draft(loop, (i * sure) % 1 + sure >= 1, good)
+            plan.record_draft(loop, (i * sure) % 1 + sure >= 1, good)
 
 
 def decide(plan, limit=4):
@@ -53,18 +53,18 @@ def test_it_comes_back_when_drafts_get_better():
 
 
 def test_nothing_is_drafted_before_anything_was_seen_unless_asked():
-    assert Plan(4).choose(4).rows == 1
-    assert Plan(4).wants_probe()
-    assert Plan(4, forced=True).choose(4).rows > 1
-    assert Plan(4, forced=True).choose(1) == Draft(1, 1)
+    assert DraftPolicy(4).choose(4).rows == 1
+    assert DraftPolicy(4).needs_probe()
+    assert DraftPolicy(4, forced=True).choose(4).rows > 1
+    assert DraftPolicy(4, forced=True).choose(1) == DraftPlan(1, 1)
 
 
 def test_probes_go_on():
     plan = taught(right=0.1)
     looks = []
     for _ in range(32):
-        looks.append(plan.wants_probe())
-        plan.saw_token(4)
+        looks.append(plan.needs_probe())
+        plan.record_token(4)
     assert 1 <= sum(looks) < 10
 
 
@@ -72,24 +72,24 @@ def test_gain_is_that_of_the_counted_calls_where_all_is_sure():
     plan = taught(right=1.0)
     # 4 positions from loop 1: 4 + 3 heads, then 3 calls of 4 rows and a head of 4, against 4 times 4 calls and a head.
     cost = 4 + 3 * 0.15 + 3 * 1.6 + 0.15 * 1.6
-    assert plan.gain(Draft(1, 4), 4) == pytest.approx(4 * 4.15 / cost, rel=0.03)
+    assert plan.gain(DraftPlan(1, 4), 4) == pytest.approx(4 * 4.15 / cost, rel=0.03)
 
 
 def test_costs_follow_the_calls_and_not_their_outliers():
-    cost = Cost()
-    assert cost.of(1) == 1.0
+    cost = LatencyModel()
+    assert cost.predict(1) == 1.0
     for _ in range(60):
         cost.add(1, 0.05)
         cost.add(4, 0.05 * 2.5)
-    assert cost.of(1) == pytest.approx(0.05, rel=0.05)
-    assert cost.of(4) == pytest.approx(0.125, rel=0.05)
+    assert cost.predict(1) == pytest.approx(0.05, rel=0.05)
+    assert cost.predict(4) == pytest.approx(0.125, rel=0.05)
     cost.add(1, 60.0)
     cost.add(500, 9.0)
-    assert cost.of(1) < 0.07
+    assert cost.predict(1) < 0.07
 
 
 def test_a_share_follows_what_happens():
-    share = Share(0.5)
+    share = RunningRate(0.5)
     for i in range(300):
         share.add(i % 4 != 0)
     assert share.value == pytest.approx(0.75, abs=0.05)

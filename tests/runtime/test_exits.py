@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from metered import metered
 from models import oracle
 
 import ouro_edge
 from ouro_edge.arch import reference
 from ouro_edge.errors import NoGateError, RequestError
+from ouro_edge.runtime.exits.expected_logits import ExpectedLogits
 from ouro_edge.runtime.exits.loop_budget import LoopBudget
 from ouro_edge.runtime.exits.policies import (
     Agreement,
     ConfidenceThreshold,
     EntropyThreshold,
     ExitThreshold,
-    ExpectedLogits,
     FixedDepth,
     StateChange,
 )
@@ -71,25 +72,23 @@ def test_every_policy_equals_its_oracle(checkpoint_of, bundle_of, policy, ids, c
         sequence = model.new_sequence()
         sequence.append([7] * cut)
         if cut:
-            sequence.think(policy)
+            sequence.run_until_exit(policy)
         sequence.truncate(0)
         for i, token in enumerate(ids):
             sequence.append([token])
             calls = sequence.work.calls
-            thought = sequence.think(policy)
-            assert thought.depth == depths[i] == sequence.work.calls - calls
-            np.testing.assert_allclose(thought.logits, logits[depths[i] - 1, i], atol=1e-3)
+            states = sequence.run_until_exit(policy)
+            assert states.loop == depths[i] == sequence.work.calls - calls
+            np.testing.assert_allclose(states.logits[0], logits[depths[i] - 1, i], atol=1e-3)
 
 
 def test_the_head_is_called_only_when_a_rule_looks(bundle_of):
     with ouro_edge.load(bundle_of()) as model:
-        calls = []
-        head = model._head
-        model._head = lambda rows: calls.append(len(rows)) or head(rows)
+        watched, meter = metered(model)
         for policy, wanted in ((ExitThreshold(0.5), 3), (StateChange(0.0), 3), (ConfidenceThreshold(1.0), 12)):
-            calls.clear()
-            list(model.generate([5, 17, 3], max_tokens=3, exit=policy, stop_ids=()))
-            assert len(calls) == wanted, policy
+            meter.head_rows.clear()
+            list(watched.generate([5, 17, 3], max_tokens=3, exit=policy, stop_ids=()))
+            assert len(meter.head_rows) == wanted, policy
 
 
 @pytest.mark.parametrize(
@@ -126,7 +125,7 @@ def test_a_weighted_exit_is_the_mean_of_all_loops_logits(checkpoint_of, bundle_o
         assert set(out.depth.tolist()) == {4}
         sequence = model.new_sequence()
         sequence.append(ids)
-        np.testing.assert_allclose(sequence.think(ExpectedLogits()).logits, wanted[-1], atol=1e-3)
+        np.testing.assert_allclose(sequence.run_until_exit(ExpectedLogits()).logits[0], wanted[-1], atol=1e-3)
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))

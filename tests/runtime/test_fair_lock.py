@@ -104,12 +104,12 @@ def test_a_cancelled_waiter_leaves_and_the_others_keep_their_order():
 
 def test_block_and_head_of_a_model_share_their_turns(bundle_of):
     with ouro_edge.load(bundle_of()) as model:
-        block, head = model._parts()
+        backend = model.backend
         hidden = model.forward([5, 17, 3]).hidden
-        for call in (lambda: model.forward([5, 17, 3]), lambda: head(hidden)):
-            with block.lock.hold():
+        for call in (lambda: model.forward([5, 17, 3]), lambda: backend.head(hidden)):
+            with backend.lock.hold():
                 thread = start(call)
-                wait_for(lambda: block.lock.waiting == 1)
+                wait_for(lambda: backend.lock.waiting == 1)
                 assert thread.is_alive()
             thread.join()
 
@@ -117,7 +117,7 @@ def test_block_and_head_of_a_model_share_their_turns(bundle_of):
 def test_a_generation_that_waits_for_its_turn_can_be_cancelled(bundle_of):
     with ouro_edge.load(bundle_of()) as model:
         cancel, events = ouro_edge.Cancel(), []
-        lock = model._parts()[0].lock
+        lock = model.backend.lock
         with lock.hold():
             thread = start(lambda: events.extend(model.generate([5, 17], stop_ids=(), cancel=cancel)))
             wait_for(lambda: lock.waiting == 1)

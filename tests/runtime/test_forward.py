@@ -6,10 +6,11 @@ import itertools
 
 import numpy as np
 import pytest
+from metered import metered
 
 import ouro_edge
 from ouro_edge.errors import ContextOverflowError, NoTokenizerError, RequestError
-from ouro_edge.runtime import forward
+from ouro_edge.runtime import forward, forward_model
 
 IDS = [int(i) for i in np.random.default_rng(4).integers(3, 96, 40)]
 
@@ -51,9 +52,9 @@ POLICIES = [ouro_edge.ExitThreshold(0.3), ouro_edge.ExitThreshold(0.6), ouro_edg
 def test_calls_of_any_size_say_the_same(model, monkeypatch, policy, rows):
     """Deeper loops end earlier, so that their calls may begin elsewhere than those of the loops before."""
     for count in range(17, 41, 3):
-        monkeypatch.setattr("ouro_edge.runtime.backend.block._ROWS", 64)
+        monkeypatch.setattr(model.backend, "rows_per_call", 64)
         wanted = model.forward(IDS[:count], exit=policy)
-        monkeypatch.setattr("ouro_edge.runtime.backend.block._ROWS", rows)
+        monkeypatch.setattr(model.backend, "rows_per_call", rows)
         found = model.forward(IDS[:count], exit=policy)
         assert found.depth.tolist() == wanted.depth.tolist()
         np.testing.assert_allclose(found.logits, wanted.logits, atol=1e-4)
@@ -64,18 +65,17 @@ def test_these_policies_stop_early_and_not_everywhere_at_once(model):
     assert all(len(set(model.forward(IDS, exit=policy).depth.tolist())) > 1 for policy in POLICIES)
 
 
-def test_cancelled_within_a_loop_a_shared_cache_holds_nothing_mixed(bundle_of, monkeypatch):
-    monkeypatch.setattr("ouro_edge.runtime.backend.block._ROWS", 16)
-    with ouro_edge.load(bundle_of(), kv_share="last") as shared:
-        sequence, cancel, calls = shared.new_sequence(), ouro_edge.Cancel(), itertools.count(1)
-        call = shared._block.call
+def test_cancelled_within_a_loop_a_shared_cache_holds_nothing_mixed(bundle_of):
+    cancel, calls = ouro_edge.Cancel(), itertools.count(1)
 
-        def counted(*arguments):
-            if next(calls) == 5:  # the second of loop 2's three
-                cancel.cancel()
-            call(*arguments)
+    def count(_rows):
+        if next(calls) == 5:  # the second of loop 2's three
+            cancel.cancel()
 
-        monkeypatch.setattr(shared._block, "call", counted)
+    with ouro_edge.load(bundle_of(), kv_share="last") as loaded:
+        loaded.backend.rows_per_call = 16
+        shared, _ = metered(loaded, before=count)
+        sequence = shared.new_sequence()
         with pytest.raises(ouro_edge.Cancelled):
             shared.score(IDS, sequence=sequence, cancel=cancel, exit=ouro_edge.FullDepth())
         answers = []
@@ -87,11 +87,10 @@ def test_cancelled_within_a_loop_a_shared_cache_holds_nothing_mixed(bundle_of, m
 
 def test_no_more_than_some_rows_of_logits_are_alive(model, monkeypatch):
     monkeypatch.setattr(forward, "HEAD_ROWS", 8)
-    rows = []
-    plain = model._head
-    monkeypatch.setattr(model, "_head", lambda hidden: rows.append(len(hidden)) or plain(hidden))
-    model.score(IDS, top=1)
-    assert rows == [8, 8, 8, 8, 7]
+    monkeypatch.setattr(forward_model, "HEAD_ROWS", 8)
+    watched, meter = metered(model)
+    watched.score(IDS, top=1)
+    assert meter.head_rows == [8, 8, 8, 8, 7]
 
 
 def test_a_scored_sequence_goes_on_without_computing_again(model):

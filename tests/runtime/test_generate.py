@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -217,7 +218,7 @@ def test_a_generation_notices_that_its_sequence_was_taken_over(model):
         next(first)
 
 
-def test_loops_saved_are_never_negative(model):
+def test_loops_saved_are_those_of_the_request_and_negative_where_it_catches_up(model):
     sequence = model.new_sequence()
     *shallow, done = model.generate(
         PROMPT * 5, max_tokens=3, exit=ouro_edge.FixedDepth(1), stop_ids=(), sequence=sequence
@@ -225,7 +226,7 @@ def test_loops_saved_are_never_negative(model):
     assert (done.usage.loops_run, done.usage.loops_saved) == (17, 17 * 3)
     history = PROMPT * 5 + [token.id for token in shallow]
     *_, done = model.generate(history, max_tokens=1, stop_ids=(), sequence=sequence)
-    assert (done.usage.loops_saved, done.usage.loops_run) == (0, 17 * 3 + 4)
+    assert (done.usage.loops_saved, done.usage.loops_run) == (-17 * 3, 17 * 3 + 4)
     cancel = ouro_edge.Cancel()
     cancel.cancel()
     *_, done = model.generate([4] * 9, cancel=cancel)
@@ -248,6 +249,11 @@ def test_numpy_numbers_are_numbers(model):
     assert len(list(model.generate(np.array(PROMPT), max_tokens=np.int64(2), exit=policy, stop_ids=()))) == 3
 
 
+def with_generation(model, settings):
+    """The same model with another generation_config.json."""
+    return ouro_edge.Model(model.backend, replace(model.text, generation=settings))
+
+
 @pytest.mark.parametrize(
     ("settings", "wanted"),
     [
@@ -262,13 +268,13 @@ def test_numpy_numbers_are_numbers(model):
         ({"do_sample": "false", "temperature": 2}, ouro_edge.Sampler()),
     ],
 )
-def test_generation_config_is_read_like_hugging_face(model, monkeypatch, settings, wanted):
-    monkeypatch.setattr(model, "_generation", settings)
+def test_generation_config_is_read_like_hugging_face(model, settings, wanted):
+    model = with_generation(model, settings)
     assert model.default_sampler() == wanted
 
 
-def test_a_generation_config_that_makes_no_sense_is_named_and_can_be_overridden(model, monkeypatch):
-    monkeypatch.setattr(model, "_generation", {"do_sample": True, "top_p": 7})
+def test_a_generation_config_that_makes_no_sense_is_named_and_can_be_overridden(model):
+    model = with_generation(model, {"do_sample": True, "top_p": 7})
     with pytest.raises(BundleError, match=r"generation_config\.json.*top_p"):
         model.default_sampler()
     assert model.default_sampler(top_p=0.5).top_p == 0.5

@@ -65,11 +65,11 @@ def test_laws_hold_with_a_quantised_cache(bundle, kv):
         at_once.append(PROMPT)
         for token in PROMPT:
             single.append([token])
-            last = single.think(FullDepth())
-        np.testing.assert_allclose(at_once.think(FullDepth()).hidden, last.hidden, atol=0.05)
+            last = single.run_until_exit(FullDepth())
+        np.testing.assert_allclose(at_once.run_until_exit(FullDepth()).hidden, last.hidden, atol=0.05)
         single.truncate(40)
         single.append(PROMPT[40:])
-        np.testing.assert_allclose(single.think(FullDepth()).hidden, last.hidden, atol=0.05)
+        np.testing.assert_allclose(single.run_until_exit(FullDepth()).hidden, last.hidden, atol=0.05)
         out = model.forward(PROMPT, exit=ExitThreshold(0.5))
         full = [model.forward(PROMPT, exit=FixedDepth(d)).logits for d in range(1, 5)]
         for position, depth in enumerate(out.depth):
@@ -82,7 +82,7 @@ def test_memory_shrinks_with_the_type(bundle):
         with ouro_edge.load(bundle, kv=kv) as model:
             sequence = model.new_sequence()
             sequence.append(PROMPT)
-            sequence.think(FullDepth())
+            sequence.run_until_exit(FullDepth())
             sizes[kv] = sequence.kv_bytes
             assert sequence.kv_bytes % kv_bytes_per_token(model.config, kv) == 0
     assert sizes["fp32"] == 4 * sizes["int8"] == 8 * sizes["int4"]
@@ -98,7 +98,7 @@ def test_eight_bits_hold_the_first_token_of_a_conversation_exactly(checkpoint_of
         for m in (exact, model):
             sequence = m.new_sequence()
             sequence.append(opening)
-            sequence.think(FullDepth())
+            sequence.run_until_exit(FullDepth())
             caches.append([np.stack(sequence.kv_of(loop).valid(1)) for loop in range(1, 5)])
     ranges = read_ranges(open_bundle(path))
     rest = []
@@ -187,9 +187,9 @@ def test_no_memory_is_one_line_and_leaves_the_sequence_usable(bundle, monkeypatc
         monkeypatch.setattr("ouro_edge.runtime.backend.kv.available_memory", lambda: 64 << 20)
         sequence.append(PROMPT)
         with pytest.raises(ContextOverflowError, match=r"GB are free: use --kv int8"):
-            sequence.think(FullDepth())
+            sequence.run_until_exit(FullDepth())
         monkeypatch.undo()
-        assert sequence.think(FullDepth()).depth == 4
+        assert sequence.run_until_exit(FullDepth()).loop == 4
 
 
 def test_a_smaller_context(bundle_of):

@@ -52,8 +52,8 @@ def test_prefill_equals_single_steps(pair):
     at_once.append(PROMPT)
     for token in PROMPT:
         step_by_step.append([token])
-        last = step_by_step.think(FullDepth())
-    np.testing.assert_allclose(at_once.think(FullDepth()).hidden, last.hidden, atol=1e-4)
+        last = step_by_step.run_until_exit(FullDepth())
+    np.testing.assert_allclose(at_once.run_until_exit(FullDepth()).hidden, last.hidden, atol=1e-4)
     assert at_once.frontier == step_by_step.frontier
     assert at_once.work.rows == step_by_step.work.rows == len(PROMPT) * model.config.loops
     assert at_once.work.calls == model.config.loops
@@ -65,9 +65,9 @@ def test_long_prompts_go_in_chunks(pair, monkeypatch):
     whole, parts = model.new_sequence(), model.new_sequence()
     whole.append(PROMPT)
     parts.append(PROMPT)
-    wanted = whole.think(FullDepth()).hidden
-    monkeypatch.setattr("ouro_edge.runtime.backend.block._ROWS", 5)
-    np.testing.assert_allclose(parts.think(FullDepth()).hidden, wanted, atol=1e-4)
+    wanted = whole.run_until_exit(FullDepth()).hidden
+    monkeypatch.setattr(model.backend, "rows_per_call", 5)
+    np.testing.assert_allclose(parts.run_until_exit(FullDepth()).hidden, wanted, atol=1e-4)
     assert parts.work.calls == 3 * model.config.loops
 
 
@@ -79,12 +79,12 @@ def test_early_exit_runs_only_the_loops_that_are_asked_for(pair):
     deepest = 0
     for _ in range(12):
         before = sequence.work.calls
-        thought = sequence.think(ExitThreshold(0.6))
+        states = sequence.run_until_exit(ExitThreshold(0.6))
         logits, steps = oracle(checkpoint, ids)
         depth = int(reference.exit_depths(steps.gate_logits, 0.6)[-1])
-        assert thought.depth == depth
+        assert states.loop == depth
         assert sequence.work.calls - before == depth  # one call a loop, however many positions waited
-        np.testing.assert_allclose(thought.hidden, steps.hidden[depth - 1, -1], atol=1e-3)
+        np.testing.assert_allclose(states.hidden[0], steps.hidden[depth - 1, -1], atol=1e-3)
         deepest = max(deepest, depth)
         ids.append(int(logits[depth - 1, -1].argmax()))
         sequence.append(ids[-1:])
@@ -100,11 +100,11 @@ def test_positions_that_stopped_early_are_caught_up_in_one_call(checkpoint_of, b
         sequence = model.new_sequence()
         for token in PROMPT:
             sequence.append([token])
-            sequence.think(FixedDepth(1))
+            sequence.run_until_exit(FixedDepth(1))
         assert sequence.frontier == [14, 14, 0, 0, 0]
         calls = sequence.work.calls
         sequence.append([9])
-        hidden = sequence.think(FixedDepth(3)).hidden
+        hidden = sequence.run_until_exit(FixedDepth(3)).hidden[0]
         assert sequence.work.calls - calls == 3
         assert sequence.frontier == [15, 15, 15, 15, 0]
         _, steps = oracle(checkpoint, [*PROMPT, 9])
@@ -124,12 +124,12 @@ def test_any_history_equals_a_fresh_run(checkpoint_of, bundle_of, data):
             before = list(sequence.frontier)
             sequence.append(tokens)
             policy = data.draw(st.sampled_from([FullDepth(), FixedDepth(1), FixedDepth(3), ExitThreshold(0.5)]))
-            thought = sequence.think(policy)
+            states = sequence.run_until_exit(policy)
             for loop in range(1, 5):
                 for position in range(before[loop], sequence.frontier[loop]):
                     processed[loop, position] = processed.get((loop, position), 0) + 1
             _, steps = oracle(checkpoint, sequence.tokens)
-            np.testing.assert_allclose(thought.hidden, steps.hidden[thought.depth - 1, -1], atol=1e-3)
+            np.testing.assert_allclose(states.hidden[0], steps.hidden[states.loop - 1, -1], atol=1e-3)
             assert all(a >= b for a, b in zip(sequence.frontier, sequence.frontier[1:], strict=False))
             length = data.draw(st.integers(0, len(sequence)))
             sequence.truncate(length)
@@ -156,12 +156,12 @@ def test_memory_follows_use(bundle_of):
         sequence = model.new_sequence()
         assert sequence.kv_bytes == 0
         sequence.append(PROMPT)
-        sequence.think(FixedDepth(1))
+        sequence.run_until_exit(FixedDepth(1))
         one_loop = sequence.kv_bytes
         assert 0 < one_loop < kv_bytes_per_token(model.config, "fp32") * 100 / 4
         sequence.append([1])
-        sequence.think(FixedDepth(2))
+        sequence.run_until_exit(FixedDepth(2))
         assert sequence.kv_bytes == 2 * one_loop
         sequence.append(list(range(200)))
-        sequence.think(FullDepth())
+        sequence.run_until_exit(FullDepth())
         assert sequence.kv_bytes <= kv_bytes_per_token(model.config, "fp32") * 1.5 * len(sequence)

@@ -24,7 +24,7 @@ from ouro_edge.fitting.calibrate_kv import calibrate
 from ouro_edge.loading import export_gguf
 from ouro_edge.runtime.backend import prefill_session as prefill_copy
 from ouro_edge.runtime.exits.policies import ExitThreshold, FixedDepth, FullDepth
-from ouro_edge.runtime.model import Model
+from ouro_edge.runtime.open_model import open_model
 from ouro_edge.system.hub import resolve
 
 IDS = np.random.default_rng(4).integers(3, 96, 150).tolist()
@@ -85,14 +85,14 @@ def test_attention_is_the_same(kv, sizes, checkpoint_of, bundle_of, tmp_path, mo
     shutil.copy(path / DATA_FILE, copy)
     graph = block_graph(bundle.config, bundle.manifest.tensors, kv, PrefillBuilder)
     (copy / BLOCK_FILES[kv]).write_bytes(graph.SerializeToString())
-    with Model(bundle, kv=kv) as lean, Model(bundle, kv=kv, prefill_copy=copy) as fast:
+    with open_model(bundle, kv=kv) as lean, open_model(bundle, kv=kv, prefill_copy=copy) as fast:
         seen = calls_of(fast, monkeypatch)
         states, caches = [], []
         for model in (lean, fast):
             sequence = model.new_sequence()
             for ids in (IDS[:90], [5], IDS[:140]):
                 sequence.append(ids)
-                state = sequence.think(FullDepth()).hidden
+                state = sequence.run_until_exit(FullDepth()).hidden
             states.append(state)
             caches.append([array.copy() for loop in (1, 4) for array in sequence.kv_of(loop).valid(231)])
     assert sum(seen) == 4 * (90 + 140)
@@ -112,9 +112,7 @@ def test_rows_do_not_feel_their_neighbours(bundle):
         b.append([*IDS[:80], *IDS[100:150]])
         rows = []
         for sequence in (a, b):
-            kept = []
-            sequence.advance(1, sink=lambda loop, start, hidden, gate, kept=kept: kept.append(hidden.copy()))
-            rows.append(np.concatenate(kept)[:80])
+            rows.append(np.concatenate([chunk.states for chunk in sequence.advance(1)])[:80])
         np.testing.assert_allclose(rows[0], rows[1], atol=1e-5)
 
 
@@ -133,8 +131,8 @@ def test_few_rows_take_the_exact_way_whatever_came_before(bundle, monkeypatch, o
 
 
 def test_a_prompt_is_read_in_even_parts(bundle, monkeypatch):
-    monkeypatch.setattr("ouro_edge.runtime.backend.block.PREFILL_ROWS", 140)
     with ouro_edge.load(bundle, prefill="fast") as fast:
+        fast.backend.rows_per_call = 140
         seen = calls_of(fast, monkeypatch)
         fast.forward(IDS, exit=FixedDepth(2))
     assert seen == [75] * 4
@@ -148,7 +146,7 @@ def test_both_ways_append_to_one_cache(bundle):
             sequence = model.new_sequence()
             for ids in (IDS[:90], [5], [6], IDS[:140], [7]):
                 sequence.append(ids)
-                state = sequence.think(FullDepth()).hidden
+                state = sequence.run_until_exit(FullDepth()).hidden[0]
             states.append(state)
         cosine = states[0] @ states[1] / np.linalg.norm(states[0]) / np.linalg.norm(states[1])
         assert cosine > 0.97

@@ -61,5 +61,5 @@ def test_prefill_equals_single_steps_up_to_rounding(bundle_of):
         at_once.append(PROMPT)
         for token in PROMPT:
             single.append([token])
-            last = single.think(FixedDepth(1)).hidden
-        np.testing.assert_allclose(at_once.think(FixedDepth(1)).hidden, last, atol=0.05)
+            last = single.run_until_exit(FixedDepth(1)).hidden
+        np.testing.assert_allclose(at_once.run_until_exit(FixedDepth(1)).hidden, last, atol=0.05)

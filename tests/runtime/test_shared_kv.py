@@ -10,6 +10,7 @@ import ouro_edge
 from ouro_edge.arch import reference
 from ouro_edge.errors import RequestError
 from ouro_edge.export.open_checkpoint import open_checkpoint
+from ouro_edge.runtime.exits.loop_budget import ExitTracker
 from ouro_edge.runtime.exits.policies import ExitThreshold, FixedDepth, FullDepth
 
 PROMPT = [5, 17, 3, 88, 41, 41, 7, 60, 12, 33, 2, 0, 95, 11]
@@ -69,7 +70,9 @@ def test_prompts_are_exact_at_every_depth(pair):
     for depth in range(1, 5):
         sequence = model.new_sequence()
         sequence.append(PROMPT)
-        np.testing.assert_allclose(sequence.think(FixedDepth(depth)).logits, logits[depth - 1, -1], atol=1e-3)
+        np.testing.assert_allclose(
+            sequence.run_until_exit(FixedDepth(depth)).logits[0], logits[depth - 1, -1], atol=1e-3
+        )
     for threshold in (0.3, 0.8):
         depths = reference.exit_depths(steps.gate_logits, threshold)
         out = model.forward(PROMPT, exit=ExitThreshold(threshold))
@@ -82,8 +85,8 @@ def test_generated_tokens_attend_to_the_deepest_states_of_the_past(pair):
     wanted, sequence = SharedOracle(checkpoint), model.new_sequence()
     for ids, depth in ((PROMPT, 4), ([9], 4), ([3], 1), ([8], 2), ([77, 6, 5], 3), ([1], 4), ([2], 4)):
         sequence.append(ids)
-        thought = sequence.think(FixedDepth(depth))
-        np.testing.assert_allclose(thought.hidden, wanted.feed(ids, depth)[-1], atol=1e-3)
+        states = sequence.run_until_exit(FixedDepth(depth))
+        np.testing.assert_allclose(states.hidden[0], wanted.feed(ids, depth)[-1], atol=1e-3)
         assert sequence.frontier == [len(sequence)] * 5
 
 
@@ -92,15 +95,15 @@ def test_a_gate_stops_a_token_and_nothing_waits(pair):
     wanted, sequence = SharedOracle(checkpoint), model.new_sequence()
     sequence.append(PROMPT)
     wanted.feed(PROMPT, 4)  # prompts go all the way, wherever their last token would stop
-    sequence.think(ExitThreshold(0.6))
+    sequence.run_until_exit(ExitThreshold(0.6))
     depths = set()
     for token in range(20, 30):
         sequence.append([token])
         calls = sequence.work.calls
-        thought = sequence.think(ExitThreshold(0.3 + 0.1 * (token % 4)))
-        assert sequence.work.calls - calls == thought.depth
-        np.testing.assert_allclose(thought.hidden, wanted.feed([token], thought.depth)[-1], atol=1e-3)
-        depths.add(thought.depth)
+        states = sequence.run_until_exit(ExitThreshold(0.3 + 0.1 * (token % 4)))
+        assert sequence.work.calls - calls == states.loop
+        np.testing.assert_allclose(states.hidden[0], wanted.feed([token], states.loop)[-1], atol=1e-3)
+        depths.add(states.loop)
     assert len(depths) > 1
     assert not any(len(rows) for rows in sequence.waiting())
 
@@ -109,14 +112,15 @@ def test_a_budget_does_not_hold_back_the_prompt(pair):
     """What is left out of a shared cache can never be caught up."""
     checkpoint, model = pair
     wanted, sequence = SharedOracle(checkpoint), model.new_sequence()
-    policy = ouro_edge.LoopBudget(1.5).start()
+    budget = ExitTracker(ouro_edge.LoopBudget(1.5))
     sequence.append(PROMPT)
-    first = sequence.think(policy)
-    assert first.depth == 1
-    np.testing.assert_allclose(first.hidden, wanted.feed(PROMPT, 4)[0], atol=1e-3)
-    policy.spent(1)
+    first = sequence.run_until_exit(budget.next_rule())
+    assert first.loop == 1
+    np.testing.assert_allclose(first.hidden[0], wanted.feed(PROMPT, 4)[0], atol=1e-3)
+    budget.record(1)
     sequence.append([9])
-    np.testing.assert_allclose(sequence.think(policy).hidden, wanted.feed([9], 2)[-1], atol=1e-3)
+    second = sequence.run_until_exit(budget.next_rule())
+    np.testing.assert_allclose(second.hidden[0], wanted.feed([9], 2)[-1], atol=1e-3)
 
 
 def test_memory_is_one_loops(pair, bundle_of, checkpoint_of):
@@ -126,7 +130,7 @@ def test_memory_is_one_loops(pair, bundle_of, checkpoint_of):
         for m in (exact, model):
             sequence = m.new_sequence()
             sequence.append(PROMPT * 10)
-            sequence.think(FullDepth())
+            sequence.run_until_exit(FullDepth())
             used.append(sequence.kv_bytes)
         assert used[0] == 4 * used[1] > 0
 
@@ -136,23 +140,25 @@ def test_a_call_cut_short_leaves_the_positions_to_be_computed_again(pair):
     plain, cut = model.new_sequence(), model.new_sequence()
     for sequence in (plain, cut):
         sequence.append(PROMPT)
-        sequence.think(FullDepth())
+        sequence.run_until_exit(FullDepth())
         sequence.append([4, 5, 6])
     calls = []
 
     class Fires:
-        run_options = None
+        def handle(self, make):
+            return make()
 
         def check(self):
             calls.append(1)
             if len(calls) == 3:
                 raise ouro_edge.Cancelled("enough")
 
-    cut.block, block = cut.block, cut.block
     with pytest.raises(ouro_edge.Cancelled):
-        cut.think(FullDepth(), Fires())
-    assert block is cut.block and cut.frontier == [17, 14, 14, 14, 14]
-    np.testing.assert_allclose(cut.think(FullDepth()).hidden, plain.think(FullDepth()).hidden, atol=1e-6)
+        cut.run_until_exit(FullDepth(), Fires())
+    assert cut.frontier == [17, 14, 14, 14, 14]
+    np.testing.assert_allclose(
+        cut.run_until_exit(FullDepth()).hidden, plain.run_until_exit(FullDepth()).hidden, atol=1e-6
+    )
 
 
 def test_usage_counts_what_was_skipped_in_this_answer(pair):

@@ -41,10 +41,10 @@ def uneven(model, extra=0):
     """A sequence whose loops are at different positions."""
     sequence = model.new_sequence()
     sequence.append(PROMPT)
-    sequence.think(FixedDepth(3))
+    sequence.run_until_exit(FixedDepth(3))
     for token in range(30, 36 + extra):
         sequence.append([token])
-        sequence.think(FixedDepth(1 + token % 2))
+        sequence.run_until_exit(FixedDepth(1 + token % 2))
     return sequence
 
 
@@ -54,7 +54,7 @@ def same_from_here(a, b):
     for tokens in ([7], [8, 9, 10]):
         a.append(tokens)
         b.append(tokens)
-        x, y = a.think(FullDepth()), b.think(FullDepth())
+        x, y = a.run_until_exit(FullDepth()), b.run_until_exit(FullDepth())
         np.testing.assert_array_equal(x.hidden, y.hidden)
 
 
@@ -114,9 +114,9 @@ def _header(change):
         (lambda data: data + b"x", "size does not fit"),
         (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "differs from its checksum"),
         (lambda data: data[:-500] + bytes([data[-500] ^ 1]) + data[-499:], "differs from its checksum"),
-        (lambda data: b"", "no saved sequence"),
-        (lambda data: b"[" * 100_000, "no saved sequence"),
-        (lambda data: b"\x00" * 5000, "no saved sequence"),
+        (lambda data: b"", "not a saved sequence"),
+        (lambda data: b"[" * 100_000, "not a saved sequence"),
+        (lambda data: b"\x00" * 5000, "not a saved sequence"),
         (_header({"version": 2}), "version 2 of a saved"),
         (_header({"frontier": [1 << 40] * 5}), "set a larger context"),
         (_header({"frontier": [20, 20, 14, 14, 15]}), "size does not fit"),
@@ -175,7 +175,7 @@ def test_a_scored_sequence_can_be_saved_and_goes_on(model, tmp_path):
     results = []
     for each in (sequence, loaded, fresh):
         each.set_prompt([*PROMPT, 4])
-        results.append(each.think(FullDepth()).hidden)
+        results.append(each.run_until_exit(FullDepth()).hidden)
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_allclose(results[0], results[2], atol=0.1 if model.kv == "int4" else 0.02)
 
@@ -195,7 +195,7 @@ def test_the_cache_gives_back_the_longest_prefix(model):
     cache = PrefixCache(model, 1 << 30)
     a, b = uneven(model), model.new_sequence()
     b.append([1, 2, 3])
-    b.think(FullDepth())
+    b.run_until_exit(FullDepth())
     cache.checkin(a)
     cache.checkin(b)
     assert cache.checkout([*a.tokens, 50]) is a

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from metered import metered
 
 import ouro_edge
 from ouro_edge.errors import RequestError
@@ -25,7 +26,7 @@ def tokens_of(events):
 
 def test_candidates_cost_nothing_unless_asked_for(model):
     [token] = tokens_of(model.generate(PROMPT, max_tokens=1, stop_ids=()))
-    assert token.top_logprobs == () and token.lens == ()
+    assert token.top_logprobs == () and token.logit_lens == ()
 
 
 def test_the_likeliest_at_the_exit_depth(model):
@@ -43,30 +44,28 @@ def test_the_likeliest_at_the_exit_depth(model):
 
 def test_the_lens_is_the_forward_pass_at_every_depth(model):
     [token] = tokens_of(
-        model.generate(PROMPT, max_tokens=1, stop_ids=(), exit=ouro_edge.FixedDepth(3), lens=2, top_logprobs=2)
+        model.generate(PROMPT, max_tokens=1, stop_ids=(), exit=ouro_edge.FixedDepth(3), logit_lens=2, top_logprobs=2)
     )
-    assert len(token.lens) == token.depth == 3
-    for loop, candidates in enumerate(token.lens, start=1):
+    assert len(token.logit_lens) == token.depth == 3
+    for loop, candidates in enumerate(token.logit_lens, start=1):
         logits = model.forward(PROMPT, exit=ouro_edge.FixedDepth(loop)).logits[-1].astype(np.float64)
         probabilities = np.exp(logits) / np.exp(logits).sum()
         best = np.argsort(-probabilities, kind="stable")[:2]
         assert [i for i, _ in candidates] == best.tolist()
         assert [p for _, p in candidates] == pytest.approx(probabilities[best], abs=1e-4)
-    assert dict(token.lens[-1]) == pytest.approx({i: math.exp(logprob) for i, logprob in token.top_logprobs})
+    assert dict(token.logit_lens[-1]) == pytest.approx({i: math.exp(logprob) for i, logprob in token.top_logprobs})
 
 
-def test_the_lens_pays_one_call_of_the_head_a_loop(model, monkeypatch):
-    calls = []
-    plain = model._head
-    monkeypatch.setattr(model, "_head", lambda rows: calls.append(len(rows)) or plain(rows))
+def test_the_lens_costs_one_head_call_per_loop(model):
+    watched, meter = metered(model)
     for lens, exit, wanted in ((0, ouro_edge.FixedDepth(3), 1), (1, ouro_edge.FixedDepth(3), 3)):
-        calls.clear()
-        tokens_of(model.generate(PROMPT, max_tokens=1, stop_ids=(), exit=exit, lens=lens))
-        assert len(calls) == wanted
+        meter.head_rows.clear()
+        tokens_of(watched.generate(PROMPT, max_tokens=1, stop_ids=(), exit=exit, logit_lens=lens))
+        assert len(meter.head_rows) == wanted
 
 
 @pytest.mark.parametrize("value", [-1, 1.0, True, "3", 385])
-@pytest.mark.parametrize("name", ["top_logprobs", "lens"])
+@pytest.mark.parametrize("name", ["top_logprobs", "logit_lens"])
 def test_a_strange_number_of_candidates_is_refused(model, name, value):
     with pytest.raises(RequestError, match=name):
         model.generate(PROMPT, **{name: value})

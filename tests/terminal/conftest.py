@@ -11,6 +11,7 @@ from rich.console import Console
 from ouro_edge.errors import RequestError
 from ouro_edge.loading import load
 from ouro_edge.runtime.events import Done, Timings, Token, Usage
+from ouro_edge.runtime.text.reasoning import KNOWN
 from ouro_edge.terminal.conversation import Piece
 from ouro_edge.terminal.display.markdown import THEME
 
@@ -24,7 +25,7 @@ class ScriptedModel:
         self.answers, self.opening, self.broken_after = list(answers), opening, broken_after
         self.kv = "fp32"
         self.config = SimpleNamespace(loops=4, max_positions=1000)
-        self.bundle = SimpleNamespace(text=lambda name: None, manifest=SimpleNamespace(name="scripted"))
+        self.name, self.reasoning_tags = "scripted", KNOWN[0]
         self.stop_ids = (9,)
         self.tokenizer = SimpleNamespace(
             encode=lambda text: [text],
@@ -57,7 +58,7 @@ class ScriptedModel:
                 count += 1
                 text = part if isinstance(part, str) else ""
                 yield Token(part if isinstance(part, int) else 100, text, -0.1, 1 + count % 4, (0.5, 0.5))
-            yield Done("stop", "", Usage(10, 0, count, 20, 40, 5, 2.0), Timings(0.1, 1.0))
+            yield Done("stop", "", Usage(10, 0, count, 20, 20, 5, 2.0), Timings(0.1, 1.0))
 
         return events()
 
@@ -117,7 +118,7 @@ def pieces():
             for text in texts:
                 count += 1
                 yield Piece(text, thinking, 1 + count % 4, count)
-        yield Done("stop", "", Usage(10, 0, count, 20, 40, 5, 2.0), Timings(0.1, 1.0))
+        yield Done("stop", "", Usage(10, 0, count, 20, 20, 5, 2.0), Timings(0.1, 1.0))
 
     return make
 

@@ -1,36 +1,35 @@
-"""Stopping a generation from another thread, within one call of the block. Knows onnxruntime's RunOptions."""
+"""Stopping a generation from another thread, within one call of the backend."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ouro_edge.errors import Cancelled
-from ouro_edge.runtime.backend.session import import_onnxruntime
 
 
 class Cancel:
-    """A switch to hand to `generate`: `cancel()` from any thread, or a signal handler, stops it for good."""
+    """A switch for `generate`: `cancel()`, called from any thread or a signal handler, stops it for good."""
 
     def __init__(self) -> None:
         self.cancelled = False
-        self._options: Any = None
+        self._handle: Any = None
 
-    @property
-    def run_options(self) -> Any:
-        """The RunOptions that every call of this generation runs under."""
-        if self._options is None:
-            self._options = import_onnxruntime().RunOptions()
-            if self.cancelled:  # fired meanwhile, before it could see the options
-                self._options.terminate = True
-        return self._options
+    def handle(self, make: Callable[[], Any]) -> Any:
+        """The backend's object for this switch, made once; its `terminate` becomes True when the switch fires."""
+        if self._handle is None:
+            self._handle = make()
+            if self.cancelled:  # fired before the handle could be seen
+                self._handle.terminate = True
+        return self._handle
 
     def cancel(self) -> None:
-        """Stop now: a block call in flight ends early, and its result is dropped."""
+        """Stop now: a call in flight ends early, and its result is dropped. Takes no locks."""
         self.cancelled = True
-        if self._options is not None:
-            self._options.terminate = True
+        if self._handle is not None:
+            self._handle.terminate = True
 
     def check(self) -> None:
-        """Raise Cancelled when the switch was thrown."""
+        """Raise Cancelled if the switch has fired."""
         if self.cancelled:
             raise Cancelled("cancelled")

@@ -43,12 +43,12 @@ def scales_of(ranges: Array, kv: str) -> Array:
     return np.maximum(ranges.reshape(len(ranges), 2, -1) * reach, np.float32(1e-12))
 
 
-class LoopKV:
+class KVBuffers:
     """Buffers [1, KV, capacity, D], a key and a value for each layer; which positions are valid is the frontier's."""
 
-    def __init__(self, config: ModelConfig, kv: str = "fp32", shared: bool = False) -> None:
+    def __init__(self, config: ModelConfig, kv: str = "fp32", caches: int = 1) -> None:
         self._config, self._kv = config, kv
-        self._siblings = 1 if shared else config.loops
+        self._siblings = caches  # of one sequence
         self.capacity = 0
         # Key of layer 0, value of layer 0, key of layer 1, ...
         self.arrays: list[NDArray[Any]] = [np.empty(0)] * (2 * config.num_layers)

@@ -1,80 +1,97 @@
-"""What the loops have shown of some positions so far: what an exit policy may look at. Knows NumPy only."""
+"""What the loops have computed for some positions so far: everything that an exit rule may look at."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ouro_edge.arch.weights import Array
 
+Head = Callable[[Array], Array]  # logits [T, V] of normed states [T, C]
 
-class Evidence:
-    """What is known of T positions after a loop. Logits cost a call of the head: they are made when asked for."""
+
+class LoopStates:
+    """Gate logits and states of T positions after loops 1..r. Logits cost a head call: they are made when asked for.
+
+    `states[j]` is what was known after loop j (counted from 1); it shares arrays and logits with the whole.
+    """
+
+    __slots__ = ("_head", "_log_probabilities", "_logits", "_states", "gate_logits")
 
     def __init__(
         self,
         gate_logits: NDArray[np.float64],
-        hidden: Array,
-        head: Callable[[Array], Array],
-        before: Evidence | None = None,
+        states: Sequence[Array],
+        head: Head,
+        logits: dict[int, Array] | None = None,
     ) -> None:
         self.gate_logits = gate_logits  # [T, r] of loops 1..r; NaN without a gate
-        self.hidden = hidden  # [T, C], the normed state after this loop
-        self.before = before  # of the loop before; None after the first
+        self._states = tuple(states)  # r arrays [T, C], normed
         self._head = head
+        self._logits = {} if logits is None else logits  # [T, V] by loop
+        self._log_probabilities: NDArray[np.float64] | None = None
+
+    def __len__(self) -> int:
+        """T, the number of positions."""
+        return len(self.gate_logits)
+
+    def __getitem__(self, loop: int) -> LoopStates:
+        if not 1 <= loop <= self.loop:
+            raise IndexError(f"loop {loop} is outside the {self.loop} loops that ran")
+        if loop == self.loop:
+            return self
+        return LoopStates(self.gate_logits[:, :loop], self._states[:loop], self._head, self._logits)
 
     @property
     def loop(self) -> int:
-        """The loop r that this is the evidence of."""
-        return self.gate_logits.shape[1]
-
-    @cached_property
-    def logits(self) -> Array:
-        """[T, V] of the head on this loop's state."""
-        return self._head(self.hidden)
+        """The loop r that ran last, counted from 1: the depth of positions that stop here."""
+        return len(self._states)
 
     @property
-    def has_logits(self) -> bool:
-        """Whether somebody has paid for the logits already."""
-        return "logits" in self.__dict__
+    def hidden(self) -> Array:
+        """[T, C], the normed states after the last loop."""
+        return self._states[-1]
 
-    @cached_property
+    @property
+    def logits(self) -> Array:
+        """[T, V] of the head on the last loop's states; the head is called once."""
+        if self.loop not in self._logits:
+            self._logits[self.loop] = self._head(self.hidden)
+        return self._logits[self.loop]
+
+    @property
     def log_probabilities(self) -> NDArray[np.float64]:
         """[T, V] log-softmax of the logits."""
-        shifted = self.logits.astype(np.float64) - self.logits.max(axis=1, keepdims=True)
-        return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        if self._log_probabilities is None:
+            shifted = self.logits.astype(np.float64) - self.logits.max(axis=1, keepdims=True)
+            self._log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        return self._log_probabilities
 
-    def with_hidden(self, hidden: Array) -> Evidence:
-        """The same evidence with another state [T, C] to go on with."""
-        return Evidence(self.gate_logits, hidden, self._head, self.before)
+    def with_hidden(self, hidden: Array) -> LoopStates:
+        """The same, with other states [T, C] after the last loop."""
+        earlier = {loop: logits for loop, logits in self._logits.items() if loop < self.loop}
+        return LoopStates(self.gate_logits, (*self._states[:-1], hidden), self._head, earlier)
 
-    def rows(self, places: Sequence[int]) -> Evidence:
-        """The same evidence of the positions at these places."""
-        before = None if self.before is None else self.before.rows(places)
-        part = Evidence(self.gate_logits[places], self.hidden[places], self._head, before)
-        if self.has_logits:
-            part.__dict__["logits"] = self.logits[places]
-        return part
+    def rows(self, places: Sequence[int] | slice | NDArray[np.intp]) -> LoopStates:
+        """The same of some of the positions, by their row numbers; a slice copies nothing."""
+        states = [rows[places] for rows in self._states]
+        logits = {loop: rows[places] for loop, rows in self._logits.items()}
+        return LoopStates(self.gate_logits[places], states, self._head, logits)
 
-    def deeper(self, gate_logits: NDArray[np.float64], hidden: Array) -> Evidence:
-        """What is known after one more loop, which gave these gate logits [T] and states [T, C]."""
-        return Evidence(np.column_stack([self.gate_logits, gate_logits]), hidden, self._head, self)
+    def deeper(self, gate_logits: NDArray[np.float64], hidden: Array) -> LoopStates:
+        """After one more loop, which gave these gate logits [T] and states [T, C]."""
+        gates = np.column_stack([self.gate_logits, gate_logits])
+        return LoopStates(gates, (*self._states, hidden), self._head, self._logits)
 
     @classmethod
-    def join(cls, parts: Sequence[Evidence]) -> Evidence:
-        """One evidence of several that are of the same loop."""
+    def join(cls, parts: Sequence[LoopStates]) -> LoopStates:
+        """One object of several that are at the same loop, their positions in order."""
         if len(parts) == 1:
             return parts[0]
-        befores = [part.before for part in parts if part.before is not None]
-        whole = cls(
-            np.concatenate([part.gate_logits for part in parts]),
-            np.concatenate([part.hidden for part in parts]),
-            parts[0]._head,
-            cls.join(befores) if befores else None,
-        )
-        if all(part.has_logits for part in parts):
-            whole.__dict__["logits"] = np.concatenate([part.logits for part in parts])
-        return whole
+        gates = np.concatenate([part.gate_logits for part in parts])
+        states = [np.concatenate(rows) for rows in zip(*(part._states for part in parts), strict=True)]
+        known = set.intersection(*(set(part._logits) for part in parts))
+        logits = {loop: np.concatenate([part._logits[loop] for part in parts]) for loop in known}
+        return cls(gates, states, parts[0]._head, logits)

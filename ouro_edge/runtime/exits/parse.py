@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ouro_edge.errors import RequestError
+from ouro_edge.runtime.exits.expected_logits import ExpectedLogits
 from ouro_edge.runtime.exits.policies import (
     Agreement,
     ConfidenceThreshold,
     EntropyThreshold,
     ExitPolicy,
-    ExpectedLogits,
     StateChange,
 )
 

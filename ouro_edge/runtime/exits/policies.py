@@ -1,7 +1,7 @@
-"""When a position stops looping. Pure rules over what the loops have shown so far; no sequence, no session.
+"""Exit rules: when a position stops looping. Pure functions of what the loops have computed so far.
 
-A rule sees the Evidence of loop r for T positions and answers which of them stop there. Depths count from 1. Every rule
-is exact: a position's output is the one that running all loops and then selecting by the same rule would give.
+A rule gets the LoopStates of T positions after loop r and returns which of them stop there. Depths count from 1. Every
+rule is exact: a position's output equals the one from running all loops and then selecting by the same rule.
 """
 
 from __future__ import annotations
@@ -13,47 +13,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ouro_edge.arch.config import ModelConfig
-from ouro_edge.arch.reference import exit_probabilities
 from ouro_edge.errors import NoGateError, RequestError
-from ouro_edge.runtime.exits.loop_states import Evidence
+from ouro_edge.runtime.exits.loop_states import LoopStates
 
 
 class ExitPolicy(ABC):
-    """Base of all rules. Frozen: one policy serves any number of sequences."""
+    """Base of all rules: a `limit` and a decision `stops`. Frozen: one rule serves any number of sequences."""
 
     __slots__ = ()
 
     def limit(self, config: ModelConfig) -> int:
-        """The deepest loop that this policy can ask for; RequestError when the model cannot do what it says."""
+        """The deepest loop that this rule can reach; RequestError if the model does not support the rule."""
         return config.loops
 
-    def prompt_limit(self, config: ModelConfig) -> int:
-        """How deep the positions of a prompt go where loops share their KV and nothing can be caught up later."""
-        return self.limit(config)
-
     @abstractmethod
-    def stops(self, evidence: Evidence) -> NDArray[np.bool_]:
-        """Which positions [T] stop after the loop of the evidence. Not asked at the limit."""
-
-    def output(self, evidence: Evidence) -> Evidence:
-        """What a position that stops with this evidence goes on with."""
-        return evidence
-
-    def start(self) -> ExitPolicy:
-        """The policy for one generation: a rule that remembers what was spent gives a fresh memory."""
-        return self
-
-    def spent(self, depth: int) -> None:
-        """Told the depth of every generated token."""
-        return
+    def stops(self, states: LoopStates) -> NDArray[np.bool_]:
+        """Which positions [T] stop after the last loop of `states`. Not called at the limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class FullDepth(ExitPolicy):
     """All loops for every token."""
 
-    def stops(self, evidence: Evidence) -> NDArray[np.bool_]:
-        return np.zeros(len(evidence.hidden), bool)
+    def stops(self, states: LoopStates) -> NDArray[np.bool_]:
+        return np.zeros(len(states), bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,31 +53,8 @@ class FixedDepth(ExitPolicy):
             raise RequestError(f"depth is {self.depth}; this model was trained for 1 to {config.loops} loops")
         return self.depth
 
-    def stops(self, evidence: Evidence) -> NDArray[np.bool_]:
-        return np.zeros(len(evidence.hidden), bool)
-
-
-@dataclass(frozen=True, slots=True)
-class ExpectedLogits(ExitPolicy):
-    """All loops, and of their logits the mean weighted by the exit probabilities: upstream's expected logits.
-
-    The head is linear, so the mean is taken of the states, and the head is called once. Saves no loop.
-    """
-
-    def limit(self, config: ModelConfig) -> int:
-        check_gate(config, "a weighted exit")
-        return config.loops
-
-    def stops(self, evidence: Evidence) -> NDArray[np.bool_]:
-        return np.zeros(len(evidence.hidden), bool)
-
-    def output(self, evidence: Evidence) -> Evidence:
-        weights = exit_probabilities(evidence.gate_logits, evidence.loop).astype(np.float32)
-        mixed, at = np.zeros_like(evidence.hidden), evidence
-        for loop in range(evidence.loop, 0, -1):
-            mixed += weights[:, loop - 1, None] * at.hidden
-            at = at.before or at
-        return evidence.with_hidden(mixed)
+    def stops(self, states: LoopStates) -> NDArray[np.bool_]:
+        return np.zeros(len(states), bool)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,13 +77,13 @@ class BoundedPolicy(ExitPolicy):
                 raise RequestError(f"{name} is {depth}; this model was trained for 1 to {config.loops} loops")
         return config.loops if self.ceiling is None else self.ceiling
 
-    def stops(self, evidence: Evidence) -> NDArray[np.bool_]:
-        if evidence.loop < self.floor:
-            return np.zeros(len(evidence.hidden), bool)
-        return self.decides(evidence)
+    def stops(self, states: LoopStates) -> NDArray[np.bool_]:
+        if states.loop < self.floor:
+            return np.zeros(len(states), bool)
+        return self.decides(states)
 
     @abstractmethod
-    def decides(self, evidence: Evidence) -> NDArray[np.bool_]:
+    def decides(self, states: LoopStates) -> NDArray[np.bool_]:
         """Which positions [T] the rule itself stops, floor and ceiling apart."""
 
 
@@ -145,8 +105,8 @@ class ExitThreshold(BoundedPolicy):
         check_gate(config, "an exit threshold")
         return BoundedPolicy.limit(self, config)
 
-    def decides(self, evidence: Evidence) -> NDArray[np.bool_]:
-        survival = np.exp(-np.logaddexp(0.0, evidence.gate_logits).sum(axis=1))
+    def decides(self, states: LoopStates) -> NDArray[np.bool_]:
+        survival = np.exp(-np.logaddexp(0.0, states.gate_logits).sum(axis=1))
         stopped: NDArray[np.bool_] = survival <= 1.0 - self.threshold
         return stopped
 
@@ -161,11 +121,11 @@ class StateChange(BoundedPolicy):
         _check_number("share", self.share, np.inf, "a number of at least 0")
         BoundedPolicy.__post_init__(self)
 
-    def decides(self, evidence: Evidence) -> NDArray[np.bool_]:
-        if evidence.before is None:
-            return np.zeros(len(evidence.hidden), bool)
-        change = np.linalg.norm(evidence.hidden - evidence.before.hidden, axis=1)
-        stopped: NDArray[np.bool_] = change <= self.share * np.linalg.norm(evidence.hidden, axis=1)
+    def decides(self, states: LoopStates) -> NDArray[np.bool_]:
+        if states.loop == 1:
+            return np.zeros(len(states), bool)
+        change = np.linalg.norm(states.hidden - states[states.loop - 1].hidden, axis=1)
+        stopped: NDArray[np.bool_] = change <= self.share * np.linalg.norm(states.hidden, axis=1)
         return stopped
 
 
@@ -179,8 +139,8 @@ class ConfidenceThreshold(BoundedPolicy):
         _check_number("probability", self.probability, 1.0, "0 to 1")
         BoundedPolicy.__post_init__(self)
 
-    def decides(self, evidence: Evidence) -> NDArray[np.bool_]:
-        stopped: NDArray[np.bool_] = evidence.log_probabilities.max(axis=1) >= np.log(max(self.probability, 1e-300))
+    def decides(self, states: LoopStates) -> NDArray[np.bool_]:
+        stopped: NDArray[np.bool_] = states.log_probabilities.max(axis=1) >= np.log(max(self.probability, 1e-300))
         return stopped
 
 
@@ -194,8 +154,8 @@ class EntropyThreshold(BoundedPolicy):
         _check_number("nats", self.nats, np.inf, "a number of at least 0")
         BoundedPolicy.__post_init__(self)
 
-    def decides(self, evidence: Evidence) -> NDArray[np.bool_]:
-        logs = evidence.log_probabilities
+    def decides(self, states: LoopStates) -> NDArray[np.bool_]:
+        logs = states.log_probabilities
         stopped: NDArray[np.bool_] = -(np.exp(logs) * logs).sum(axis=1) <= self.nats
         return stopped
 
@@ -204,10 +164,10 @@ class EntropyThreshold(BoundedPolicy):
 class Agreement(BoundedPolicy):
     """Stop when two successive loops prefer the same token. Costs a call of the head each loop."""
 
-    def decides(self, evidence: Evidence) -> NDArray[np.bool_]:
-        if evidence.before is None:
-            return np.zeros(len(evidence.hidden), bool)
-        stopped: NDArray[np.bool_] = evidence.logits.argmax(axis=1) == evidence.before.logits.argmax(axis=1)
+    def decides(self, states: LoopStates) -> NDArray[np.bool_]:
+        if states.loop == 1:
+            return np.zeros(len(states), bool)
+        stopped: NDArray[np.bool_] = states.logits.argmax(axis=1) == states[states.loop - 1].logits.argmax(axis=1)
         return stopped
 
 
@@ -218,11 +178,11 @@ def check_gate(config: ModelConfig, what: str) -> None:
                           f"from 1 to {config.loops}")  # fmt: skip
 
 
-def _check_number(name: str, value: float, most: float, wanted: str) -> None:
+def _check_number(name: str, value: float, most: float, expected: str) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)) or not 0.0 <= value <= most:
-        raise RequestError(f"{name} is {value!r}; wanted {wanted}")
+        raise RequestError(f"{name} is {value!r}; expected {expected}")
 
 
 def _check_depth(name: str, depth: int) -> None:
     if type(depth) is not int or depth < 1:
-        raise RequestError(f"{name} is {depth!r}; wanted a number of loops, counted from 1")
+        raise RequestError(f"{name} is {depth!r}; expected a number of loops, counted from 1")

@@ -37,12 +37,12 @@ def save_sequence(sequence: TokenSequence, path: str | os.PathLike[str]) -> None
     """Write a sequence's state, all or nothing, for its owner's eyes only. RequestError when it cannot be written."""
     check_kind("sequence", sequence, TokenSequence)
     header = {
-        "format": _FORMAT, "version": _VERSION, "model": sequence.block.state_id, "kv": sequence.block.kv,
-        "shared": sequence.shares_kv, "frontier": sequence.frontier,
+        "format": _FORMAT, "version": _VERSION, "model": sequence.backend.state_id, "kv": sequence.backend.kv,
+        "shared": sequence.kv_share == "last", "frontier": sequence.frontier,
     }  # fmt: skip
     path = _checked(path)
     if path.exists() and not path.is_file():
-        raise RequestError(f"{path} is there and is no file: choose another name")
+        raise RequestError(f"{path} exists and is not a file: choose another name")
     digest, work = hashlib.sha256(), None
     try:
         handle, work = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -92,7 +92,7 @@ def _checked(path: str | os.PathLike[str]) -> Path:
             raise ValueError
         return Path(path)
     except (TypeError, ValueError):  # a lone surrogate is one, too
-        raise RequestError(f"{path!r} is no name of a file") from None
+        raise RequestError(f"{path!r} is not a valid file name") from None
 
 
 def _read(model: Model, path: Path, file: IO[bytes]) -> TokenSequence:
@@ -103,14 +103,15 @@ def _read(model: Model, path: Path, file: IO[bytes]) -> TokenSequence:
             raise ValueError
         version, frontier = header["version"], header["frontier"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise RequestError(f"{path} is no saved sequence of ouro-edge") from None
+        raise RequestError(f"{path} is not a saved sequence of ouro-edge") from None
     if version != _VERSION:
         raise RequestError(f"{path} is version {version!r} of a saved sequence; this program reads {_VERSION}")
     sequence = model.new_sequence()
-    if header.get("kv") != sequence.block.kv or header.get("shared") is not sequence.shares_kv:
-        cache = f"--kv {header.get('kv')} --kv-share {'last' if header.get('shared') else 'none'}"
-        raise RequestError(f"{path} was saved with another KV cache: load the model with {cache}")
-    if header.get("model") != sequence.block.state_id:
+    share = "last" if header.get("shared") else "none"
+    if header.get("kv") != sequence.backend.kv or share != sequence.kv_share:
+        options = f"--kv {header.get('kv')} --kv-share {share}"
+        raise RequestError(f"{path} was saved with another KV cache: load the model with {options}")
+    if header.get("model") != sequence.backend.state_id:
         raise RequestError(f"{path} was saved with another model, or before it was calibrated again")
     most = model.config.max_positions
     if isinstance(frontier, list) and frontier and type(frontier[0]) is int and frontier[0] > most:
@@ -133,11 +134,10 @@ def _read(model: Model, path: Path, file: IO[bytes]) -> TokenSequence:
     if ((tokens < 0) | (tokens >= config.vocab_size)).any():
         raise RequestError(f"{path} is damaged: it holds token ids outside the vocabulary")
     sequence.load_state(tokens.tolist(), frontier, [np.empty((0, config.hidden_size), np.float32)] * (config.loops - 1))
-    for loop, valid in sequence.caches():
-        loop.kv.fill(valid, (read(np.empty(array.shape, array.dtype)) for array in loop.kv.valid(valid)))
-    waits = 0 if sequence.shares_kv else 1
-    rows = [(high - low) * waits for high, low in pairwise(frontier[1:])]
-    waiting = [read(np.empty((count, config.hidden_size), "<f4")) for count in rows]
+    for cache, valid in sequence.caches():
+        cache.fill(valid, (read(np.empty(array.shape, array.dtype)) for array in cache.valid(valid)))
+    _, counts = sequence.layout(frontier)
+    waiting = [read(np.empty((count, config.hidden_size), "<f4")) for count in counts]
     if file.read(_CHECKSUM) != digest.digest():
         raise RequestError(f"{path} is damaged: it differs from its checksum")
     sequence.load_waiting(waiting)
@@ -146,9 +146,9 @@ def _read(model: Model, path: Path, file: IO[bytes]) -> TokenSequence:
 
 def _content(sequence: TokenSequence) -> Iterator[NDArray[Any]]:
     yield np.array(sequence.tokens, "<i4")
-    for loop, valid in sequence.caches():
+    for cache, valid in sequence.caches():
         if valid:
-            yield from loop.kv.valid(valid)
+            yield from cache.valid(valid)
     yield from sequence.waiting()
 
 
@@ -160,11 +160,9 @@ def _size(model: Model, sequence: TokenSequence, frontier: Any) -> int | None:
     falls = all(a >= b for a, b in pairwise(frontier))
     if not falls or frontier[-1] < 0 or frontier[0] > config.max_positions:
         return None
-    if sequence.shares_kv:
-        if frontier[1] != frontier[-1]:
-            return None
-        cached, waiting = frontier[1], 0
-    else:
-        cached, waiting = sum(frontier[1:]), frontier[1] - frontier[-1]
-    per_loop = kv_bytes_per_token(config, sequence.block.kv) // config.loops
+    try:
+        cached, waiting = map(sum, sequence.layout(frontier))
+    except RequestError:
+        return None
+    per_loop = kv_bytes_per_token(config, sequence.backend.kv) // config.loops
     return 4 * frontier[0] + cached * per_loop + 4 * waiting * config.hidden_size

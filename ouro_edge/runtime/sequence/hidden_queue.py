@@ -1,4 +1,4 @@
-"""A queue of hidden rows: appended at the back, taken from the front, clipped at the back. Knows NumPy only."""
+"""A queue of hidden rows: appended at the back, taken from the front, clipped at the back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from ouro_edge.arch.weights import Array
 
 
-class Rows:
+class HiddenQueue:
     """Rows [n, C] that wait for a loop; appending is O(1) amortised, and memory follows use."""
 
     def __init__(self, width: int) -> None:
@@ -34,11 +34,11 @@ class Rows:
         return self._buffer[self._start : min(self._stop, self._start + count)]
 
     def drop(self, count: int) -> None:
-        """Forget the first `count` rows."""
+        """Drop the first `count` rows."""
         self._start += count
         if self._start >= self._stop:
             self._start = self._stop = 0
-            if len(self._buffer) > 64:  # a prompt is behind us: give its memory back
+            if len(self._buffer) > 64:  # a prompt has passed: release its memory
                 self._buffer = self._buffer[:0].copy()
 
     def clip(self, count: int) -> None:

@@ -3,60 +3,36 @@
     n = frontier[0] >= frontier[1] >= ... >= frontier[R]
 
 frontier[r] counts the positions that loop r has processed. Loop r's KV is valid for exactly those, and the hidden
-rows between frontier[r] and frontier[r-1] wait as its input. Everything is made of one operation, `advance(r)`: run
-the block on the waiting positions of loop r in one call. A position that stopped early simply waits; when a later
-token goes deeper it is computed then, with others in the same call, which reads the weights once. No position is
-computed twice.
+rows between frontier[r] and frontier[r-1] wait as its input. Everything is made of two halves of one operation:
+`pending(r)` is the group of rows that wait for loop r, and `commit(r)` takes in what the backend made of it. A position
+that stopped early waits; when a later token goes deeper it is computed with others in the same call, which reads the
+weights once. No position is computed twice in a loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from ouro_edge.arch.weights import Array
-from ouro_edge.bundle.bundle import Embedding
 from ouro_edge.errors import ContextOverflowError, RequestError
-from ouro_edge.runtime.backend.block import Block, Head
-from ouro_edge.runtime.backend.bound_loop import BoundLoop
 from ouro_edge.runtime.backend.cancel import Cancel
-from ouro_edge.runtime.backend.kv import LoopKV
+from ouro_edge.runtime.backend.protocol import Backend, Cache, GroupOutput, RowGroup
 from ouro_edge.runtime.checks import check_ids, check_kind, check_whole
-from ouro_edge.runtime.exits.loop_states import Evidence
+from ouro_edge.runtime.exits.loop_states import LoopStates
 from ouro_edge.runtime.exits.policies import ExitPolicy
-from ouro_edge.runtime.sequence.hidden_queue import Rows
-
-if TYPE_CHECKING:
-    from ouro_edge.runtime.speculation.draft_policy import Plan
-
-# Called with loop, first position, hidden rows [T, C] and gate logits [T] of each call.
-Sink = Callable[[int, int, Array, Array], None]
+from ouro_edge.runtime.sequence.depth_run import DepthRun, Exited
+from ouro_edge.runtime.sequence.hidden_queue import HiddenQueue
 
 
 @dataclass(frozen=True, slots=True)
-class Thought:
-    """The last position at the depth where the policy stopped it."""
+class LoopChunk:
+    """What one loop computed for consecutive positions; the arrays belong to the caller."""
 
-    evidence: Evidence  # of one position
-
-    @property
-    def depth(self) -> int:
-        """Loops that the position went through, counted from 1."""
-        return self.evidence.loop
-
-    @property
-    def hidden(self) -> Array:
-        """[C], normed: ready for the head."""
-        return self.evidence.hidden[0]
-
-    @property
-    def logits(self) -> Array:
-        """[V]; the head is called once at most, also when the policy looked at them."""
-        return self.evidence.logits[0]
+    start: int  # position of the first row
+    states: Array  # [T, W], normed
+    gates: Array  # [T] exit logits; NaN without a gate
 
 
 @dataclass(slots=True)
@@ -65,88 +41,78 @@ class Work:
 
     calls: int = 0  # block calls: each reads all weights of the block once
     rows: int = 0  # positions processed, summed over loops
-    drafted: int = 0  # tokens that were guessed from a shallow loop and gone on from
-    accepted: int = 0  # those of them that the deeper loops confirmed
 
 
 class TokenSequence:
-    """Tokens, frontiers, KV and waiting rows. Not for several threads at once."""
+    """Tokens, frontiers, KV and waiting rows of one sequence. Not safe for use by several threads at once."""
 
-    can_draft = True  # whether `think` is nothing but `advance`, so that speculation may stand in for it
-    shares_kv = False  # whether all loops have one cache: see SharedKVSequence
+    can_draft = True  # whether tokens may be drafted from shallow loops and verified by deeper ones
+    kv_share = "none"  # "last" if all loops share one cache: see SharedKVSequence
 
-    def __init__(self, block: Block, head: Head, embedding: Embedding) -> None:
-        config = block.config
-        self.config = config
+    def __init__(self, backend: Backend) -> None:
+        program = backend.program
+        self.backend, self.config = backend, backend.config
         self.tokens: list[int] = []
-        self.frontier = [0] * (config.loops + 1)
+        self.frontier = [0] * (len(program.passes) + 1)
         self.work = Work()
-        self.block = block
-        self.plan: Plan | None = None  # what earlier generations learnt of speculation here
-        self.generation_id = 0  # counts `resume`: a generation notices when another one has taken over
-        self._embedding, self._head = embedding, head
-        self._loops = self._bind_loops()
-        self._waiting = [Rows(config.hidden_size) for _ in range(config.loops - 1)]  # [r]: input of loop r + 2
+        self.generation_id = 0  # counts `set_prompt`: a generation notices when another one has taken over
+        self._caches = [backend.new_cache(index) for index in range(program.num_caches)]
+        self._waiting = [HiddenQueue(program.width) for _ in program.passes[1:]]  # [r]: input of loop r + 2
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def _bind_loops(self) -> list[BoundLoop]:
-        return [BoundLoop(self.block, loop) for loop in range(1, self.config.loops + 1)]
-
-    @property
-    def head(self) -> Head:
-        """The model's head."""
-        return self._head
-
     @property
     def pending_loops(self) -> int:
-        """Loops that wait because no token has asked for them, over all positions that have begun."""
+        """Loops that no token has needed yet, summed over all positions that have begun."""
         return sum(self.frontier[1] - at for at in self.frontier[2:])
 
     @property
     def kv_bytes(self) -> int:
         """Bytes held by the keys and values of all loops."""
-        return sum(loop.kv.nbytes for loop, _ in self.caches())
+        return sum(cache.nbytes for cache in self._caches)
 
-    def kv_of(self, loop: int) -> LoopKV:
+    def kv_of(self, loop: int) -> Cache:
         """The keys and values of one loop (counted from 1), valid up to its frontier."""
-        return self._loops[loop - 1].kv
+        return self._caches[self.backend.program.passes[loop - 1].cache]
 
-    def caches(self) -> list[tuple[BoundLoop, int]]:
+    def caches(self) -> list[tuple[Cache, int]]:
         """Every cache of this sequence once, with the number of positions that are valid in it."""
-        return list(zip(self._loops, self.frontier[1:], strict=True))
+        valid, _ = self.layout(self.frontier)
+        return list(zip(self._caches, valid, strict=True))
+
+    def layout(self, frontier: Sequence[int]) -> tuple[list[int], list[int]]:
+        """For given frontiers: valid positions of every cache, and rows waiting for loop 2, 3, ..."""
+        return list(frontier[1:]), [above - at for above, at in pairwise(frontier[1:])]
 
     def waiting(self) -> list[Array]:
-        """The rows [n, C] that wait as input of loop 2, 3, ..., as views."""
+        """The rows [n, W] that wait as input of loop 2, 3, ..., as views."""
         return [rows.peek(len(rows)) for rows in self._waiting]
 
     def load_state(self, tokens: Sequence[int], frontier: Sequence[int], waiting: Sequence[Array]) -> None:
-        """Become a sequence with this state, its caches made large enough and left for the caller to fill."""
+        """Take over this state; caches get room for their valid positions, which the caller then fills."""
         self.tokens, self.frontier = list(tokens), list(frontier)
         self.load_waiting(waiting)
-        for loop, valid in self.caches():
-            loop.reserve(valid)
+        for cache, valid in self.caches():
+            cache.reserve(valid)
 
     def load_waiting(self, waiting: Sequence[Array]) -> None:
-        """Put the rows that wait in place: as many as the frontiers say."""
+        """Put the waiting rows in place: as many as the frontiers say."""
         for mine, rows in zip(self._waiting, waiting, strict=True):
             mine.clip(0)
             mine.append(rows)
 
-    def settle(self) -> None:
-        """Told when loops were advanced one by one: what is computed may stay as it is."""
-
     def copy_prefix(self, length: int | None = None) -> TokenSequence:
-        """A sequence of its own with the first `length` positions of this one: their state is copied, not computed."""
+        """A new sequence with the first `length` positions of this one (default: all): state copied, not computed."""
         most = len(self.tokens)
         length = most if length is None else check_whole("length", length, 0, most, ", the tokens of the sequence")
         frontier = [min(at, length) for at in self.frontier]
-        waiting = [rows[: a - b] for rows, (a, b) in zip(self.waiting(), pairwise(frontier[1:]), strict=True)]
-        child = type(self)(self.block, self._head, self._embedding)
+        _, counts = self.layout(frontier)
+        waiting = [rows[:count] for rows, count in zip(self.waiting(), counts, strict=True)]
+        child = type(self)(self.backend)
         child.load_state(self.tokens[:length], frontier, waiting)
-        for (mine, _), (its, valid) in zip(self.caches(), child.caches(), strict=True):
-            its.kv.fill(valid, mine.kv.valid(valid))
+        for (mine, _), (copy, valid) in zip(self.caches(), child.caches(), strict=True):
+            copy.fill(valid, mine.valid(valid))
         return child
 
     def append(self, ids: Sequence[int]) -> None:
@@ -159,7 +125,7 @@ class TokenSequence:
         self.frontier[0] = len(self.tokens)
 
     def truncate(self, length: int) -> None:
-        """Forget every position from `length` on, as if it had never been fed."""
+        """Drop every position from `length` on, as if it had never been appended."""
         length = check_whole("length", length, 0, len(self.tokens), ", the tokens of the sequence")
         del self.tokens[length:]
         self.frontier = [min(at, length) for at in self.frontier]
@@ -169,7 +135,7 @@ class TokenSequence:
     def set_prompt(self, ids: Sequence[int]) -> int:
         """Make the sequence hold exactly `ids`, keeping what is computed of the longest common prefix.
 
-        The last token is always left to compute, because its state is what a caller wants next. Returns the number of
+        The last token is always left to compute, because its state is what a caller needs next. Returns the number of
         positions kept.
         """
         ids = check_ids(ids, self.config.vocab_size)
@@ -179,55 +145,71 @@ class TokenSequence:
         self.append(ids[kept:])
         return kept
 
-    def advance(
-        self, loop: int, upto: int | None = None, sink: Sink | None = None, cancel: Cancel | None = None
-    ) -> tuple[Array, float] | None:
-        """Run loop `loop` (counted from 1) on the positions that wait for it, or only on those before `upto`.
+    def pending(self, loop: int, upto: int | None = None) -> RowGroup | None:
+        """The next group of rows that wait for a loop (counted from 1), or None; positions before `upto` only.
 
-        Returns the hidden row [C] and the gate logit of the last position processed, or None when none waited. When
-        `cancel` fires, the positions whose call was finished stay computed.
+        A group has at most `backend.rows_per_call` rows; more waiting rows are split into even parts, because a short
+        rest would take the slower path. It stays pending until `commit`.
         """
-        loop = check_whole("loop", loop, 1, self.config.loops, ", the loops of the model")
-        target = self.frontier[loop - 1]
+        loop = check_whole("loop", loop, 1, len(self.frontier) - 1, ", the loops of the model")
+        start, stop = self.frontier[loop], self.frontier[loop - 1]
         if upto is not None:
-            target = min(check_whole("upto", upto, 0, len(self.tokens), ", the tokens of the sequence"), target)
-        last = None
-        while (start := self.frontier[loop]) < target:
-            calls = -(-(target - start) // self.block.rows_per_call)
-            count = -(-(target - start) // calls)  # in even parts: a short rest would go the slower way
-            if loop == 1:
-                rows = self._embedding(np.array(self.tokens[start : start + count]))
-            else:
-                rows = self._waiting[loop - 2].peek(count)
-            hidden, gate = self._loops[loop - 1](rows, start, cancel)
-            if loop > 1:
-                self._waiting[loop - 2].drop(count)
-            if loop < self.config.loops:
-                self._waiting[loop - 1].append(hidden)
-            self.frontier[loop] += count
-            self.work.calls += 1
-            self.work.rows += count
-            if sink is not None:
-                sink(loop, start, hidden, gate)
-            last = hidden[-1].copy(), float(gate[-1])
-        return last
+            stop = min(check_whole("upto", upto, 0, len(self.tokens), ", the tokens of the sequence"), stop)
+        if start >= stop:
+            return None
+        calls = -(-(stop - start) // self.backend.rows_per_call)
+        count = -(-(stop - start) // calls)
+        if loop == 1:
+            rows = self.backend.embed(self.tokens[start : start + count])
+        else:
+            rows = self._waiting[loop - 2].peek(count)
+        return RowGroup(self.kv_of(loop), start, rows)
 
-    def think(self, policy: ExitPolicy, cancel: Cancel | None = None) -> Thought:
-        """Loop over the last position until the policy stops it. The position must be fresh from `feed`."""
+    def commit(self, loop: int, group: RowGroup, output: GroupOutput) -> None:
+        """Take in the output of a group from `pending(loop)`: move the frontier, queue the rows for the next loop.
+
+        RequestError when the sequence has changed since.
+        """
+        count = len(group.rows)
+        if group.start != self.frontier[loop] or group.start + count > self.frontier[loop - 1]:
+            raise RequestError("the sequence has changed since this group was pending: take a new one")
+        if loop > 1:
+            self._waiting[loop - 2].drop(count)
+        if loop < len(self.frontier) - 1:
+            self._waiting[loop - 1].append(output.states)
+        self.frontier[loop] += count
+        self.work.calls += 1
+        self.work.rows += count
+
+    def advance(self, loop: int, upto: int | None = None, cancel: Cancel | None = None) -> list[LoopChunk]:
+        """Run one loop (counted from 1) on the positions that wait for it, or only on those before `upto`.
+
+        Returns what was computed, in order; empty when nothing waited. When `cancel` fires, positions whose call had
+        finished stay computed.
+        """
+        chunks = []
+        while (group := self.pending(loop, upto)) is not None:
+            (output,) = self.backend.run([group], cancel)
+            self.commit(loop, group, output)
+            chunks.append(LoopChunk(group.start, output.states.copy(), output.gates.copy()))
+        return chunks
+
+    def run_positions(
+        self, positions: Sequence[int], policy: ExitPolicy, cancel: Cancel | None = None
+    ) -> Iterator[Exited]:
+        """Loop over ascending positions until the exit rule has stopped each; yields those that stop, loop by loop."""
+        yield from DepthRun(self, positions, policy, cancel=cancel)
+
+    def run_until_exit(self, policy: ExitPolicy, cancel: Cancel | None = None) -> LoopStates:
+        """Loop over the last position until the exit rule stops it. The position must be fresh from `append`.
+
+        Returns its states; `loop` is its depth, `hidden` [1, W] is normed and ready for the head.
+        """
         check_kind("policy", policy, ExitPolicy)
-        limit = policy.limit(self.config)
-        gates = np.empty((1, limit))
-        evidence: Evidence | None = None
-        for loop in range(1, limit + 1):
-            last = self.advance(loop, cancel=cancel)
-            if last is None:
-                raise RequestError("the last position was processed before: feed a token first")
-            hidden, gates[0, loop - 1] = last
-            evidence = Evidence(gates[:, :loop], hidden[None], self._head, evidence)
-            if loop == limit or policy.stops(evidence)[0]:
-                break
-        assert evidence is not None
-        return Thought(policy.output(evidence))
+        for exited in self.run_positions([len(self.tokens) - 1], policy, cancel):
+            if exited.positions:
+                return exited.states
+        raise AssertionError("a run ended without an exit")
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -3,83 +3,87 @@
 A prompt goes through the loops one after the other, each over all its positions, so it is processed exactly and the
 deepest loop's keys and values are what stays. A generated token's loops then all attend to those, and of its own it
 leaves those of the deepest loop that it reached ("last-step" sharing, arXiv 2510.25741). Nothing waits: loops that a
-token did not ask for are never computed.
+token did not need are never computed.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
+from collections.abc import Iterator, Sequence
 
 from ouro_edge.errors import RequestError
-from ouro_edge.runtime.backend.bound_loop import BoundLoop
 from ouro_edge.runtime.backend.cancel import Cancel
+from ouro_edge.runtime.backend.protocol import Backend
 from ouro_edge.runtime.checks import check_kind
-from ouro_edge.runtime.exits.loop_states import Evidence
-from ouro_edge.runtime.exits.policies import ExitPolicy
-from ouro_edge.runtime.sequence.sequence import Thought, TokenSequence
+from ouro_edge.runtime.exits.expected_logits import exit_states
+from ouro_edge.runtime.exits.loop_budget import position_rule
+from ouro_edge.runtime.exits.loop_states import LoopStates
+from ouro_edge.runtime.exits.policies import ExitPolicy, FixedDepth
+from ouro_edge.runtime.sequence.depth_run import DepthRun, Exited
+from ouro_edge.runtime.sequence.sequence import TokenSequence
 
 
 class SharedKVSequence(TokenSequence):
-    """Tokens and one cache, valid up to frontier[1]; the deeper frontiers are apart only inside `think`."""
+    """Tokens and one cache, valid up to frontier[1]; the deeper frontiers differ only while loops are running."""
 
     can_draft = False
-    shares_kv = True
+    kv_share = "last"
 
-    def __init__(self, *parts: Any) -> None:
-        super().__init__(*parts)
+    def __init__(self, backend: Backend) -> None:
+        super().__init__(backend)
         self._skipped = 0
-
-    def _bind_loops(self) -> list[BoundLoop]:
-        return [BoundLoop(self.block, None)] * self.config.loops
 
     @property
     def pending_loops(self) -> int:
-        """Loops that no token asked for since the last `resume`; they are never computed."""
+        """Loops that no token has needed since the sequence was made; they are never computed."""
         return self._skipped
 
-    def caches(self) -> list[tuple[BoundLoop, int]]:
-        return [(self._loops[0], self.frontier[1])]
+    def layout(self, frontier: Sequence[int]) -> tuple[list[int], list[int]]:
+        """One cache and no waiting rows. RequestError for frontiers that differ, which no saved sequence has."""
+        if frontier[1] != frontier[-1]:
+            raise RequestError("the loops of a shared KV cache must have processed the same positions")
+        return [frontier[1]], [0] * (len(frontier) - 2)
 
-    def set_prompt(self, ids: Any) -> int:
-        self._skipped = 0
-        return super().set_prompt(ids)
+    def run_positions(
+        self, positions: Sequence[int], policy: ExitPolicy, cancel: Cancel | None = None
+    ) -> Iterator[Exited]:
+        try:
+            yield from super().run_positions(positions, policy, cancel)
+        finally:  # loops that went to different positions have left a mixture in the cache, which nothing can use
+            if self.frontier[1] != self.frontier[-1]:
+                self._set_frontiers(0)
 
-    def settle(self) -> None:
-        """Loops that went to different positions have left a mixture in the cache: nothing of it can be used."""
-        if self.frontier[1] != self.frontier[-1]:
-            self._hold(0)
-
-    def _hold(self, length: int) -> None:
-        self.frontier[1:] = [length] * self.config.loops
-        for rows in self._waiting:
-            rows.clip(0)
-
-    def think(self, policy: ExitPolicy, cancel: Cancel | None = None) -> Thought:
-        """Loop over the last position until the policy stops it, and over the positions before it to the limit."""
+    def run_until_exit(self, policy: ExitPolicy, cancel: Cancel | None = None) -> LoopStates:
+        """Loop over the last position until the exit rule stops it, and over earlier ones to the rule's limit."""
         check_kind("policy", policy, ExitPolicy)
         done, fresh = self.frontier[1], self.frontier[0] - self.frontier[1]
         if not fresh:
-            raise RequestError("the last position was processed before: feed a token first")
+            raise RequestError("the last position was processed before: append a token first")
         limit = policy.limit(self.config)
-        gates = np.empty((1, limit))
-        evidence = stopped = None
+        # Prompt positions cannot be caught up later: they go as deep as the rule allows, whatever a budget says.
+        deepest = limit if fresh == 1 else position_rule(policy).limit(self.config)
+        run = DepthRun(self, [self.frontier[0] - 1], FixedDepth(deepest), cancel=cancel)
+        stopped: LoopStates | None = None
         try:
-            for loop in range(1, (limit if fresh == 1 else policy.prompt_limit(self.config)) + 1):
-                last = self.advance(loop, cancel=cancel)
-                assert last is not None
-                if loop > limit:
-                    continue
-                hidden, gates[0, loop - 1] = last
-                evidence = Evidence(gates[:, :loop], hidden[None], self._head, evidence)
-                if stopped is None and (loop == limit or policy.stops(evidence)[0]):
-                    stopped = evidence
+            for exited in run:
+                states = exited.states if exited.positions else run.states
+                assert states is not None
+                if stopped is None and (states.loop == limit or policy.stops(states)[0]):
+                    stopped = states
                 if stopped is not None and fresh == 1:
                     break
-            self._skipped += fresh * (self.config.loops - loop)
+            assert stopped is not None
+            self._skipped += fresh * (self.config.loops - run.loop)
             done = self.frontier[0]
-        finally:  # cut short, the positions are as before: begun by no loop
-            self._hold(done)
-        assert stopped is not None
-        return Thought(policy.output(stopped))
+        finally:  # interrupted, the positions are as before: no loop has processed them
+            self._set_frontiers(done)
+        return exit_states(policy, stopped)
+
+    def _set_frontiers(self, length: int) -> None:
+        self.frontier[1:] = [length] * (len(self.frontier) - 1)
+        for rows in self._waiting:
+            rows.clip(0)
+
+
+def new_sequence(backend: Backend) -> TokenSequence:
+    """An empty sequence of the kind that a backend's loop program needs."""
+    return SharedKVSequence(backend) if backend.program.shares_caches else TokenSequence(backend)

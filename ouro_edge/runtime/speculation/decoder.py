@@ -1,12 +1,12 @@
-"""Lossless speculation: a shallow loop drafts tokens, the deeper loops check many of them in one call each.
+"""Lossless speculation: a shallow loop drafts tokens, the deeper loops verify many of them in one call each.
 
 The frontiers make it natural. A draft runs loops 1..d of the newest position and guesses its token from loop d's state;
-the next position goes on from the guess. The rows then wait for loop d + 1 and go through it together, and what a
-draft has computed is what its token needs anyway. A wrong guess rewinds the positions after it.
+the next position continues from the guess. The rows then wait for loop d + 1 and go through it together, and what a
+draft has computed is what its token needs anyway. A wrong guess truncates the positions after it.
 
 Nothing of the answer depends on what is drafted. The token of a position is what it would be without drafts: the
-sampler's choice, with the noise drawn for that token, at the depth where the policy stops it. A draft is a guess at
-that choice made with the same noise, and is kept when it was right.
+sampler's choice, with the noise drawn for that token, at the depth where the exit rule stops it. A draft is a guess at
+that choice made with the same noise, and is accepted when it was right.
 """
 
 from __future__ import annotations
@@ -15,168 +15,187 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ouro_edge.arch.weights import Array
 from ouro_edge.errors import RequestError
-from ouro_edge.runtime.exits.loop_states import Evidence
+from ouro_edge.runtime.events import Token
+from ouro_edge.runtime.exits.loop_states import LoopStates
+from ouro_edge.runtime.make_token import make_token
 from ouro_edge.runtime.request import Request
 from ouro_edge.runtime.sampling.sampler import Noise, check_logits
-from ouro_edge.runtime.sequence.sequence import TokenSequence
-from ouro_edge.runtime.speculation.draft_policy import Draft, Plan
-from ouro_edge.runtime.speculation.step import Step, make_step
+from ouro_edge.runtime.sequence.depth_run import DepthRun, Exited
+from ouro_edge.runtime.sequence.sequence import LoopChunk, TokenSequence
+from ouro_edge.runtime.speculation.draft_policy import DraftPlan, DraftPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class _Guess:
+    """What a shallow loop drafted for a position."""
+
+    depth: int  # the loop that made it
+    token: int
+    confident: bool  # whether another position was drafted after it
 
 
 @dataclass(slots=True)
 class _Position:
-    """A position that has begun, and the token after it: a guess until the policy has stopped the position."""
+    """A position that has begun, and the token after it: a guess until the exit rule has stopped the position."""
 
     at: int
-    evidence: Evidence
-    stopped: bool = False
+    states: LoopStates | None = None  # where the rule stopped it; None before
     token: int = -1
     logprob: float = 0.0
-    guess: tuple[int, int, bool] | None = None  # the loop that made it, the token, whether to go on from it
+    guess: _Guess | None = None
 
 
-class Speculation:
-    """One generation that drafts. Yields the steps that the same generation without drafts yields."""
+class _TimedRun(DepthRun):
+    """A depth run that tells a draft policy what its block calls cost."""
 
-    def __init__(self, sequence: TokenSequence, request: Request, plan: Plan) -> None:
-        self._sequence, self._request, self._plan = sequence, request, plan
-        self._sampling, self._policy = request.sampler.start(), request.exit.start()
-        self._limit = self._policy.limit(sequence.config)
+    def __init__(self, decoder: SpeculativeDecoder, position: int) -> None:
+        super().__init__(decoder.sequence, [position], decoder.exit, head=decoder.head, cancel=decoder.request.cancel)
+        self._policy_of_drafts = decoder.policy
+
+    def _advance(self, loop: int, upto: int) -> list[LoopChunk]:
+        clock, rows = self._policy_of_drafts.clock, self._sequence.work.rows
+        began = clock()
+        chunks = super()._advance(loop, upto)
+        self._policy_of_drafts.block.add(self._sequence.work.rows - rows, clock() - began)
+        return chunks
+
+
+class SpeculativeDecoder:
+    """One generation that drafts. Yields the tokens that the same generation without drafts yields."""
+
+    def __init__(self, sequence: TokenSequence, request: Request, policy: DraftPolicy) -> None:
+        self.sequence, self.request, self.policy = sequence, request, policy
+        self.exit = request.exit
+        self.drafted = self.accepted = 0  # tokens that were drafted and extended, and those of them that were right
+        self._limit = request.exit.limit(sequence.config)
+        self._sampling = request.sampler.start()
         self._generation_id = sequence.generation_id
         self._penalised = request.sampler.repetition_penalty != 1
         self._seen = set(sequence.tokens) if self._penalised else set()
         self._noises: list[Noise | None] = []  # of the next token and those after it, as far as they were drawn
-        self._pending: list[
-            _Position
-        ] = []  # begun and not given out; tokens behind one that has not stopped may change
-        self._given = 0
-        self._kept = len(sequence)  # the prompt and every token given out that has been gone on from
+        # Begun and not emitted; tokens behind a position that has not stopped may change.
+        self._pending: list[_Position] = []
+        self._run: DepthRun | None = None  # over the pending positions that have not stopped
+        self._emitted = 0
+        self._kept = len(sequence)  # the prompt and every emitted token that has been appended
 
-    def steps(self) -> Generator[Step, None, None]:
-        """Generate ids after what the sequence holds; its last token must be fresh."""
+    def tokens(self) -> Generator[Token, None, None]:
+        """Generate after what the sequence holds; its last token must be fresh."""
         try:
-            draft = Draft(self._limit, 1)  # the first token is not made to wait for others
+            plan = DraftPlan(self._limit, 1)  # the first token does not wait for others
             while True:
-                yield from self._round(draft)
-                draft = self._plan.choose(self._limit)
+                yield from self._round(plan)
+                plan = self.policy.choose(self._limit)
         finally:
-            if self._sequence.generation_id == self._generation_id:
-                self._sequence.truncate(min(len(self._sequence), self._kept))
+            if self.sequence.generation_id == self._generation_id:
+                self.sequence.truncate(min(len(self.sequence), self._kept))
 
-    def _round(self, draft: Draft) -> Iterator[Step]:
-        """Draft positions until one should be checked, then check them loop by loop."""
-        rows = min(draft.rows, self._request.max_tokens - self._given)
-        self._begin(draft.depth)
-        # A first position that has stopped is certain: there is nothing to share a call with.
-        while not self._pending[0].stopped and len(self._pending) < rows and self._goes_on(draft.depth):
-            self._sequence.work.drafted += not self._pending[-1].stopped
-            self._sequence.append([self._pending[-1].token])
-            self._begin(draft.depth)
-        yield from self._give()
-        for loop in range(draft.depth + 1, self._limit + 1):
-            if self._pending:
-                self._deepen(loop)
-                yield from self._give()
+    def head(self, rows: Array) -> Array:
+        """The backend's head, timed for the draft policy."""
+        began = self.policy.clock()
+        logits = self.sequence.backend.head(rows)
+        self.policy.head.add(len(rows), self.policy.clock() - began)
+        return logits
+
+    def _round(self, plan: DraftPlan) -> Iterator[Token]:
+        """Draft positions until one should be verified, then verify them loop by loop."""
+        rows = min(plan.rows, self.request.max_tokens - self._emitted)
+        self._run = None
+        self._begin(plan.depth)
+        # A first position that has stopped is certain: it has nothing to share a call with.
+        while self._pending[0].states is None and len(self._pending) < rows and self._extends(plan.depth):
+            self.drafted += self._pending[-1].states is None
+            self.sequence.append([self._pending[-1].token])
+            self._begin(plan.depth)
+        yield from self._emit()
+        verifying: Iterator[Exited] = iter(()) if self._run is None else iter(self._run)
+        for exited in verifying:
+            self._settle(exited)
+            yield from self._emit()
 
     def _begin(self, depth: int) -> None:
-        """Run the newest position through the loops up to `depth`, or to where the policy stops it."""
-        at = len(self._sequence) - 1
-        evidence: Evidence | None = None
-        stops = False
-        for loop in range(1, depth + 1):
-            gates, hidden = self._advance(loop, [at])
-            evidence = (
-                Evidence(gates[:, None], hidden, self._head) if evidence is None else evidence.deeper(gates, hidden)
-            )
-            stops = loop == self._limit or bool(self._policy.stops(evidence)[0])
-            if stops:
-                break
-        assert evidence is not None
-        self._pending.append(_Position(at, evidence))
-        if stops:
-            self._settle([len(self._pending) - 1], self._policy.output(evidence))
+        """Run the newest position through the loops up to `depth`, or to where the exit rule stops it."""
+        at = len(self.sequence) - 1
+        self._pending.append(_Position(at))
+        run = _TimedRun(self, at)
+        for exited in run.until(depth):
+            self._settle(exited)
+        if run.positions and self._run is None:
+            self._run = run
+        elif run.positions and self._run is not None:
+            self._run.join(run)
 
-    def _deepen(self, loop: int) -> None:
-        """Run one more loop over all positions that have not stopped, and settle those that stop there."""
-        places = [i for i, position in enumerate(self._pending) if not position.stopped]
-        gates, hidden = self._advance(loop, [self._pending[i].at for i in places])
-        evidence = Evidence.join([self._pending[i].evidence for i in places]).deeper(gates, hidden)
-        stops = np.ones(len(places), bool) if loop == self._limit else self._policy.stops(evidence)
-        for row, place in enumerate(places):
-            self._pending[place].evidence = evidence.rows([row])
-        stopping = np.flatnonzero(stops).tolist()
-        if stopping:
-            self._settle([places[row] for row in stopping], self._policy.output(evidence.rows(stopping)))
-
-    def _goes_on(self, depth: int) -> bool:
+    def _extends(self, depth: int) -> bool:
         """Whether to draft another position after the newest one; if that has not stopped, its token is guessed."""
         position = self._pending[-1]
-        if not position.stopped:
-            position.token, bold = self._guess(position.evidence.logits[0], len(self._pending) - 1)
-            position.guess = depth, position.token, bold
-            return bold
-        return position.token not in self._request.stop_ids
+        if position.states is not None:
+            return position.token not in self.request.stop_ids
+        assert self._run is not None and self._run.states is not None
+        newest = self._run.states.rows([len(self._run.positions) - 1])
+        token, confident = self._guess(newest.logits[0], len(self._pending) - 1)
+        position.token, position.guess = token, _Guess(depth, token, confident)
+        return confident
 
-    def _settle(self, places: list[int], output: Evidence) -> None:
-        """Choose the tokens of pending positions that have stopped; a wrong guess drops what was built on it."""
-        logits = output.logits  # one call of the head for all, before the rows part
-        for row, place in enumerate(places):
+    def _settle(self, exited: Exited) -> None:
+        """Choose the tokens of positions that have stopped; a wrong guess drops what was built on it."""
+        if not exited.positions:
+            return
+        logits = exited.states.logits  # one head call for all, before the rows part
+        for row, at in enumerate(exited.positions):
+            place = at - self._pending[0].at
             position = self._pending[place]
-            position.evidence, position.stopped = output.rows([row]), True
+            position.states = exited.states.rows([row])
             position.token, position.logprob = self._pick(logits[row], place)
             if position.guess is None:
                 continue
-            depth, token, bold = position.guess
-            right = token == position.token
-            self._plan.saw_draft(depth, bold, right)
-            gone_on = place + 1 < len(self._pending)
-            self._sequence.work.accepted += right and gone_on
-            if gone_on and not right:
+            right = position.guess.token == position.token
+            self.policy.record_draft(position.guess.depth, position.guess.confident, right)
+            extended = place + 1 < len(self._pending)
+            self.accepted += right and extended
+            if extended and not right:
                 del self._pending[place + 1 :]
-                self._sequence.truncate(position.at + 1)
+                self.sequence.truncate(at + 1)
+                if self._run is not None:
+                    self._run.drop_from(at + 1)
                 return
 
-    def _give(self) -> Iterator[Step]:
-        """The positions in front that have stopped: nothing uncertain is left before them."""
-        while self._pending and self._pending[0].stopped:
+    def _emit(self) -> Iterator[Token]:
+        """The positions in front that have stopped: nothing before them is uncertain."""
+        while self._pending and (states := self._pending[0].states) is not None:
             position = self._pending[0]
-            self._plan.saw_token(position.evidence.loop)
-            if self._plan.wants_probe():
-                self._probe(position)
+            self.policy.record_token(states.loop)
+            if self.policy.needs_probe():
+                self._probe(position, states)
             del self._pending[0], self._noises[:1]
             if self._penalised:
                 self._seen.add(position.token)
-            self._given += 1
-            loops = self._sequence.config.loops
-            yield make_step(position.evidence, loops, position.token, position.logprob, self._request)
-            if self._sequence.generation_id != self._generation_id:
+            self._emitted += 1
+            yield make_token(states, self.sequence.config.loops, position.token, position.logprob, self.request)
+            if self.sequence.generation_id != self._generation_id:
                 raise RequestError("another generation has used this sequence meanwhile: give each its own")
             self._kept += 1
             if not self._pending:
-                self._sequence.append([position.token])
+                self.sequence.append([position.token])
 
-    def _probe(self, position: _Position) -> None:
-        """Tell the plan what each loop would have drafted for the first pending position."""
-        at, shown = position.evidence.before, []
-        while at is not None:
-            if position.guess is None or position.guess[0] != at.loop:
-                shown.append(at)
-            at = at.before
-        if shown:
-            for loop, logits in zip(shown, self._head(np.concatenate([e.hidden for e in shown])), strict=True):
-                token, bold = self._guess(logits, 0)
-                self._plan.saw_draft(loop.loop, bold, token == position.token)
+    def _probe(self, position: _Position, states: LoopStates) -> None:
+        """Tell the draft policy what each shallower loop would have drafted for the first pending position."""
+        drafted = position.guess.depth if position.guess is not None else 0
+        shallower = [states[loop] for loop in range(1, states.loop) if loop != drafted]
+        if shallower:
+            rows = np.concatenate([state.hidden for state in shallower])
+            for state, logits in zip(shallower, self.head(rows), strict=True):
+                token, confident = self._guess(logits, 0)
+                self.policy.record_draft(state.loop, confident, token == position.token)
 
     def _guess(self, logits: Array, place: int) -> tuple[int, bool]:
-        """The choice from these logits after pending position `place`, and whether to go on from it."""
+        """The choice from these logits after pending position `place`, and whether it is confident."""
         top, norm = check_logits(logits)
         token = self._pick(logits, place)[0]
-        sure = self._plan.is_bold(float(np.exp(logits[top] - norm)))
-        return token, sure and token not in self._request.stop_ids
+        confident = self.policy.is_confident(float(np.exp(logits[top] - norm)))
+        return token, confident and token not in self.request.stop_ids
 
     def _pick(self, logits: Array, place: int) -> tuple[int, float]:
         """The sampler's choice after pending position `place`, with the noise and the seen tokens of that place."""
@@ -186,25 +205,3 @@ class Speculation:
         if self._penalised:
             seen = seen | {position.token for position in self._pending[:place]}
         return self._sampling.pick(logits, seen, self._noises[place])
-
-    def _advance(self, loop: int, wanted: list[int]) -> tuple[NDArray[np.float64], Array]:
-        """Run a loop as far as the last of these positions; their gate logits [T] and states [T, C]."""
-        shown: dict[int, tuple[float, Array]] = {}
-
-        def collect(_: int, start: int, hidden: Array, gates: Array) -> None:
-            shown.update((at, (float(gates[at - start]), hidden[at - start].copy()))
-                         for at in wanted if start <= at < start + len(hidden))  # fmt: skip
-
-        before, began = self._sequence.work.rows, self._plan.clock()
-        self._sequence.advance(loop, wanted[-1] + 1, collect, self._request.cancel)
-        self._plan.block.add(self._sequence.work.rows - before, self._plan.clock() - began)
-        if len(shown) < len(wanted):
-            raise RequestError("the last position was processed before: feed a token first")
-        return np.array([shown[at][0] for at in wanted]), np.stack([shown[at][1] for at in wanted])
-
-    def _head(self, rows: Array) -> Array:
-        """The head, under the plan's clock."""
-        began = self._plan.clock()
-        logits = self._sequence.head(rows)
-        self._plan.head.add(len(rows), self._plan.clock() - began)
-        return logits

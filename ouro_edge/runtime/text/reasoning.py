@@ -1,4 +1,4 @@
-"""Thought and answer told apart while a text streams. Knows the tags that models think in; nothing of who reads."""
+"""Separates reasoning from the answer while a text streams, by the tags that models put around reasoning."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 from ouro_edge.runtime.events import Token
 
 if TYPE_CHECKING:
-    from ouro_edge.runtime.model import Model
     from ouro_edge.runtime.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningTags:
-    """What stands before and after a thought."""
+    """The text before and after a stretch of reasoning."""
 
     opening: str
     closing: str
@@ -40,12 +39,6 @@ def tags_of(template: str, is_token: Callable[[str], bool]) -> ReasoningTags:
     return next((tags for tags in KNOWN if is_token(tags.opening)), KNOWN[0])
 
 
-def read_reasoning_tags(model: Model) -> ReasoningTags:
-    """The tags of a model with a tokenizer, from its files."""
-    template = model.bundle.text("chat_template.jinja") or ""
-    return tags_of(template, lambda text: model.tokenizer.token_id(text) is not None)
-
-
 def opened_by(prompt: str, tags: ReasoningTags) -> str:
     """The opening tag with which a template has begun the answer, and what follows it; else nothing."""
     bare = prompt.rstrip()
@@ -59,45 +52,45 @@ def text_with_tags(token: Token, tokenizer: Tokenizer, tags: ReasoningTags) -> s
 
 
 class ReasoningParser:
-    """Running state of one answer: `push` text, get pieces marked as thought or not, without the tags.
+    """Running state of one answer: `push` text, get pieces marked as reasoning or not, without the tags.
 
-    An opening tag counts only before anything was answered, so that an answer may speak about tags.
+    An opening tag counts only before the answer has begun, so that an answer may mention tags.
     """
 
-    __slots__ = ("_held", "_tags", "answered", "thinking")
+    __slots__ = ("_held", "_tags", "answered", "in_reasoning")
 
-    def __init__(self, tags: ReasoningTags, *, thinking: bool = False) -> None:
+    def __init__(self, tags: ReasoningTags, *, in_reasoning: bool = False) -> None:
         self._tags = tags
         self._held = ""  # what may be the beginning of a tag
-        self.thinking = thinking
+        self.in_reasoning = in_reasoning
         self.answered = False
 
     def push(self, text: str) -> list[tuple[str, bool]]:
-        """The pieces (text, is thought) that are certain now."""
+        """The pieces (text, is reasoning) that are certain now."""
         self._held += text
         pieces = []
         while tag := self._next_tag():
             before, found, rest = self._held.partition(tag)
-            if not found or (not self.thinking and before.strip()):
+            if not found or (not self.in_reasoning and before.strip()):
                 break
-            pieces.append((before, self.thinking))
-            self.thinking = not self.thinking
-            self.answered = not self.thinking
+            pieces.append((before, self.in_reasoning))
+            self.in_reasoning = not self.in_reasoning
+            self.answered = not self.in_reasoning
             self._held = rest
         tag = self._next_tag()
         keep = max((n for n in range(1, len(tag)) if self._held.endswith(tag[:n])), default=0)
         certain, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        if not self.thinking and certain.strip():
+        if not self.in_reasoning and certain.strip():
             self.answered = True
-        pieces.append((certain, self.thinking))
+        pieces.append((certain, self.in_reasoning))
         return [piece for piece in pieces if piece[0]]
 
     def flush(self) -> list[tuple[str, bool]]:
         """What was held back, when the answer has ended."""
         held, self._held = self._held, ""
-        return [(held, self.thinking)] if held else []
+        return [(held, self.in_reasoning)] if held else []
 
     def _next_tag(self) -> str:
-        if self.thinking:
+        if self.in_reasoning:
             return self._tags.closing
         return "" if self.answered else self._tags.opening

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ouro_edge.runtime.events import Done, Token
-from ouro_edge.runtime.text.reasoning import KNOWN, opened_by, read_reasoning_tags
+from ouro_edge.runtime.text.reasoning import opened_by
 from ouro_edge.server.engine import Engine, Plan
 from ouro_edge.server.http.endpoint import Chunks
 from ouro_edge.server.http.errors import bad_field
@@ -28,7 +28,7 @@ class Chat:
 
     def __init__(self, engine: Engine, schemas: Schemas, head: Head) -> None:
         self._engine, self._schemas, self._head = engine, schemas, head
-        self._tags = read_reasoning_tags(engine.model) if engine.model.has_tokenizer else KNOWN[0]
+        self._tags = engine.model.reasoning_tags
 
     async def __call__(self, fields: Fields) -> dict[str, Any] | Chunks:
         model = self._engine.model

@@ -26,7 +26,7 @@ ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
 class Schemas:
-    """FairLock JSON schemas into constraints for one model; threads may share it."""
+    """Compiles JSON schemas into constraints for one model; threads may share it."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -54,7 +54,7 @@ class Schemas:
 
         if self._tokenizer is None:
             self._model.tokenizer  # noqa: B018  (raises when there is none)
-            text = self._model.bundle.text("tokenizer.json")
+            text = self._model.text.tokenizer_json
             assert text is not None
             ends = list(self._model.stop_ids) or None
             self._tokenizer = llguidance.LLTokenizer(text, self._model.config.vocab_size, ends)

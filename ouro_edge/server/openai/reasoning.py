@@ -22,7 +22,7 @@ class ReasoningText:
         self, tokenizer: Tokenizer, tags: ReasoningTags, answer: AnswerText, *, thinking: bool = False
     ) -> None:
         self._tokenizer, self._tags, self._answer = tokenizer, tags, answer
-        self._splitter = ReasoningParser(tags, thinking=thinking)
+        self._splitter = ReasoningParser(tags, in_reasoning=thinking)
         self._blank = ""  # white space with which the text began: it may stand before a thought
         self._has_thought = thinking
         self._has_reasoned = self._has_said = False  # shown anything of either
@@ -40,7 +40,7 @@ class ReasoningText:
     def _delta(self, pieces: list[tuple[str, bool]], *, ended: bool = False) -> dict[str, Any]:
         thought = "".join(text for text, is_thought in pieces if is_thought)
         said = self._blank + "".join(text for text, is_thought in pieces if not is_thought)
-        self._has_thought |= self._splitter.thinking or bool(thought)
+        self._has_thought |= self._splitter.in_reasoning or bool(thought)
         if not self._has_reasoned:
             thought = thought.lstrip()
         if not self._has_said:

@@ -19,9 +19,10 @@ def depth_of(model: Model, token: Token) -> dict[str, Any]:
     """How deep a token was thought: loops, probability of stopping at each, and what each would have said."""
     probs = [None if math.isnan(p) else round(p, 4) for p in token.exit_probs]
     shown: dict[str, Any] = {"depth": token.depth, "exit_probs": probs}
-    if token.lens:
+    if token.logit_lens:
         shown["lens"] = [
-            [{"token": token_text(model, i), "prob": round(p, 6)} for i, p in candidates] for candidates in token.lens
+            [{"token": token_text(model, i), "prob": round(p, 6)} for i, p in candidates]
+            for candidates in token.logit_lens
         ]
     return shown
 
@@ -93,7 +94,7 @@ def usage_of(answers: Sequence[Done], choices: int) -> dict[str, Any]:
     usages = [done.usage for done in answers]
     firsts = usages[::choices]
     prompt, completion = sum(u.prompt_tokens for u in firsts), sum(u.completion_tokens for u in usages)
-    full, run = sum(u.loops_full for u in usages), sum(u.loops_run for u in usages)
+    run, saved = sum(u.loops_run for u in usages), sum(u.loops_saved for u in usages)
     depth = sum(u.mean_depth * u.completion_tokens for u in usages) / completion if completion else 0.0
     return {
         "prompt_tokens": prompt,
@@ -102,8 +103,8 @@ def usage_of(answers: Sequence[Done], choices: int) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": sum(u.cached_tokens for u in firsts)},
         "ouro_edge": {
             "loops_run": run,
-            "loops_full": full,
-            "loops_saved": full - run,
+            "loops_full": run + saved,
+            "loops_saved": saved,
             "mean_depth": round(depth, 4),
             "first_token_seconds": round(answers[0].timings.first_token, 4) if answers else 0.0,
             "seconds": round(sum(done.timings.total for done in answers), 4),

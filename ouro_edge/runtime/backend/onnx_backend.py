@@ -1,0 +1,149 @@
+"""The backend that onnxruntime computes: the sessions of a bundle's graphs, opened once and shared by all sequences.
+
+The block graph is stateless: the KV cache that it is given decides which loop it computes. One call runs at a time, in
+the order of arrival, because two calls at once would compete for the same cores.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ouro_edge.arch.loop_program import loop_program
+from ouro_edge.arch.reference import rope_tables
+from ouro_edge.arch.weights import Array
+from ouro_edge.bundle.bundle import BLOCK_FILES, DATA_FILE, HEAD_FILE, Bundle, cache_head_dim
+from ouro_edge.bundle.fitted_gate import FittedGate
+from ouro_edge.bundle.kv_ranges import read_ranges
+from ouro_edge.errors import BundleError, OuroEdgeError, one_line
+from ouro_edge.runtime.backend.cancel import Cancel
+from ouro_edge.runtime.backend.fair_lock import FairLock
+from ouro_edge.runtime.backend.kv import scales_of
+from ouro_edge.runtime.backend.onnx_cache import OnnxCache
+from ouro_edge.runtime.backend.prefill_session import PREFILL_ROWS, PrefillSession
+from ouro_edge.runtime.backend.protocol import GroupOutput, RowGroup
+from ouro_edge.runtime.backend.session import import_onnxruntime, open_session
+
+ROWS_PER_CALL = 128  # enough to share one read of the weights, few enough to bound the memory of a call
+
+
+class OnnxBackend:
+    """A bundle's block and head in onnxruntime. See `ouro_edge.runtime.backend.protocol.Backend`."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        gate: FittedGate | None = None,
+        kv: str = "fp32",
+        share_kv: bool = False,
+        prefill_copy: Path | None = None,
+    ) -> None:
+        self.config, self.kv = bundle.config, kv
+        self.program = loop_program(bundle.config, share_kv=share_kv)
+        self.lock = FairLock()
+        ranges = None if kv == "fp32" else read_ranges(bundle)
+        self.state_id = _state_id(bundle, ranges)
+        self._gate = gate
+        self._session = open_session(bundle.graph(BLOCK_FILES[kv]), threads)
+        self._head = open_session(bundle.graph(HEAD_FILE), threads)
+        self._prefill = None if prefill_copy is None else PrefillSession(prefill_copy, kv, threads)
+        self.rows_per_call = ROWS_PER_CALL if self._prefill is None else PREFILL_ROWS
+        self._embedding = bundle.embedding()
+        self._ort = import_onnxruntime()
+        self._scales = [] if ranges is None else self._scale_values(ranges)
+        self._rope: tuple[Any, Any] = (None, None)
+        self._rope_length = 0
+        self._rope_lock = threading.Lock()
+
+    def new_cache(self, index: int) -> OnnxCache:
+        """An empty cache number `index` of the loop program."""
+        return OnnxCache(self, index)
+
+    def run(self, groups: Sequence[RowGroup], cancel: Cancel | None = None) -> list[GroupOutput]:
+        """Compute the groups one after the other."""
+        return [group.cache.run(group.rows, group.start, cancel) for group in groups]
+
+    def embed(self, ids: Sequence[int]) -> Array:
+        """State rows [T, C] of token ids, gathered from the memory-mapped embedding."""
+        return self._embedding(np.asarray(ids))
+
+    def head(self, rows: Array) -> Array:
+        """Logits [T, V] of normed state rows [T, C]."""
+        try:
+            with self.lock.hold():
+                logits: Array = self._head.run(["logits"], {"hidden": np.ascontiguousarray(rows, np.float32)})[0]
+        except Exception as problem:
+            raise BundleError(f"onnxruntime cannot run this model, export it again: {one_line(problem)}") from None
+        return logits
+
+    def session_for(self, rows: int) -> Any:
+        """The block's session that is fastest for this many rows."""
+        session = None if self._prefill is None else self._prefill.session_for(rows)
+        return self._session if session is None else session
+
+    def call(self, session: Any, binding: Any, cancel: Cancel | None) -> None:
+        """Run one of the block's sessions on a binding. Cancelled when `cancel` fires before or during the call."""
+        with self.lock.hold(cancel):
+            try:
+                if cancel is None:
+                    session.run_with_iobinding(binding)
+                else:
+                    cancel.check()
+                    session.run_with_iobinding(binding, cancel.handle(self._ort.RunOptions))
+            except OuroEdgeError:
+                raise
+            except Exception as problem:  # onnxruntime's errors share no public base class
+                if cancel is not None:
+                    cancel.check()
+                raise BundleError(f"onnxruntime cannot run this model, export it again: {one_line(problem)}") from None
+
+    def rope(self, length: int) -> tuple[Any, Any]:
+        """OrtValues of the cos and sin tables for at least `length` positions; they grow with use."""
+        with self._rope_lock:
+            if length <= self._rope_length:
+                return self._rope
+            grown = min(max(length, 2 * self._rope_length, 256), max(length, self.config.max_positions))
+            pad = (cache_head_dim(self.config) - self.config.head_dim) // 2
+            cos, sin = (np.pad(table, ((0, 0), (0, pad))) for table in rope_tables(self.config, grown))
+            wrap = self._ort.OrtValue.ortvalue_from_numpy
+            self._rope, self._rope_length = (wrap(cos), wrap(sin)), grown
+            return self._rope
+
+    def new_binding(self, session: Any, cache: int) -> Any:
+        """An IOBinding of a session with what never changes: a fitted gate, the KV scales of a cache."""
+        binding = session.io_binding()
+        for i, (key, value) in enumerate(self._scales[cache] if self._scales else ()):
+            binding.bind_ortvalue_input(f"scale.{i}.key", key)
+            binding.bind_ortvalue_input(f"scale.{i}.value", value)
+        if self._gate is not None:
+            values = {"weight": self._gate.weight[None], "bias": np.array([self._gate.bias], np.float32)}
+            for part, value in values.items():
+                binding.bind_ortvalue_input(f"exit_gate.{part}.values", self._ort.OrtValue.ortvalue_from_numpy(value))
+        return binding
+
+    def _scale_values(self, ranges: Array) -> list[list[tuple[Any, Any]]]:
+        """OrtValues of each cache's scales, a pair per layer; one cache for several passes gets the widest range."""
+        wrap = self._ort.OrtValue.ortvalue_from_numpy
+        passes = self.program.passes
+        widest = (
+            ranges[[i for i, step in enumerate(passes) if step.cache == cache]].max(axis=0)
+            for cache in range(self.program.num_caches)
+        )
+        return [[(wrap(key), wrap(value)) for key, value in scales_of(reach, self.kv)] for reach in widest]
+
+
+def _state_id(bundle: Bundle, ranges: Array | None) -> str:
+    """Names what a cache's content means: the weights, the model's sizes, and the scales of a quantised cache."""
+    sizes = replace(bundle.config, max_positions=1, exit_threshold=1.0).to_dict()
+    parts = [bundle.manifest.files[DATA_FILE]["sha256"], sorted(sizes.items())]
+    digest = sha256(repr(parts).encode())
+    digest.update(b"" if ranges is None else np.ascontiguousarray(ranges).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,116 @@
+"""One KV cache bound to the block's sessions: NumPy rows in, NumPy rows out, through IOBindings that are reused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro_edge.arch.weights import Array
+from ouro_edge.runtime.backend.cancel import Cancel
+from ouro_edge.runtime.backend.kv import KVBuffers
+from ouro_edge.runtime.backend.protocol import GroupOutput
+from ouro_edge.runtime.backend.session import import_onnxruntime
+
+if TYPE_CHECKING:
+    from ouro_edge.runtime.backend.onnx_backend import OnnxBackend
+
+
+class OnnxCache:
+    """Keys and values of one pass of one sequence, and the calls that append to them."""
+
+    def __init__(self, backend: OnnxBackend, index: int) -> None:
+        self._backend, self._index = backend, index
+        self._kv = KVBuffers(backend.config, backend.kv, backend.program.num_caches)
+        self._calls: dict[int, _Call] = {}  # by session
+        self._buffers: dict[str, Any] = {}  # OrtValues of the KV buffers, by name
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the buffers."""
+        return self._kv.nbytes
+
+    @property
+    def capacity(self) -> int:
+        """Positions that the buffers have room for."""
+        return self._kv.capacity
+
+    def run(self, rows: Array, start: int, cancel: Cancel | None = None) -> GroupOutput:
+        """Run the block on rows [T, C] at positions start..start+T, appending to the KV.
+
+        The output is made of views of buffers that the next call of the same length overwrites.
+        """
+        total = start + len(rows)
+        self._kv.reserve(total, start, self._bind_kv)
+        session = self._backend.session_for(len(rows))
+        call = self._calls.get(id(session))
+        if call is None:
+            call = self._calls[id(session)] = _Call(self._backend, session, self._index)
+            for name, value in self._buffers.items():
+                call.bind_kv(name, value)
+        return call(rows, total, cancel)
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` positions that the caller will fill; earlier contents are lost."""
+        self._kv.reserve(length, 0, self._bind_kv)
+
+    def valid(self, length: int) -> list[NDArray[Any]]:
+        """The first `length` positions of every buffer, as views [KV, length, D]."""
+        return self._kv.valid(length)
+
+    def fill(self, length: int, arrays: Iterable[NDArray[Any]]) -> None:
+        """Copy the first `length` positions from arrays as `valid` returns them; room must be reserved."""
+        self._kv.fill(length, arrays)
+
+    def _bind_kv(self, name: str, value: Any) -> None:
+        self._buffers[name] = value
+        for call in self._calls.values():
+            call.bind_kv(name, value)
+
+
+class _Call:
+    """A binding of one session, and the buffers of its rows."""
+
+    def __init__(self, backend: OnnxBackend, session: Any, cache: int) -> None:
+        self._backend, self._session = backend, session
+        self._wrap = import_onnxruntime().OrtValue.ortvalue_from_numpy
+        self._binding = backend.new_binding(session, cache)
+        self._seqlens = np.zeros(1, np.int32)
+        self._total = np.zeros((), np.int32)
+        self._binding.bind_ortvalue_input("seqlens_k", self._wrap(self._seqlens))
+        self._total_value = self._wrap(self._total)
+        self._binding.bind_ortvalue_input("total_length", self._total_value)
+        self._rope: Any = None
+        self._shape: tuple[int, ...] = ()
+        self._hidden = self._out = self._gate = np.empty((0, 0, 0), np.float32)
+
+    def __call__(self, rows: Array, total: int, cancel: Cancel | None) -> GroupOutput:
+        rope = self._backend.rope(total)
+        if rope is not self._rope:
+            self._rope = rope
+            self._binding.bind_ortvalue_input("cos_cache", rope[0])
+            self._binding.bind_ortvalue_input("sin_cache", rope[1])
+        if rows.shape != self._shape:
+            self._bind_rows(rows.shape)
+        self._hidden[0] = rows
+        self._seqlens[0] = total - 1
+        self._total[...] = total
+        self._backend.call(self._session, self._binding, cancel)
+        return GroupOutput(self._out[0], self._gate[0, :, 0])
+
+    def bind_kv(self, name: str, value: Any) -> None:
+        """Let the session append to one buffer."""
+        self._binding.bind_ortvalue_input("past." + name, value)
+        self._binding.bind_ortvalue_output("present." + name, value)
+
+    def _bind_rows(self, shape: tuple[int, ...]) -> None:
+        length, width = shape
+        self._shape = shape
+        self._hidden, self._out = (np.empty((1, length, width), np.float32) for _ in range(2))
+        self._gate = np.full((1, length, 1), np.nan, np.float32)
+        self._binding.bind_ortvalue_input("hidden", self._wrap(self._hidden))
+        self._binding.bind_ortvalue_output("hidden_out", self._wrap(self._out))
+        if self._backend.config.has_gate:
+            self._binding.bind_ortvalue_output("exit_logit", self._wrap(self._gate))

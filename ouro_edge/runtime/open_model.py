@@ -1,0 +1,33 @@
+"""From a bundle to a loaded model: chooses gate and KV type, opens the graphs, reads the text files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ouro_edge.bundle.bundle import Bundle
+from ouro_edge.bundle.fitted_gate import choose_gate
+from ouro_edge.runtime.backend.kv_choice import check_share, choose_kv
+from ouro_edge.runtime.backend.onnx_backend import OnnxBackend
+from ouro_edge.runtime.model import Model
+from ouro_edge.runtime.text.model_text import read_model_text
+from ouro_edge.system.huge_pages import large_pages
+
+
+def open_model(
+    bundle: Bundle,
+    *,
+    threads: int | None = None,
+    kv: str = "auto",
+    kv_share: str = "none",
+    gate: str = "auto",
+    prefill_copy: Path | None = None,
+) -> Model:
+    """Open a bundle with onnxruntime. The options are those of `ouro_edge.load`; errors are OuroEdgeError's kinds."""
+    fitted = choose_gate(bundle, gate)
+    chosen, reason = choose_kv(bundle, kv)
+    share = check_share(kv_share) == "last"
+    with large_pages():
+        backend = OnnxBackend(
+            bundle, threads=threads, gate=fitted, kv=chosen, share_kv=share, prefill_copy=prefill_copy
+        )
+    return Model(backend, read_model_text(bundle), gate=fitted, kv_reason=reason)

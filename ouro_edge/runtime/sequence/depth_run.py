@@ -1,0 +1,121 @@
+"""The loop over loops: positions of one sequence go through the loops until an exit rule has stopped each.
+
+Decoding (one position), forward passes (all positions), speculation (drafted positions) and traces (all positions, all
+loops) are this one loop with other positions and rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro_edge.arch.weights import Array
+from ouro_edge.errors import RequestError
+from ouro_edge.runtime.backend.cancel import Cancel
+from ouro_edge.runtime.exits.expected_logits import exit_states
+from ouro_edge.runtime.exits.loop_states import Head, LoopStates
+from ouro_edge.runtime.exits.policies import ExitPolicy
+
+if TYPE_CHECKING:
+    from ouro_edge.runtime.sequence.sequence import LoopChunk, TokenSequence
+
+_ROWS_PER_DECISION = 256  # positions that a rule sees at a time: their logits take 48 MiB at a vocabulary of 49152
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The positions that stopped after one loop; possibly none."""
+
+    positions: list[int]
+    states: LoopStates  # of these positions; `loop` is their depth
+
+
+class DepthRun:
+    """Positions on their way through the loops. Iterate to run it to the end; yields an Exited per loop."""
+
+    def __init__(
+        self,
+        sequence: TokenSequence,
+        positions: Sequence[int],
+        policy: ExitPolicy,
+        *,
+        head: Head | None = None,
+        cancel: Cancel | None = None,
+    ) -> None:
+        self.positions = list(positions)  # ascending; those that have not stopped
+        self.states: LoopStates | None = None  # of these positions; None before the first loop
+        self._sequence, self._policy, self._cancel = sequence, policy, cancel
+        self._head = sequence.backend.head if head is None else head
+        self._limit = policy.limit(sequence.config)
+
+    @property
+    def loop(self) -> int:
+        """The loop that ran last, counted from 1; 0 before the first."""
+        return 0 if self.states is None else self.states.loop
+
+    def __iter__(self) -> Iterator[Exited]:
+        return self.until(self._limit)
+
+    def until(self, depth: int) -> Iterator[Exited]:
+        """Run at most to loop `depth`, as long as any position has not stopped."""
+        while self.positions and self.loop < depth:
+            yield self._step(self.loop + 1)
+
+    def join(self, other: DepthRun) -> None:
+        """Take over the positions of another run at the same loop, all of them behind this run's own."""
+        assert self.states is not None and other.states is not None and self.loop == other.loop
+        self.positions += other.positions
+        self.states = LoopStates.join([self.states, other.states])
+
+    def drop_from(self, position: int) -> None:
+        """Forget all positions from this one on."""
+        keep = [at for at in self.positions if at < position]
+        if self.states is not None and len(keep) < len(self.positions):
+            self.states = self.states.rows(slice(len(keep)))
+        self.positions = keep
+
+    def _step(self, loop: int) -> Exited:
+        """Run one loop as far as the last position; the positions that stop there leave the run."""
+        gates, hidden = self._gather(self._advance(loop, self.positions[-1] + 1))
+        if self.states is None:
+            states = LoopStates(gates[:, None], [hidden], self._head)
+        else:
+            states = self.states.deeper(gates, hidden)
+        stops = np.ones(len(states), bool) if loop == self._limit else self._decide(states)
+        if not stops.any():
+            self.states = states
+            return Exited([], states.rows(slice(0)))
+        leaving = states if stops.all() else states.rows(np.flatnonzero(stops))
+        exited = Exited([at for at, stop in zip(self.positions, stops, strict=True) if stop],
+                        exit_states(self._policy, leaving))  # fmt: skip
+        self.positions = [at for at, stop in zip(self.positions, stops, strict=True) if not stop]
+        self.states = states.rows(np.flatnonzero(~stops))
+        return exited
+
+    def _advance(self, loop: int, upto: int) -> list[LoopChunk]:
+        return self._sequence.advance(loop, upto, self._cancel)
+
+    def _decide(self, states: LoopStates) -> NDArray[np.bool_]:
+        """Which positions stop. Logits for a rule over many positions are dropped at once, to bound the memory."""
+        if len(states) <= _ROWS_PER_DECISION:
+            return self._policy.stops(states)
+        parts = (slice(i, i + _ROWS_PER_DECISION) for i in range(0, len(states), _ROWS_PER_DECISION))
+        return np.concatenate([self._policy.stops(states.rows(part)) for part in parts])
+
+    def _gather(self, chunks: Sequence[LoopChunk]) -> tuple[NDArray[np.float64], Array]:
+        """Gate logits [T] and states [T, W] of the run's positions."""
+        needed = [chunk for chunk in chunks if chunk.start + len(chunk.states) > self.positions[0]]
+        if not needed or needed[0].start > self.positions[0]:
+            raise RequestError("the last position was processed before: append a token first")
+        begin, states, gates = needed[0].start, needed[0].states, needed[0].gates
+        if len(needed) > 1:
+            states = np.concatenate([chunk.states for chunk in needed])
+            gates = np.concatenate([chunk.gates for chunk in needed])
+        places = np.array(self.positions) - begin
+        if len(places) == len(states):
+            return gates.astype(np.float64), states
+        return gates[places].astype(np.float64), states[places]
