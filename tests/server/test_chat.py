@@ -46,7 +46,7 @@ def test_an_answer_is_the_runtimes(client, nano):
 
 
 def test_a_stream_says_the_same_token_by_token(client, nano):
-    *tokens, done = nano.chat(QUESTION, lens=2)
+    *tokens, done = nano.chat(QUESTION, logit_lens=2)
     chunks = list(ask(client, stream=True, stream_options={"include_usage": True}, extra_body={"lens": 2}))
     assert chunks[0].choices[0].delta.role == "assistant"
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == done.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import openai
@@ -59,14 +60,15 @@ def test_every_choice_begins_anew(asked):
 
 def test_a_template_that_opens_the_thought(asked):
     model = MockModel("so</think>Because.")
-    model._template = ChatTemplate(model._template.source + "{{ '<think>\n' }}")
+    model.text = replace(model.text, template=ChatTemplate(model.chat_template + "{{ '<think>\n' }}"))
     message = asked(model).choices[0].message
     assert (message.reasoning_content, message.content) == ("so", "Because.")
 
 
 def test_what_follows_a_schema_is_no_thought(asked, nano, monkeypatch):
     """The schema leaves no room for the tag that would end a thought which the template has opened."""
-    monkeypatch.setattr(nano, "_template", ChatTemplate(nano._template.source + "{{ '<think>' }}"))
+    text = replace(nano.text, template=ChatTemplate(nano.chat_template + "{{ '<think>' }}"))
+    monkeypatch.setattr(nano, "text", text)
     message = asked(nano, response_format={"type": "json_object"}, max_tokens=20).choices[0].message
     assert message.content.startswith("{") and not hasattr(message, "reasoning_content")
 

@@ -59,7 +59,7 @@ def test_thoughts_are_found_however_the_text_is_cut(text, thought, answer, place
 
 
 def test_a_thought_that_the_prompt_has_opened():
-    assert split(["why", "</th", "ink>because"], thinking=True) == ("why", "because")
+    assert split(["why", "</th", "ink>because"], in_reasoning=True) == ("why", "because")
 
 
 def test_only_what_may_be_a_tag_is_held_back():
