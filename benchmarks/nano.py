@@ -121,7 +121,7 @@ def evaluate(path: str, most: int | None) -> dict[str, object]:
         validation, test = (questions(DATA / f"questions.{split}.jsonl", most) for split in ("validation", "test"))
         runs = [ask(model, test, ouro_edge.FixedDepth(r + 1)) for r in range(model.config.loops)]
         fixed = [accuracy(run) for run in runs]
-        print(f"\n## {model.bundle.manifest.name}, {model.bundle.manifest.recipe}: {len(test)} test questions\n")
+        print(f"\n## {model.bundle.name} ({model.bundle.path.name}): {len(test)} test questions\n")
         print(depth_table(runs))
         sweep = []
         full = accuracy(ask(model, validation, ouro_edge.FullDepth()))

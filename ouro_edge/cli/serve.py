@@ -113,5 +113,5 @@ def command(
         if not is_loopback(host) and key is None:
             click.echo("Anyone who reaches this machine can use this server: set --api-key.", err=True)
         name = f"[{host}]" if ":" in host else host
-        click.echo(f"{printable(loaded.bundle.manifest.name)} at http://{name}:{listener.getsockname()[1]}", err=True)
+        click.echo(f"{printable(loaded.bundle.name)} at http://{name}:{listener.getsockname()[1]}", err=True)
         run(make_app(engine, access), engine, listener)

@@ -48,7 +48,7 @@ def command(
         click.echo(_table(traced))
         return
     try:
-        page.write_text(draw(traced, f"{loaded.bundle.manifest.name}: {prompt[:60]}"), encoding="utf-8")
+        page.write_text(draw(traced, f"{loaded.bundle.name}: {prompt[:60]}"), encoding="utf-8")
     except OSError as problem:
         raise RequestError(f"{page} cannot be written: {problem}") from None
     click.echo(page)

@@ -15,7 +15,8 @@ import numpy as np
 from ouro_edge.arch import reference
 from ouro_edge.arch.config import ModelConfig
 from ouro_edge.arch.weights import Array, Weights
-from ouro_edge.bundle.bundle import Bundle, check_files, open_bundle
+from ouro_edge.bundle.bundle import Bundle
+from ouro_edge.bundle.directory import check_files, open_bundle
 from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.evaluation.stored_weights import StoredWeights
 from ouro_edge.quant import ErrorMeter
@@ -88,7 +89,7 @@ def _arithmetic(
         progress(f"reference: {config.loops} loops over {config.num_layers} layers in NumPy")
     steps = reference.run(config, weights, ids)
     head = weights["head"]
-    tolerance, most = _ARITHMETIC[min(_bits(bundle, name) for name in bundle.manifest.tensors)]
+    tolerance, most = _ARITHMETIC[min(_bits(bundle, name) for name in bundle.tensors)]
     hidden = np.empty((len(ids), config.hidden_size), np.float32)
     gates = np.empty((len(ids), config.loops))
 
@@ -146,7 +147,7 @@ def _home(bundle: Bundle, name: str) -> str:
 
 
 def _bits(bundle: Bundle, name: str) -> int:
-    scheme = bundle.manifest.tensors[name].scheme
+    scheme = bundle.tensors[name].scheme
     return 32 if scheme is None else scheme.bits
 
 

@@ -14,7 +14,7 @@ from typing import Any, Self, Unpack
 import numpy as np
 
 from ouro_edge.arch.weights import Array
-from ouro_edge.bundle.bundle import Bundle
+from ouro_edge.bundle.bundle import Bundle, Progress
 from ouro_edge.bundle.fitted_gate import choose_gate
 from ouro_edge.errors import BundleError, NoTokenizerError, RequestError, TemplateError
 from ouro_edge.runtime.asynchronous import AsyncTwins
@@ -50,6 +50,7 @@ class Model(AsyncTwins):
         kv_share: str = "none",
         gate: str = "auto",
         prefill_copy: Path | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.bundle = bundle
         self.config = bundle.config
@@ -57,8 +58,8 @@ class Model(AsyncTwins):
         self.kv, self.kv_reason = choose_kv(bundle, kv)
         self.kv_share = check_share(kv_share)
         with large_pages():
-            self._block: Block | None = Block(bundle, threads, self.gate, self.kv, prefill_copy)
-            self._head: Head | None = Head(bundle, threads, self._block.lock)
+            self._block: Block | None = Block(bundle, threads, self.gate, self.kv, prefill_copy, progress)
+            self._head: Head | None = Head(bundle, threads, self._block.lock, progress)
         self._embedding = bundle.embedding()
         self._tokenizer = read_tokenizer(bundle)
         self._generation = read_json(bundle, "generation_config.json")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def make_app(engine: Engine, access: Access) -> Starlette:
     """The ASGI application over an engine."""
     model, metrics = engine.model, engine.metrics
-    head = Head(model.bundle.manifest.name, int(time.time()))
+    head = Head(model.bundle.name, int(time.time()))
 
     def post(path: str, handler: Handler) -> Route:
         endpoint = Endpoint(

@@ -44,7 +44,7 @@ class Repl:
         """Where the conversation stands, in a few words."""
         model = self.conversation.model
         used, room = len(self.conversation.sequence), model.config.max_positions
-        return f" {used} of {room} tokens of context · {model.bundle.manifest.name}"
+        return f" {used} of {room} tokens of context · {model.bundle.name}"
 
     def load(self, path: Path) -> None:
         """Go on with a saved conversation. RequestError when it cannot be read."""
@@ -56,7 +56,7 @@ class Repl:
             except RequestError as problem:
                 self.view.notice(f"{problem}; the conversation will be read again")
         talk.resume(chat.system, chat.messages, sequence)
-        turns, name = len(chat.messages) // 2, talk.model.bundle.manifest.name
+        turns, name = len(chat.messages) // 2, talk.model.bundle.name
         other = "" if chat.model == name else f" (it was held with {one_line(chat.model)}, this is {name})"
         last = f"; the last question was: {one_line(chat.messages[-2]['content'])}" if chat.messages else ""
         self.view.notice(f"{turns} turn{'s' * (turns != 1)}{other}{last}")
@@ -167,7 +167,7 @@ class Repl:
                 raise RequestError(f"{problem}; it will not be overwritten") from None
         if bare != argument and state_path(path).exists() and not is_saved_sequence(state_path(path)):
             raise RequestError(f"{state_path(path)} is no saved sequence; it will not be overwritten")
-        write_chat(path, SavedChat(talk.model.bundle.manifest.name, talk.system, talk.messages))
+        write_chat(path, SavedChat(talk.model.bundle.name, talk.system, talk.messages))
         if bare != argument:
             save_sequence(talk.sequence, state_path(path))
             state_path(path).chmod(0o600)  # it holds the same words

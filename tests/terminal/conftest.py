@@ -24,7 +24,7 @@ class ScriptedModel:
         self.answers, self.opening, self.broken_after = list(answers), opening, broken_after
         self.kv = "fp32"
         self.config = SimpleNamespace(loops=4, max_positions=1000)
-        self.bundle = SimpleNamespace(text=lambda name: None, manifest=SimpleNamespace(name="scripted"))
+        self.bundle = SimpleNamespace(text=lambda name: None, name="scripted")
         self.stop_ids = (9,)
         self.tokenizer = SimpleNamespace(
             encode=lambda text: [text],

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ouro_edge.arch.reference import rope_tables
 from ouro_edge.arch.weights import Array
-from ouro_edge.bundle.bundle import BLOCK_FILES, DATA_FILE, HEAD_FILE, Bundle, cache_head_dim
+from ouro_edge.bundle.bundle import Bundle, Progress, cache_head_dim
 from ouro_edge.bundle.fitted_gate import FittedGate
 from ouro_edge.bundle.kv_ranges import read_ranges
 from ouro_edge.errors import BundleError, OuroEdgeError, one_line
@@ -35,13 +35,13 @@ class Block:
 
     def __init__(
         self, bundle: Bundle, threads: int | None = None, gate: FittedGate | None = None, kv: str = "fp32",
-        prefill_copy: Path | None = None,
+        prefill_copy: Path | None = None, progress: Progress | None = None,
     ) -> None:  # fmt: skip
         self.config, self.kv = bundle.config, kv
         self._gate = gate
         ranges = None if kv == "fp32" else read_ranges(bundle)
         self.state_id = _state_id(bundle, ranges)
-        self._session = open_session(bundle.graph(BLOCK_FILES[kv]), threads)
+        self._session = open_session(bundle.block_graph(kv, progress), threads)
         self._many = None if prefill_copy is None else PrefillSession(prefill_copy, kv, threads)
         self._ort = import_onnxruntime()
         wrap = self._ort.OrtValue.ortvalue_from_numpy
@@ -110,7 +110,7 @@ class Block:
 def _state_id(bundle: Bundle, ranges: Array | None) -> str:
     """Names what a cache's content means: the weights, the model's sizes, and the scales of a quantised cache."""
     sizes = replace(bundle.config, max_positions=1, exit_threshold=1.0).to_dict()
-    parts = [bundle.manifest.files[DATA_FILE]["sha256"], sorted(sizes.items())]
+    parts = [bundle.weights_id, sorted(sizes.items())]
     digest = sha256(repr(parts).encode())
     digest.update(b"" if ranges is None else np.ascontiguousarray(ranges).tobytes())
     return digest.hexdigest()
@@ -119,8 +119,11 @@ def _state_id(bundle: Bundle, ranges: Array | None) -> str:
 class Head:
     """Hidden rows -> logits."""
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, lock: FairLock | None = None) -> None:
-        self._session = open_session(bundle.graph(HEAD_FILE), threads)
+    def __init__(
+        self, bundle: Bundle, threads: int | None = None, lock: FairLock | None = None,
+        progress: Progress | None = None,
+    ) -> None:  # fmt: skip
+        self._session = open_session(bundle.head_graph(progress), threads)
         self._lock = lock or FairLock()  # the block's, so that its calls and the head's take turns
 
     def __call__(self, rows: NDArray[np.float32]) -> Array:
