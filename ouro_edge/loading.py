@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ouro_edge.bundle.bundle import MANIFEST_FILE, Bundle, is_bundle, open_bundle
+from ouro_edge.bundle.bundle import Bundle
+from ouro_edge.bundle.directory import MANIFEST_FILE, is_bundle, open_bundle
 from ouro_edge.bundle.fitted_gate import check_gate
-from ouro_edge.bundle.kv_ranges import has_ranges
 from ouro_edge.bundle.manifest import VERSION
 from ouro_edge.errors import BundleError, CheckpointError, ExportError, RequestError, TemplateError, one_line
 from ouro_edge.prefill_weights import check_prefill, prefill_copy_for
@@ -61,10 +61,12 @@ def load(
     check_kv(kv), check_share(kv_share), check_gate(gate), check_prefill(prefill)
     if progress is not None and not callable(progress):
         raise RequestError(f"progress is {one_line(progress)}; wanted a function or None")
-    bundle = open_runnable(runnable(model, progress), progress)
+    bundle = open_runnable(runnable(model, progress))
     bundle = bundle if context is None else bundle.with_context(context)
     prefill_copy = prefill_copy_for(bundle, prefill, progress)
-    return open_model(bundle, threads=threads, kv=kv, kv_share=kv_share, gate=gate, prefill_copy=prefill_copy)
+    return open_model(
+        bundle, threads=threads, kv=kv, kv_share=kv_share, gate=gate, prefill_copy=prefill_copy, progress=progress
+    )
 
 
 def runnable(model: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> Path:
@@ -75,12 +77,12 @@ def runnable(model: str | os.PathLike[str] | None = None, progress: Progress | N
     return found.path if is_gguf(found.path) or is_bundle(found.path) else exported(found, progress)
 
 
-def open_runnable(path: Path, progress: Progress | None = None) -> Bundle:
+def open_runnable(path: Path) -> Bundle:
     """Open what `runnable` returned."""
     if is_gguf(path):
-        from ouro_edge.export.gguf.gguf_bundle import open_in_memory
+        from ouro_edge.export.gguf.gguf_bundle import open_gguf_bundle
 
-        return open_in_memory(path, progress)
+        return open_gguf_bundle(path)
     return open_bundle(path)
 
 
@@ -105,7 +107,7 @@ def exported(found: Resolved, progress: Progress | None = None) -> Path:
             if not is_bundle(out):  # somebody else was faster
                 raise
     else:
-        if not has_ranges(bundle):  # interrupted, the last time
+        if not bundle.has_kv_ranges:  # interrupted, the last time
             calibrate(bundle, progress=progress)
     return out
 

@@ -1,9 +1,8 @@
-"""Decides which way long prompts go, and has the weights for the fast way made once a machine.
+"""Decides whether long prompts run on the prefill copy, and makes the copy once per machine.
 
-fast    a second copy of the block with a byte a weight, two to three times as fast; kept in the user's cache
-lean    the bundle's own weights only
-auto    fast where it was measured to pay (int4 of 512 MiB and more, x86-64 with VNNI) and memory is plentiful,
-        else lean
+int8    a copy of the block's weights at a byte each, which reads prompts two to three times as fast; kept in the cache
+none    the bundle's own weights only
+auto    int8 where it was measured to pay (see `AutoRule`), else none
 """
 
 from __future__ import annotations
@@ -11,75 +10,127 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
-from ouro_edge.bundle.bundle import DATA_FILE, Bundle
-from ouro_edge.bundle.prefill_copy import PROBE_FILE, VERSION, block_tensors, is_complete, prefill_copy_bytes
+from ouro_edge.arch.weights import block_tensors
+from ouro_edge.bundle.bundle import Bundle, GraphFile
+from ouro_edge.bundle.prefill_copy import PROBE_FILE, VERSION, is_complete, prefill_copy_bytes
 from ouro_edge.errors import ExportError, OuroEdgeError, RequestError, one_line
 from ouro_edge.system.cache_dir import cache_directory
 from ouro_edge.system.memory import available_memory
 
 Progress = Callable[[int, int, str], None]
 
-_SMALLEST = 512 << 20  # bytes: smaller models are fast enough as they are
-_PLENTY = 3  # times the copy's size must be free before it is made and used unasked
-_INEXACT = "--prefill fast needs a CPU that multiplies int8 exactly (VNNI): use lean"
+_OLD_NAMES = {"fast": "int8", "lean": "none"}
 
 
-def prefill_copy_for(bundle: Bundle, prefill: str, progress: Progress | None = None) -> Path | None:
-    """Where the copy for long prompts lies, made if it has to be; None for the lean way.
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What `auto` needs to know about a computer."""
 
-    RequestError for an unknown way, or when fast was asked for and this CPU or model cannot; ExportError when fast was
-    asked for and the copy cannot be written.
+    architecture: str  # as platform.machine() names it
+    free_memory: int  # bytes
+
+
+def this_machine() -> Machine:
+    """The computer that this process runs on."""
+    return Machine(platform.machine(), available_memory())
+
+
+@dataclass(frozen=True, slots=True)
+class AutoRule:
+    """When `auto` takes the copy: for int4 blocks that are not small, on x86-64, with free memory to spare."""
+
+    architectures: frozenset[str] = frozenset({"x86_64", "AMD64"})
+    bits: frozenset[int] = frozenset({4})
+    min_copy_bytes: int = 512 << 20  # smaller models are fast enough without it
+    min_free_memory_to_copy_ratio: float = 3
+    min_free_disk_to_copy_ratio: float = 2
+
+    def pays(self, copy_bytes: int, bits: set[int], machine: Machine) -> bool:
+        """Whether a copy of this size is worth its memory; `bits` are the widths of the block's codes."""
+        return (
+            machine.architecture in self.architectures
+            and bool(bits)
+            and bits <= self.bits
+            and copy_bytes >= self.min_copy_bytes
+            and machine.free_memory >= self.min_free_memory_to_copy_ratio * copy_bytes
+        )
+
+    def fits(self, copy_bytes: int, free_disk: int) -> bool:
+        """Whether the disk has room for a new copy."""
+        return free_disk >= self.min_free_disk_to_copy_ratio * copy_bytes
+
+
+AUTO_RULE = AutoRule()
+
+
+def prefill_copy_for(
+    bundle: Bundle, choice: str, progress: Progress | None = None, *, rule: AutoRule = AUTO_RULE
+) -> Path | None:
+    """The directory of the prefill copy, which is made when there is none; None to run on the bundle's own weights.
+
+    `choice` is auto, int8 or none; `rule` decides about auto. RequestError for another choice, or for int8 with a model
+    or a CPU that cannot use the copy; ExportError for int8 when the copy cannot be written.
     """
-    if check_prefill(prefill) == "lean" or (prefill == "auto" and not _pays(bundle)):
+    choice = check_prefill(choice)
+    if choice == "none" or (choice == "auto" and not _pays(bundle, rule)):
         return None
     if not prefill_copy_bytes(bundle):
-        raise RequestError("--prefill fast is for models in int4 or int8; this one computes in float32: use lean")
+        raise RequestError("--prefill-weights int8 is for models in int4 or int8; this one computes in float32: use "
+                           "none")  # fmt: skip
     try:
-        return _copy(bundle, prefill == "auto", progress)
+        return _copy(bundle, rule if choice == "auto" else None, progress)
     except (OuroEdgeError, OSError, RuntimeError) as problem:
-        if prefill == "auto":  # nobody asked for it
+        if choice == "auto":  # the copy changes only the speed
             return None
         if isinstance(problem, OuroEdgeError):
             raise
-        raise ExportError(f"the copy for long prompts has no place: {one_line(problem)}; use --prefill lean") from None
+        raise ExportError(
+            f"the prefill copy cannot be stored: {one_line(problem)}; use --prefill-weights none"
+        ) from None
 
 
-def check_prefill(prefill: str) -> str:
-    """`prefill`, if it is one of the ways. RequestError otherwise."""
-    if prefill not in ("auto", "fast", "lean"):
-        raise RequestError(f"prefill is {prefill!r}; wanted auto, fast or lean")
-    return prefill
+def check_prefill(choice: str) -> str:
+    """The choice as auto, int8 or none; fast and lean are the old names of the last two. RequestError otherwise."""
+    if choice not in ("auto", "int8", "none", *_OLD_NAMES):
+        raise RequestError(f"prefill is {choice!r}; expected auto, int8 or none")
+    return _OLD_NAMES.get(choice, choice)
 
 
-def _copy(bundle: Bundle, frugal: bool, progress: Progress | None) -> Path | None:
-    """The copy, made if it has to be; None when it would fill the disk and `frugal` is set."""
+def _pays(bundle: Bundle, rule: AutoRule) -> bool:
+    tensors = (bundle.tensors[name] for name in block_tensors(bundle.tensors))
+    bits = {tensor.scheme.bits for tensor in tensors if tensor.scheme is not None}
+    return rule.pays(prefill_copy_bytes(bundle), bits, this_machine())
+
+
+def _copy(bundle: Bundle, rule: AutoRule | None, progress: Progress | None) -> Path | None:
+    """The copy, made when there is none; None when `rule` finds too little disk space for a new one."""
     from ouro_edge.runtime.backend.prefill_session import multiplies_exactly
 
     path = cache_directory() / f"prefill-{_key(bundle)}"
     if is_complete(path):
-        if not multiplies_exactly(path / PROBE_FILE):
-            raise RequestError(_INEXACT)
+        if not multiplies_exactly(GraphFile(path / PROBE_FILE)):
+            raise _inexact()
         return path
-    if frugal and _free_disk() < 2 * prefill_copy_bytes(bundle):
+    if rule is not None and not rule.fits(prefill_copy_bytes(bundle), _free_disk()):
         return None
     try:
         from ouro_edge.export.prefill_copy import probe_in_memory, write_prefill_copy
-    except ImportError as missing:  # an app may come without what exports
-        raise ExportError(f"--prefill fast needs {missing.name} to make its copy of the weights: use lean") from None
+    except ImportError as missing:  # an application may be built without the packages for exporting
+        raise ExportError(
+            f"--prefill-weights int8 needs {missing.name} to make its copy of the weights: use none"
+        ) from None
     if not multiplies_exactly(probe_in_memory()):
-        raise RequestError(_INEXACT)
+        raise _inexact()
     write_prefill_copy(bundle, path, progress)
     return path
 
 
-def _pays(bundle: Bundle) -> bool:
-    size, free = prefill_copy_bytes(bundle), available_memory()
-    bits = {t.scheme.bits for name in block_tensors(bundle) if (t := bundle.manifest.tensors[name]).scheme is not None}
-    return platform.machine() in ("x86_64", "AMD64") and bits == {4} and size >= _SMALLEST and free >= _PLENTY * size
+def _inexact() -> RequestError:
+    return RequestError("--prefill-weights int8 needs a CPU that multiplies int8 exactly (VNNI): use none")
 
 
 def _free_disk() -> int:
@@ -90,12 +141,12 @@ def _free_disk() -> int:
 
 
 def _key(bundle: Bundle) -> str:
-    """A name that changes when the weights do, or what the graphs are built from.
+    """A name that changes with the weights, and with everything else that the graphs are built from.
 
-    A large file's checksum is claimed and not looked at when a bundle is opened, so the file itself is named too.
+    The checksum of a large file is not verified when a bundle is opened, so the file itself is part of the name.
     """
-    file = bundle.path / DATA_FILE if bundle.path.is_dir() else bundle.path
+    file = bundle.weights_file
     stat = file.stat()
     sizes = replace(bundle.config, max_positions=1, exit_threshold=1.0).to_dict()
-    source = (str(file.resolve()), stat.st_size, stat.st_mtime_ns, bundle.manifest.files[DATA_FILE]["sha256"])
+    source = (str(file.resolve()), stat.st_size, stat.st_mtime_ns, bundle.weights_id)
     return sha256(repr((source, sorted(sizes.items()), VERSION)).encode()).hexdigest()[:16]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ouro_edge.arch.weights import Array
-from ouro_edge.bundle.bundle import open_bundle
+from ouro_edge.bundle.directory import open_bundle
 from ouro_edge.errors import RequestError
 from ouro_edge.loading import default_model
 from ouro_edge.runtime.backend.cancel import Cancel

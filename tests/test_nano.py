@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import ouro_edge
-from ouro_edge.bundle.bundle import check_files, open_bundle
+from ouro_edge.bundle.directory import check_files, open_bundle
 from ouro_edge.cli import main
 
 QUESTIONS = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from models import write_checkpoint
 
 import ouro_edge
 from ouro_edge.arch import reference
-from ouro_edge.bundle.bundle import BLOCK_FILES, GraphInMemory, open_bundle
-from ouro_edge.bundle.fitted_gate import FittedGate, read_gate, write_gate
-from ouro_edge.bundle.kv_ranges import read_ranges
+from ouro_edge.arch.weights import block_tensors
+from ouro_edge.bundle.directory import BLOCK_FILES, DATA_FILE, open_bundle
+from ouro_edge.bundle.fitted_gate import FittedGate, write_gate
+from ouro_edge.bundle.kv_ranges import ranges_shape, read_ranges, write_ranges
 from ouro_edge.cli import main
 from ouro_edge.errors import BundleError, CheckpointError
-from ouro_edge.export.gguf.gguf_bundle import open_in_memory
+from ouro_edge.export.gguf.gguf_bundle import open_gguf_bundle
+from ouro_edge.export.gguf.own_metadata import own_metadata
 from ouro_edge.export.gguf.write_file import bundle_to_gguf, checkpoint_to_gguf
 from ouro_edge.export.gguf.writer import QuantizedWeights, write_gguf
 from ouro_edge.export.open_checkpoint import open_checkpoint
@@ -94,7 +97,7 @@ def test_logits_of_every_type(
 @pytest.mark.parametrize(("kind", "note"), [(Q.F16, "15 F16 tensors run as Q8_0"), (Q.Q8_0, None)])
 def test_a_change_of_type_is_said(tmp_path: Path, wide: Path, kind: Q, note: str | None) -> None:
     out, _ = checkpoint_to_gguf(open_checkpoint(wide), tmp_path / "x.gguf", kind.name.lower())
-    notes = [line for line in open_in_memory(out).notes if "run as" in line]
+    notes = [line for line in open_gguf_bundle(out).notes if "run as" in line]
     assert notes == ([note] if note else [])
 
 
@@ -110,14 +113,13 @@ def test_nothing_is_written(tmp_path: Path, wide: Path, monkeypatch: pytest.Monk
 def test_onnxruntime_keeps_a_copy(wide: Path, bundle_of: Bundles, tmp_path: Path) -> None:
     """What the memory of a loaded file rests on: arrays may go once a session is open."""
     out, _ = checkpoint_to_gguf(open_checkpoint(wide), tmp_path / "x.gguf", "f32")
-    for name in ("head.onnx",):
-        graph = open_in_memory(out).graph(name)
-        session = open_session(graph, 1)
-        rows = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
-        before = session.run(None, {"hidden": rows})[0]
-        for array in graph.arrays.values():
-            array[...] = 0
-        np.testing.assert_array_equal(session.run(None, {"hidden": rows})[0], before)
+    graph = open_gguf_bundle(out).head_graph()
+    session = open_session(graph, 1)
+    rows = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
+    before = session.run(None, {"hidden": rows})[0]
+    for array in graph.arrays.values():
+        array[...] = 0
+    np.testing.assert_array_equal(session.run(None, {"hidden": rows})[0], before)
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +137,12 @@ def measured(wide: Path, bundle_of: Bundles, tmp_path_factory: pytest.TempPathFa
 
 def test_gate_and_ranges_travel(measured: tuple[Path, Path]) -> None:
     path, file = measured
-    bundle, found = open_bundle(path), open_in_memory(file)
-    gate, original = read_gate(found), read_gate(bundle)
+    bundle, found = open_bundle(path), open_gguf_bundle(file)
+    gate, original = found.fitted_gate(), bundle.fitted_gate()
     assert gate is not None and original is not None
     np.testing.assert_array_equal(gate.weight, original.weight)
     assert (gate.bias, gate.threshold) == (original.bias, 0.6)
+    assert bundle.has_kv_ranges and found.has_kv_ranges
     np.testing.assert_array_equal(read_ranges(found), read_ranges(bundle))
     with ouro_edge.load(path, kv="int8") as one, ouro_edge.load(file, kv="int8") as other:
         assert other.kv == "int8" and other.default_exit() == ouro_edge.ExitThreshold(0.6)
@@ -148,18 +151,70 @@ def test_gate_and_ranges_travel(measured: tuple[Path, Path]) -> None:
 
 def test_a_file_without_ranges_says_what_to_do(tmp_path: Path, wide: Path) -> None:
     out, _ = checkpoint_to_gguf(open_checkpoint(wide), tmp_path / "x.gguf", "q8_0")
-    with pytest.raises(BundleError, match="not calibrated for a quantised KV cache"):
+    bundle = open_gguf_bundle(out)
+    assert (bundle.has_kv_ranges, bundle.kv_ranges(), bundle.fitted_gate()) == (False, None, None)
+    with pytest.raises(BundleError, match="not calibrated for a quantised KV cache: export it to a directory"):
         ouro_edge.load(out, kv="int8")
+
+
+@pytest.mark.parametrize("damage", [np.nan, -1])
+def test_ranges_that_make_no_sense_matter_for_a_quantised_cache_only(tmp_path: Path, wide: Path, damage: float) -> None:
+    checkpoint = open_checkpoint(wide)
+    ranges = np.full(ranges_shape(checkpoint.config), damage, np.float32)
+    tensors = QuantizedWeights(checkpoint.weights, Q.F32)
+    write_gguf(tmp_path / "x.gguf", checkpoint.config, tensors, Q.F32, own_metadata(None, ranges))
+    assert ouro_edge.load(tmp_path / "x.gguf", kv="fp32").kv == "fp32"
+    with pytest.raises(BundleError, match=r"ouro_edge\.kv_ranges in .*x\.gguf cannot be used, expected finite numbers"):
+        ouro_edge.load(tmp_path / "x.gguf", kv="int8")
+
+
+def test_the_same_answers_as_the_directory(measured: tuple[Path, Path]) -> None:
+    """Both implementations of the interface, over the same weights."""
+    bundle, found = open_bundle(measured[0]), open_gguf_bundle(measured[1])
+    assert found.name == bundle.name
+    assert found.config == replace(bundle.config, eos_token_ids=(0, 2))  # GGUF stores the stop ids as ends
+    assert (bundle.directory, bundle.weights_file) == (measured[0], measured[0] / DATA_FILE)
+    assert (found.directory, found.weights_file) == (None, measured[1])
+    assert len(found.weights_id) == len(bundle.weights_id) == 64
+    for name in block_tensors(bundle.tensors):
+        rows = found.tensors[name].shape[0]
+        assert found.tensors[name].shape == bundle.tensors[name].shape
+        for model in (bundle, found):
+            part = model.rows(name, rows // 3, rows)
+            np.testing.assert_array_equal(part, model.values(name)[rows // 3 :], err_msg=name)
+        np.testing.assert_allclose(found.values(name), bundle.values(name), atol=2e-3, err_msg=name)
+    ids = np.array([3, 0, 95, 3])
+    np.testing.assert_allclose(found.embedding()(ids), bundle.embedding()(ids), atol=2e-3)
+    assert found.head_graph().weights_bytes == found.tensors["head"].size
+    assert bundle.head_graph().weights_bytes == bundle.weights_file.stat().st_size
+
+
+def test_results_are_not_written_into_a_file(measured: tuple[Path, Path]) -> None:
+    found, before = open_gguf_bundle(measured[1]), measured[1].read_bytes()
+    gate, ranges = found.fitted_gate(), found.kv_ranges()
+    assert gate is not None and ranges is not None
+    for write in (lambda: write_gate(found, gate), lambda: write_ranges(found, ranges, {})):
+        with pytest.raises(BundleError, match=r"x\.gguf is a single file, which is not changed: export it"):
+            write()
+    assert measured[1].read_bytes() == before
+
+
+def test_repacking_reports_progress(measured: tuple[Path, Path]) -> None:
+    seen: list[tuple[int, int, str]] = []
+    ouro_edge.load(measured[1], kv="fp32", progress=lambda *at: seen.append(at)).close()
+    blocks = len(open_gguf_bundle(measured[1]).tensors) - 1
+    assert [(done, total) for done, total, _ in seen] == [(i + 1, blocks) for i in range(blocks)] + [(1, 1)]
+    assert seen[-1][2] == "head"
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"ouro_edge.kv_ranges": np.ones(7, np.float32)}, "ouro_edge.kv_ranges is an array of 7; wanted"),
-        ({"ouro_edge.kv_ranges": "x"}, "ouro_edge.kv_ranges is 'x'; wanted"),
-        ({"ouro_edge.fitted_gate.weight": np.ones(63, np.float32)}, "an array of 63; wanted 64"),
+        ({"ouro_edge.kv_ranges": np.ones(7, np.float32)}, "ouro_edge.kv_ranges is an array of 7; expected"),
+        ({"ouro_edge.kv_ranges": "x"}, "ouro_edge.kv_ranges is 'x'; expected"),
+        ({"ouro_edge.fitted_gate.weight": np.ones(63, np.float32)}, "an array of 63; expected 64"),
         ({"ouro_edge.fitted_gate.bias": "x"}, "ouro_edge.fitted_gate.bias is 'x'"),
-        ({"ouro_edge.fitted_gate.threshold": np.float32(2)}, "threshold 2.0; wanted 0 to 1"),
+        ({"ouro_edge.fitted_gate.threshold": np.float32(2)}, "threshold 2.0; expected 0 to 1"),
         ({"ouro_edge.fitted_gate.bias": np.float32(np.nan)}, "64 finite weights and a bias"),
         ({"tokenizer.huggingface.json": "{"}, "tokenizer.huggingface.json cannot be read"),
     ],
@@ -235,7 +290,6 @@ def bundle_path(root: Path, checkpoint: Path) -> Path:
 
 
 def test_a_graph_for_every_cache(measured: tuple[Path, Path]) -> None:
-    bundle = open_in_memory(measured[1])
-    for name in BLOCK_FILES.values():
-        graph = bundle.graph(name)
-        assert isinstance(graph, GraphInMemory) and "layers.0.qkv_proj.packed" in graph.arrays
+    bundle = open_gguf_bundle(measured[1])
+    for kv in BLOCK_FILES:
+        assert "layers.0.qkv_proj.packed" in bundle.block_graph(kv).arrays

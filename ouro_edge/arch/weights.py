@@ -10,8 +10,8 @@ a model larger than memory can pass through. Which file they come from is the af
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Protocol
+from collections.abc import Container, Iterable, Iterator, Mapping
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,3 +119,32 @@ def fused_names(config: ModelConfig) -> dict[str, tuple[str, ...]]:
         elif part not in ("k_proj", "v_proj", "up_proj"):
             fused[name] = (name,)
     return fused
+
+
+class FusedRows(NamedTuple):
+    """Where a bundle stores a tensor: rows first..last of a fused one."""
+
+    tensor: str
+    first: int
+    last: int
+
+
+def fused_rows(config: ModelConfig) -> dict[str, FusedRows]:
+    """Name of a tensor -> its rows in the fused tensor of `fused_names` that holds it."""
+    shapes, found = tensor_shapes(config), {}
+    for fused, parts in fused_names(config).items():
+        first = 0
+        for part in parts:
+            found[part] = FusedRows(fused, first, first + shapes[part][0])
+            first += shapes[part][0]
+    return found
+
+
+def head_tensor(names: Container[str]) -> str:
+    """Name of the matrix that turns states into logits: "head", or "embedding" where one matrix serves both."""
+    return "head" if "head" in names else "embedding"
+
+
+def block_tensors(names: Iterable[str]) -> list[str]:
+    """Those of the tensors that the block reads: all but the embedding and the head."""
+    return [name for name in names if name not in ("embedding", "head")]

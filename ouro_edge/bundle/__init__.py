@@ -1,1 +1,7 @@
-"""The on-disk format of an exported model: files, manifest, fitted gate, KV ranges and the prefill copy."""
+"""The interface of a model that the runtime opens, and the on-disk format of an exported one."""
+
+from ouro_edge.bundle.bundle import Bundle
+from ouro_edge.bundle.directory import DirectoryBundle, is_bundle, open_bundle
+from ouro_edge.bundle.fitted_gate import FittedGate
+
+__all__ = ["Bundle", "DirectoryBundle", "FittedGate", "is_bundle", "open_bundle"]

@@ -1,27 +1,28 @@
-"""An exit gate fitted to one bundle, in a file beside the graphs. Knows the bundle; `gates` fits it.
+"""An exit gate fitted to one bundle, in a file beside the graphs.
 
-The graph keeps the checkpoint's gate; the runtime binds this one over it. Quantisation moves the hidden states, so a
-fitted gate belongs to the weights that it was fitted on and names their checksum.
+The graph keeps the checkpoint's gate; the runtime binds the fitted one instead. Quantisation moves the hidden states,
+so a fitted gate belongs to the weights that it was fitted on, and its file names them.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ouro_edge.arch.config import parse_json_object
+from ouro_edge.arch.config import ModelConfig, parse_json_object
 from ouro_edge.arch.weights import Array
-from ouro_edge.bundle.bundle import DATA_FILE, Bundle
+from ouro_edge.bundle.bundle import Bundle
+from ouro_edge.bundle.sidecar import read_sidecar
 from ouro_edge.errors import BundleError, RequestError
 
 GATE_FILE = "exit_gate.json"
-_LARGEST = float(np.finfo(np.float32).max)
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 _VERSION = 1
 
 
@@ -32,13 +33,16 @@ class FittedGate:
     weight: Array  # [C]
     bias: float
     threshold: float | None = None  # None: the checkpoint's own
-    report: Mapping[str, Any] = field(default_factory=dict)  # how it was fitted and what it gained, for people
+    report: Mapping[str, Any] = field(default_factory=dict)  # how it was fitted and what it gained, for information
 
 
 def write_gate(bundle: Bundle, gate: FittedGate) -> Path:
-    """Store a gate in a bundle, replacing an earlier fitted one; the checkpoint's own stays in the graph."""
-    file = bundle.path / GATE_FILE
-    data = gate_record(gate, bundle.manifest.files[DATA_FILE]["sha256"])
+    """Store a gate in a bundle, replacing an earlier fitted one; the checkpoint's own stays in the graph.
+
+    BundleError when the file cannot be written.
+    """
+    file = bundle.writable_directory() / GATE_FILE
+    data = _gate_record(gate, bundle.weights_id)
     work = file.with_suffix(".partial")
     try:
         work.write_text(json.dumps(data) + "\n", encoding="utf-8")
@@ -49,12 +53,12 @@ def write_gate(bundle: Bundle, gate: FittedGate) -> Path:
     return file
 
 
-def gate_record(gate: FittedGate, weights: str) -> dict[str, Any]:
-    """The content of the file of a gate that was fitted on the weights with this checksum."""
+def _gate_record(gate: FittedGate, weights_id: str) -> dict[str, Any]:
+    """The content of the file of a gate that was fitted on these weights."""
     return {
         "format": "ouro-edge exit gate",
         "version": _VERSION,
-        "fitted_on": weights,
+        "fitted_on": weights_id,
         "threshold": gate.threshold,
         "report": dict(gate.report),
         "bias": float(gate.bias),
@@ -63,35 +67,42 @@ def gate_record(gate: FittedGate, weights: str) -> dict[str, Any]:
 
 
 def choose_gate(bundle: Bundle, gate: str) -> FittedGate | None:
-    """The fitted gate that "auto" takes where there is one; None, the one in the graph, for "original"."""
-    return read_gate(bundle) if check_gate(gate) == "auto" else None
+    """The gate to bind over the graph's: for "auto" the fitted one, if there is one; for "original" None."""
+    return bundle.fitted_gate() if check_gate(gate) == "auto" else None
 
 
 def check_gate(gate: str) -> str:
     """`gate`, if it says which gate to use. RequestError otherwise."""
     if gate not in ("auto", "original"):
-        raise RequestError(f"gate is {gate!r}; wanted 'auto' (the fitted one where there is one) or 'original'")
+        raise RequestError(f"gate is {gate!r}; expected 'auto' (the fitted one where there is one) or 'original'")
     return gate
 
 
-def read_gate(bundle: Bundle) -> FittedGate | None:
-    """The bundle's fitted gate, None when it has none. BundleError when the file is damaged or of other weights."""
-    file = bundle.path / GATE_FILE
-    if (content := bundle.measured(GATE_FILE)) is None:
+def read_gate(directory: Path, config: ModelConfig, weights_id: str) -> FittedGate | None:
+    """The fitted gate in a directory, None when there is none.
+
+    BundleError when the file is damaged, of another version, or belongs to other weights than `weights_id`.
+    """
+    file = directory / GATE_FILE
+    if (content := read_sidecar(file)) is None:
         return None
     data = parse_json_object(content, str(file), BundleError)
     if data.get("format") != "ouro-edge exit gate" or data.get("version") != _VERSION:
-        raise BundleError(f"{file} is no exit gate of version {_VERSION}: fit it again, or delete it")
-    if data.get("fitted_on") != bundle.manifest.files[DATA_FILE]["sha256"]:
+        raise BundleError(f"{file} is not an exit gate of version {_VERSION}: fit it again, or delete it")
+    if data.get("fitted_on") != weights_id:
         raise BundleError(f"{file} was fitted to other weights: fit it again, or delete it")
     weight, bias, threshold = (data.get(name) for name in ("weight", "bias", "threshold"))
-    numbers: list[Any] = [*weight, bias] if isinstance(weight, list) else []
-    if len(numbers) != bundle.config.hidden_size + 1 or not all(_is_finite(number) for number in numbers):
-        raise BundleError(f"{file} does not hold {bundle.config.hidden_size} finite weights and a bias: fit it again")
+    check_numbers(weight if isinstance(weight, list) else [], bias, threshold, config, str(file))
+    return FittedGate(np.array(weight, np.float32), float(data["bias"]), threshold, data.get("report") or {})
+
+
+def check_numbers(weight: Sequence[Any], bias: Any, threshold: Any, config: ModelConfig, source: str) -> None:
+    """BundleError, which names `source`, unless these are the numbers of a gate of this model."""
+    if len(weight) != config.hidden_size or not all(map(_is_finite, (*weight, bias))):
+        raise BundleError(f"{source} does not hold {config.hidden_size} finite weights and a bias: fit it again")
     if threshold is not None and not (_is_finite(threshold) and 0.0 <= threshold <= 1.0):
-        raise BundleError(f"{file} has threshold {threshold!r}; wanted 0 to 1: fit it again")
-    return FittedGate(np.array(weight, np.float32), float(numbers[-1]), threshold, data.get("report") or {})
+        raise BundleError(f"{source} has threshold {threshold!r}; expected 0 to 1: fit it again")
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _MAX_FLOAT32

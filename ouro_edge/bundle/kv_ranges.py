@@ -1,8 +1,8 @@
-"""How far keys and values reach in every loop and layer: what an int8 or int4 cache is scaled by. Knows the bundle.
+"""The ranges of keys and values in every loop and layer, which an int8 or int4 cache is scaled by.
 
-Measured once by running text through the bundle (`evaluation/calibrate`), stored beside the graphs. Ranges are of float
-values [R, L, 2, KV, D]: index 0 of the third axis for keys after rotation, 1 for values. Both halves of a rotary pair
-have the same range, the largest length of the pair: rotation by any position keeps within it.
+Measured once by running text through the bundle (`fitting.calibrate_kv`) and stored beside the graphs. Ranges are of
+float values [R, L, 2, KV, D]: index 0 of the third axis for keys after rotation, 1 for values. Both halves of a rotary
+pair have the same range, the largest length of the pair: rotation by any position keeps within it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import json
 import os
 from collections.abc import Mapping
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ouro_edge.arch.config import ModelConfig, parse_json_object
 from ouro_edge.arch.weights import Array
-from ouro_edge.bundle.bundle import DATA_FILE, Bundle, cache_head_dim
+from ouro_edge.bundle.bundle import Bundle, cache_head_dim
+from ouro_edge.bundle.sidecar import read_sidecar
 from ouro_edge.errors import BundleError
 
 RECORD_FILE = "kv_ranges.json"
@@ -33,56 +35,74 @@ def ranges_shape(config: ModelConfig) -> tuple[int, int, int, int, int]:
 
 def write_ranges(bundle: Bundle, ranges: Array, about: Mapping[str, Any]) -> None:
     """Store ranges in a bundle. BundleError when they are of another shape, not finite, or cannot be written."""
-    if ranges.shape != ranges_shape(bundle.config) or not np.isfinite(ranges).all() or (ranges < 0).any():
-        raise BundleError(f"KV ranges of shape {list(ranges.shape)} are no finite numbers of shape "
-                          f"{list(ranges_shape(bundle.config))}: the model's output is damaged")  # fmt: skip
+    directory, ranges = bundle.writable_directory(), ranges.astype(np.float32)
     try:
-        for name, content in ranges_files(ranges, about, bundle.manifest.files[DATA_FILE]["sha256"]).items():
-            work = bundle.path / f"{name}.partial"
+        check_ranges(ranges, bundle.config)
+    except ValueError as problem:
+        raise BundleError(f"KV ranges cannot be stored, {problem}: the model's output is damaged") from None
+    try:
+        for name, content in _ranges_files(ranges, about, bundle.weights_id).items():
+            work = directory / f"{name}.partial"
             try:
                 work.write_bytes(content)
-                os.replace(work, bundle.path / name)
+                os.replace(work, directory / name)
             finally:
                 work.unlink(missing_ok=True)
     except OSError as problem:
         raise BundleError(f"{bundle.path} cannot be written: {problem}; it still works with --kv fp32") from None
 
 
-def ranges_files(ranges: Array, about: Mapping[str, Any], weights: str) -> dict[str, bytes]:
-    """The two files of ranges that were measured on the weights with this checksum, the record last."""
+def _ranges_files(ranges: Array, about: Mapping[str, Any], weights_id: str) -> dict[str, bytes]:
+    """The two files of ranges that were measured on these weights, the record last."""
     data = io.BytesIO()
-    np.save(data, ranges.astype(np.float32), allow_pickle=False)
+    np.save(data, ranges, allow_pickle=False)
     record = {
         "format": "ouro-edge KV ranges",
         "version": _VERSION,
-        "fitted_on": weights,
+        "fitted_on": weights_id,
         "sha256": sha256(data.getvalue()).hexdigest(),
         "about": dict(about),
     }
     return {RANGES_FILE: data.getvalue(), RECORD_FILE: json.dumps(record).encode()}
 
 
-def has_ranges(bundle: Bundle) -> bool:
-    """Whether a model was calibrated for a quantised KV cache."""
-    return bundle.measured(RECORD_FILE) is not None
+def check_ranges(ranges: Array, config: ModelConfig) -> None:
+    """ValueError unless these can be the ranges of a model."""
+    shape = ranges_shape(config)
+    if ranges.shape != shape or ranges.dtype != np.float32 or not np.isfinite(ranges).all() or (ranges < 0).any():
+        raise ValueError(f"expected finite numbers of shape {list(shape)}, found {ranges.dtype} {list(ranges.shape)}")
 
 
 def read_ranges(bundle: Bundle) -> Array:
-    """The ranges [R, L, 2, KV, D]. BundleError when there are none, or they are damaged or of other weights."""
-    again = f"run ouro-edge calibrate {bundle.path}" if bundle.path.is_dir() else "export it to a directory"
-    if (content := bundle.measured(RECORD_FILE)) is None:
+    """The ranges [R, L, 2, KV, D] of a bundle. BundleError when there are none, or when they cannot be used."""
+    if (ranges := bundle.kv_ranges()) is None:
+        again = "export it to a directory" if bundle.directory is None else f"run ouro-edge calibrate {bundle.path}"
         raise BundleError(f"{bundle.path} is not calibrated for a quantised KV cache: {again}, or use --kv fp32")
-    record = parse_json_object(content, str(bundle.path / RECORD_FILE), BundleError)
-    if record.get("version") != _VERSION or record.get("fitted_on") != bundle.manifest.files[DATA_FILE]["sha256"]:
-        raise BundleError(f"{bundle.path / RECORD_FILE} belongs to another version or to other weights: {again}")
-    shape = ranges_shape(bundle.config)
+    return ranges
+
+
+def is_calibrated(directory: Path) -> bool:
+    """Whether a directory has ranges."""
+    return read_sidecar(directory / RECORD_FILE) is not None
+
+
+def load_ranges(directory: Path, config: ModelConfig, weights_id: str) -> Array | None:
+    """The ranges in a directory, None when there are none.
+
+    BundleError when they are damaged, of another version, or belong to other weights than `weights_id`.
+    """
+    again = f"run ouro-edge calibrate {directory}"
+    if (content := read_sidecar(directory / RECORD_FILE)) is None:
+        return None
+    record = parse_json_object(content, str(directory / RECORD_FILE), BundleError)
+    if record.get("version") != _VERSION or record.get("fitted_on") != weights_id:
+        raise BundleError(f"{directory / RECORD_FILE} belongs to another version or to other weights: {again}")
     try:
-        content = bundle.measured(RANGES_FILE) or b""
+        content = read_sidecar(directory / RANGES_FILE) or b""
         if sha256(content).hexdigest() != record.get("sha256"):
-            raise ValueError("it differs from its checksum")
-        ranges = np.load(io.BytesIO(content), allow_pickle=False)
-        if ranges.shape != shape or ranges.dtype != np.float32 or not np.isfinite(ranges).all() or (ranges < 0).any():
-            raise ValueError(f"wanted finite numbers of shape {list(shape)}, found {ranges.dtype} {list(ranges.shape)}")
+            raise ValueError("its checksum differs from the record's")
+        ranges: Array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+        check_ranges(ranges, config)
     except ValueError as problem:
-        raise BundleError(f"{bundle.path / RANGES_FILE} cannot be used, {problem}: {again}") from None
+        raise BundleError(f"{directory / RANGES_FILE} cannot be used, {problem}: {again}") from None
     return ranges

@@ -1,48 +1,36 @@
-"""The manifest of an exported model: where each tensor lies, in which form, and what it cost. Knows config and quant.
+"""The manifest of an exported model: where each tensor is stored, in which form, and what quantisation cost.
 
-Strict: what a manifest says is checked for its types here and against the model and the files in `bundle`.
+Types of all values are checked here; `directory` checks them against the model and the files.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from math import prod
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ouro_edge.arch.config import ModelConfig
+from ouro_edge.bundle.tensors import ArraySpec, TensorSpec
 from ouro_edge.quant import Scheme
 
 VERSION = 1
 PAGE = 4096  # bytes: every array of the data file starts on a page, so that onnxruntime can map it
-DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "uint8": np.dtype("u1"), "int8": np.dtype("i1")}
 _ERRORS = ([float, float, float], [float, float, type(None)])  # types of a tensor's error: the ratio may be infinite
 
 
 @dataclass(frozen=True, slots=True)
-class StoredArray:
+class StoredArray(ArraySpec):
     """One array in the data file."""
 
-    offset: int
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return prod(self.shape) * DTYPES[self.dtype].itemsize
+    offset: int = field(kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor of the model: `values` when scheme is None, else `packed`, `scales` and perhaps `zero_points`."""
+class StoredTensor(TensorSpec):
+    """A tensor in the data file."""
 
-    shape: tuple[int, ...]
-    scheme: Scheme | None
     parts: Mapping[str, StoredArray]
     error: Mapping[str, float | None] | None = None  # what quantisation cost: max, RMS, SNR in dB
 
@@ -73,12 +61,12 @@ def read_manifest(data: Mapping[str, Any]) -> Manifest:
     for name, entry in data["tensors"].items():
         scheme = None if entry["scheme"] is None else Scheme.from_dict(entry["scheme"])
         parts = {
-            part: StoredArray(_whole(at["offset"]), str(at["dtype"]), tuple(map(_whole, at["shape"])))
+            part: StoredArray(str(at["dtype"]), tuple(map(_whole, at["shape"])), offset=_whole(at["offset"]))
             for part, at in entry["parts"].items()
         }
         shape = tuple(map(_whole, entry["shape"]))
         if scheme is not None and len(shape) != 2:
-            raise ValueError(f"tensor {name} is quantised and no matrix")
+            raise ValueError(f"tensor {name} is quantised but not a matrix")
         error = entry["error"]
         if error is not None and _types(error, "max_error", "rms_error", "snr_db") not in _ERRORS:
             raise ValueError(f"tensor {name} has the error {error!r}")
@@ -98,14 +86,17 @@ def read_manifest(data: Mapping[str, Any]) -> Manifest:
 
 
 def _tensor_to_dict(tensor: StoredTensor) -> dict[str, Any]:
-    parts = {name: asdict(part) for name, part in tensor.parts.items()}
+    parts = {
+        name: {"offset": part.offset, "dtype": part.dtype, "shape": list(part.shape)}
+        for name, part in tensor.parts.items()
+    }
     scheme = tensor.scheme and tensor.scheme.to_dict()
     return {"shape": list(tensor.shape), "scheme": scheme, "parts": parts, "error": tensor.error}
 
 
 def _whole(value: Any) -> int:
     if type(value) is not int:
-        raise ValueError(f"{value!r} is no whole number")
+        raise ValueError(f"{value!r} is not a whole number")
     return value
 
 

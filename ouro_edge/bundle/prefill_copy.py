@@ -1,11 +1,13 @@
-"""Where the block for calls of many rows lies on disk: made by `export`, opened by `runtime`. Knows the bundle."""
+"""The prefill copy on disk: the block with a byte per weight, for long prompts; written by `export`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ouro_edge.arch.config import read_json_object
-from ouro_edge.bundle.bundle import BLOCK_FILES, DATA_FILE, Bundle, sha256
+from ouro_edge.arch.weights import block_tensors
+from ouro_edge.bundle.bundle import Bundle, GraphFile
+from ouro_edge.bundle.directory import BLOCK_FILES, DATA_FILE, sha256
 from ouro_edge.errors import BundleError
 
 RECORD_FILE = "prefill_copy.json"
@@ -14,22 +16,22 @@ VERSION = 2
 GRAPHS = (*BLOCK_FILES.values(), PROBE_FILE)
 
 
-def block_tensors(bundle: Bundle) -> list[str]:
-    """Names of the tensors that the block's graph needs."""
-    return [name for name in bundle.manifest.tensors if name not in ("embedding", "head")]
-
-
 def prefill_copy_bytes(bundle: Bundle) -> int:
-    """Size of the block's matrices at a byte a weight."""
-    tensors = (bundle.manifest.tensors[name] for name in block_tensors(bundle))
+    """Size of the block's quantised matrices at a byte per weight; 0 for a model that computes in float32."""
+    tensors = (bundle.tensors[name] for name in block_tensors(bundle.tensors))
     return sum(tensor.shape[0] * tensor.shape[1] for tensor in tensors if tensor.scheme is not None)
 
 
-def is_complete(path: Path) -> bool:
-    """Whether a directory holds everything: graphs as their checksums say, weights in their size.
+def prefill_graph(directory: Path, kv: str) -> GraphFile:
+    """The copy's graph of the block over a KV cache of type `kv`."""
+    return GraphFile(directory / BLOCK_FILES[kv], directory / DATA_FILE)
 
-    Hashing the weights would read a gigabyte at every start. As with large bundles their size has to do: the copy gets
-    its name only when it is whole, and nothing writes to it afterwards.
+
+def is_complete(path: Path) -> bool:
+    """Whether a directory holds a whole copy: graphs with the right checksums, weights of the right size.
+
+    Hashing the weights would read a gigabyte at every start. Their size is enough, as with large bundles: the copy gets
+    its name only when it is complete, and is not written to afterwards.
     """
     try:
         record = read_json_object(path / RECORD_FILE, BundleError)

@@ -20,7 +20,7 @@ def command(model: Path, file: Path | None, tokens: int, threads: int | None) ->
 
     Exporting does this already; do it again on text of your own kind.
     """
-    from ouro_edge.bundle.bundle import open_bundle
+    from ouro_edge.bundle.directory import open_bundle
     from ouro_edge.fitting.calibrate_kv import calibrate
 
     with conversion_progress("Calibrating") as progress:

@@ -53,7 +53,7 @@ def command(
 
     SRC is a directory in Hugging Face form, a .gguf file, a hub id, or for a .gguf file also an exported model.
     """
-    from ouro_edge.bundle.bundle import open_bundle
+    from ouro_edge.bundle.directory import open_bundle
     from ouro_edge.cli.tables import error_table, file_size
     from ouro_edge.loading import export_gguf, export_to
     from ouro_edge.quant import preset

@@ -68,7 +68,7 @@ def command(
     A fifth of the lines is held out: the tables compare the checkpoint's own gate with the new one there. The new gate
     is written beside the model, which stays as it is: delete exit_gate.json to have the checkpoint's gate back.
     """
-    from ouro_edge.bundle.bundle import open_bundle
+    from ouro_edge.bundle.directory import open_bundle
     from ouro_edge.bundle.fitted_gate import GATE_FILE, FittedGate, write_gate
     from ouro_edge.cli.progress import conversion_progress
     from ouro_edge.fitting import choose_threshold, collect, draw, fit_gate, gate_logits, original_gate, read_lines

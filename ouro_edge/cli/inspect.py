@@ -12,7 +12,7 @@ import click
 from ouro_edge.arch.config import ModelConfig
 
 if TYPE_CHECKING:
-    from ouro_edge.bundle.bundle import Bundle
+    from ouro_edge.bundle.directory import DirectoryBundle
 
 
 @click.command(name="inspect")
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one object.")
 def command(model: str, revision: str | None, tensors: bool, as_json: bool) -> None:
     """Show what MODEL holds: sizes, loops, exit gate, types, memory for keys and values."""
-    from ouro_edge.bundle.bundle import is_bundle, open_bundle
+    from ouro_edge.bundle.directory import is_bundle, open_bundle
     from ouro_edge.cli.tables import error_table, printable
     from ouro_edge.system.hub import resolve
 
@@ -56,8 +56,7 @@ def _checkpoint_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
-    from ouro_edge.bundle.fitted_gate import read_gate
+def _bundle_facts(bundle: DirectoryBundle) -> dict[str, Any]:
     from ouro_edge.cli.tables import file_size
 
     manifest = bundle.manifest
@@ -66,7 +65,7 @@ def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
     )
     size = sum(record["size"] for record in manifest.files.values())
     facts = {"name": manifest.name, "kind": f"exported model ({manifest.recipe})", **_model_facts(manifest.model)}
-    if (gate := read_gate(bundle)) is not None:
+    if (gate := bundle.fitted_gate()) is not None:
         facts["exit gate"] = "yes, with another fitted to this model"
         facts["exit threshold"] = facts["exit threshold"] if gate.threshold is None else gate.threshold
     facts["tensor types"] = dict(kinds)

@@ -14,8 +14,9 @@ import numpy as np
 
 from ouro_edge.arch import reference
 from ouro_edge.arch.config import ModelConfig
-from ouro_edge.arch.weights import Array, Weights
-from ouro_edge.bundle.bundle import Bundle, check_files, open_bundle
+from ouro_edge.arch.weights import Array, Weights, fused_rows
+from ouro_edge.bundle.bundle import Bundle
+from ouro_edge.bundle.directory import check_files, open_bundle
 from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.evaluation.stored_weights import StoredWeights
 from ouro_edge.quant import ErrorMeter
@@ -88,7 +89,7 @@ def _arithmetic(
         progress(f"reference: {config.loops} loops over {config.num_layers} layers in NumPy")
     steps = reference.run(config, weights, ids)
     head = weights["head"]
-    tolerance, most = _ARITHMETIC[min(_bits(bundle, name) for name in bundle.manifest.tensors)]
+    tolerance, most = _ARITHMETIC[min(_bits(bundle, name) for name in bundle.tensors)]
     with open_model(bundle, threads=threads, kv="fp32", gate="original") as model:
         found = model.states(ids.tolist())
         for loop in range(1, config.loops + 1):
@@ -107,14 +108,14 @@ def _fidelity(bundle: Bundle, weights: Weights) -> Iterator[Check]:
     if bundle.config != weights.config:
         yield Check("config equals the checkpoint's", 1, 0, "differences", False)
         return
-    stored = StoredWeights(bundle)
+    stored, positions = StoredWeights(bundle), fused_rows(bundle.config)
     worst: dict[int, tuple[float, str]] = {}
     for name in weights:
         meter = ErrorMeter()
         for start, original in _pieces(weights, name):
             meter.add(original, stored[name][start : start + len(original)])
         snr = meter.result().snr_db
-        bits = _bits(bundle, _home(bundle, name))
+        bits = _bits(bundle, positions[name].tensor)
         worst[bits] = min(worst.get(bits, (np.inf, name)), (snr, name))
     for bits, (snr, name) in sorted(worst.items()):
         kind = "fp32" if bits == 32 else f"int{bits}"
@@ -129,15 +130,8 @@ def _pieces(weights: Weights, name: str) -> Iterator[tuple[int, Array]]:
         yield start, weights.rows(name, start, min(rows, start + step))
 
 
-def _home(bundle: Bundle, name: str) -> str:
-    layer, _, part = name.rpartition(".")
-    fused = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj", "gate_proj": "gate_up_proj",
-             "up_proj": "gate_up_proj"}.get(part)  # fmt: skip
-    return f"{layer}.{fused}" if fused else name
-
-
 def _bits(bundle: Bundle, name: str) -> int:
-    scheme = bundle.manifest.tensors[name].scheme
+    scheme = bundle.tensors[name].scheme
     return 32 if scheme is None else scheme.bits
 
 

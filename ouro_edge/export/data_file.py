@@ -41,7 +41,7 @@ class DataFile:
     def write(self, pieces: Iterator[NDArray[Any]], dtype: str, shape: tuple[int, ...]) -> StoredArray:
         """Append one array, given in pieces along its first axis."""
         self._append(bytes(-self.size % PAGE))
-        stored = StoredArray(self.size, dtype, shape)
+        stored = StoredArray(dtype, shape, offset=self.size)
         for piece in pieces:
             self._append(np.ascontiguousarray(piece).data.cast("B"))
         assert self.size == stored.offset + stored.size

@@ -19,7 +19,7 @@ from typing import Any
 
 from ouro_edge.arch.config import read_json_object
 from ouro_edge.arch.weights import fused_names
-from ouro_edge.bundle.bundle import BLOCK_FILES, DATA_FILE, HEAD_FILE, MANIFEST_FILE, sha256
+from ouro_edge.bundle.directory import BLOCK_FILES, DATA_FILE, HEAD_FILE, MANIFEST_FILE, sha256
 from ouro_edge.bundle.fitted_gate import GATE_FILE
 from ouro_edge.bundle.kv_ranges import RANGES_FILE, RECORD_FILE
 from ouro_edge.bundle.manifest import Manifest, StoredTensor

@@ -69,7 +69,7 @@ def open_directory(path: Path) -> Checkpoint:
         for name, reader in _open_file(file, names).items():
             if _IGNORED.fullmatch(name) or (name == "lm_head.weight" and config.tie_word_embeddings):
                 continue
-            readers[our_name(name, config.sandwich_norms)] = reader
+            readers[canonical_name(name, config.sandwich_norms)] = reader
             types[reader.dtype] += 1
     return Checkpoint(
         path=path,
@@ -81,8 +81,8 @@ def open_directory(path: Path) -> Checkpoint:
     )
 
 
-def our_name(name: str, sandwich_norms: bool) -> str:
-    """Our name of a published tensor name, or the name itself when it has none (it is then reported as left over)."""
+def canonical_name(name: str, sandwich_norms: bool) -> str:
+    """The name in `arch.weights` of a published tensor; an unknown name is returned as it is, and reported later."""
     if name in _TOP:
         return _TOP[name]
     match = re.fullmatch(r"model\.layers\.(0|[1-9]\d*)\.(.+)\.weight", name)

@@ -1,10 +1,9 @@
-"""The block a second time, for calls of many rows: int8 weights with one scale a column. Knows onnx and the bundle.
+"""Writes the prefill copy: the block a second time, with int8 weights and one scale per column, for long prompts.
 
-MatMulNBits is made for a few rows. For many, an integer product of whole matrices (MatMulIntegerToFloat) is two to
-three times as fast: inputs are rounded to uint8 with a scale for each row, so that rows stay independent of each other,
-and weights to int8 with a scale for each column, both rotated so that no channel stands out. The weights are those of
-the bundle, rounded once more, and are kept apart from it: they can always be made again, and a bundle to ship stays
-small.
+MatMulNBits is optimised for a few rows. For many, an integer product of whole matrices (MatMulIntegerToFloat) is two to
+three times as fast: inputs are rounded to uint8 with a scale per row, so that rows stay independent of each other, and
+weights to int8 with a scale per column, both rotated so that no channel dominates. The weights are those of the bundle,
+rounded once more. They are stored outside it, because they can be regenerated and a bundle to ship stays small.
 """
 
 from __future__ import annotations
@@ -18,10 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ouro_edge.arch.weights import Array
-from ouro_edge.bundle.bundle import BLOCK_FILES, DATA_FILE, Bundle, GraphInMemory, sha256
+from ouro_edge.arch.weights import Array, block_tensors
+from ouro_edge.bundle.bundle import Bundle, GraphInMemory
+from ouro_edge.bundle.directory import BLOCK_FILES, DATA_FILE, sha256
 from ouro_edge.bundle.manifest import StoredTensor
-from ouro_edge.bundle.prefill_copy import GRAPHS, PROBE_FILE, RECORD_FILE, VERSION, block_tensors, is_complete
+from ouro_edge.bundle.prefill_copy import GRAPHS, PROBE_FILE, RECORD_FILE, VERSION, is_complete
 from ouro_edge.errors import ExportError
 from ouro_edge.export.data_file import DataFile
 from ouro_edge.export.graphs.block_graph import block_graph
@@ -30,11 +30,11 @@ from ouro_edge.quant.rotation import rotate
 
 Progress = Callable[[int, int, str], None]
 
-_PIECE = 1 << 22  # weights that are float32 at a time
+_PIECE_VALUES = 1 << 22  # weights that are float32 at a time
 
 
 def probe_in_memory() -> GraphInMemory:
-    """The graph that tells whether this CPU multiplies exactly, before anything is written."""
+    """The graph that tests whether this CPU multiplies exactly, before a copy is written."""
     return GraphInMemory(Path(PROBE_FILE), probe_graph().SerializeToString(), {})
 
 
@@ -50,8 +50,9 @@ def write_prefill_copy(bundle: Bundle, out: Path, progress: Progress | None = No
             work.rename(out)
     except OSError as problem:
         if is_complete(out):
-            return  # somebody else was faster
-        raise ExportError(f"{out} cannot be written: {problem.strerror or problem}; use --prefill lean") from None
+            return  # another process was faster
+        raise ExportError(f"{out} cannot be written: {problem.strerror or problem}; use --prefill-weights "
+                          "none") from None  # fmt: skip
     finally:
         if work != out:
             shutil.rmtree(work, ignore_errors=True)
@@ -60,12 +61,12 @@ def write_prefill_copy(bundle: Bundle, out: Path, progress: Progress | None = No
 def _write(bundle: Bundle, out: Path, progress: Progress | None) -> None:
     tensors: dict[str, StoredTensor] = {}
     snr: dict[str, float] = {}
-    names = block_tensors(bundle)
+    names = block_tensors(bundle.tensors)
     with DataFile(out / DATA_FILE) as data:
         for done, name in enumerate(names):
             if progress is not None:
                 progress(done, len(names), "preparing long prompts")
-            stored = bundle.manifest.tensors[name]
+            stored = bundle.tensors[name]
             if stored.scheme is None:
                 tensors[name] = StoredTensor(
                     stored.shape, None, {"values": data.write(iter([bundle.values(name)]), "float32", stored.shape)}
@@ -87,11 +88,11 @@ def _write(bundle: Bundle, out: Path, progress: Progress | None) -> None:
 
 
 def _by_column(bundle: Bundle, name: str) -> tuple[NDArray[np.int8], Array, float]:
-    """int8 [K, N] and scales [N] of a matrix [N, K] in rotated space, and what the rounding costs in dB."""
-    rows, width = bundle.manifest.tensors[name].shape
+    """int8 [K, N] and scales [N] of a matrix [N, K] in rotated space, and the signal-to-noise ratio in dB."""
+    rows, width = bundle.tensors[name].shape
     columns, scales = np.empty((width, rows), np.int8), np.empty(rows, np.float32)
     signal = noise = 0.0
-    step = max(1, _PIECE // width)
+    step = max(1, _PIECE_VALUES // width)
     for first in range(0, rows, step):
         part = slice(first, min(rows, first + step))
         values = rotate(bundle.rows(name, part.start, part.stop))

@@ -16,12 +16,12 @@ from ouro_edge.runtime.text.model_text import read_model_text
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ouro_edge.bundle.bundle import Bundle
+    from ouro_edge.bundle.directory import DirectoryBundle
 
 GRAPH_FILE, CONFIG_FILE = "genai.onnx", "genai_config.json"
 
 
-def write_genai(bundle: Bundle) -> Path:
+def write_genai(bundle: DirectoryBundle) -> Path:
     """Add genai.onnx and genai_config.json to a bundle, which then runs in both; returns the latter's path.
 
     BundleError when the files cannot be written.
@@ -41,7 +41,7 @@ def write_genai(bundle: Bundle) -> Path:
     return bundle.path / CONFIG_FILE
 
 
-def genai_config(bundle: Bundle) -> dict[str, Any]:
+def genai_config(bundle: DirectoryBundle) -> dict[str, Any]:
     """genai's description of the graph: a llama of loops x layers layers that answers greedily."""
     config, stop_ids = bundle.config, read_model_text(bundle).stop_ids
     past = {"past_key_names": "past.%d.key", "past_value_names": "past.%d.value"}

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from ouro_edge.arch.weights import block_tensors, head_tensor
 from ouro_edge.bundle.bundle import Bundle
 from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.loading import open_runnable
@@ -144,9 +145,8 @@ def check_plan(bundle: Bundle, plan: Plan) -> tuple[tuple[int, ...], int]:
 
 def weight_bytes(bundle: Bundle) -> tuple[int, int]:
     """Bytes of weights that a call of the block reads, and those that a call of the head reads."""
-    sizes = {name: sum(part.size for part in t.parts.values()) for name, t in bundle.manifest.tensors.items()}
-    head = sizes["head" if "head" in sizes else "embedding"]
-    return sum(size for name, size in sizes.items() if name not in ("embedding", "head")), head
+    tensors = bundle.tensors
+    return sum(tensors[name].size for name in block_tensors(tensors)), tensors[head_tensor(tensors)].size
 
 
 def _run(model: Model, sequence: TokenSequence, test: Test, rng: np.random.Generator) -> Done:

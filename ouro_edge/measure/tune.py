@@ -18,7 +18,7 @@ import numpy as np
 from ouro_edge.arch.config import ModelConfig
 from ouro_edge.arch.weights import fused_names, tensor_shapes
 from ouro_edge.bundle.bundle import GraphInMemory
-from ouro_edge.bundle.manifest import DTYPES, StoredArray, StoredTensor
+from ouro_edge.bundle.tensors import DTYPES, ArraySpec, TensorSpec
 from ouro_edge.export.graphs.block_graph import block_graph
 from ouro_edge.export.graphs.builder import GraphBuilder
 from ouro_edge.export.graphs.prefill_graph import PrefillBuilder
@@ -132,7 +132,7 @@ def _graph(format_: Format) -> GraphInMemory:
             stored = scheme.parts((rows, *width))
         elif scheme is not None:
             stored = {"columns": ("int8", (*width, rows)), "column_scales": ("float32", (rows,))}
-        tensors[name] = StoredTensor((rows, *width), scheme, {k: StoredArray(0, *at) for k, at in stored.items()})
+        tensors[name] = TensorSpec((rows, *width), scheme, {k: ArraySpec(*at) for k, at in stored.items()})
         for part, (dtype, shape) in stored.items():
             arrays[f"{name}.{part}"] = np.full(shape, 0.01 if dtype == "float32" else 0x37, DTYPES[dtype])
     model = block_graph(SHAPES, tensors, builder=format_.builder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ouro_edge.bundle.bundle import Bundle
+from ouro_edge.bundle.bundle import Bundle, Progress
 from ouro_edge.bundle.fitted_gate import choose_gate
 from ouro_edge.runtime.backend.kv_choice import check_share, choose_kv
 from ouro_edge.runtime.backend.onnx_backend import OnnxBackend
@@ -21,6 +21,7 @@ def open_model(
     kv_share: str = "none",
     gate: str = "auto",
     prefill_copy: Path | None = None,
+    progress: Progress | None = None,
 ) -> Model:
     """Open a bundle with onnxruntime. The options are those of `ouro_edge.load`; errors are OuroEdgeError's kinds."""
     fitted = choose_gate(bundle, gate)
@@ -28,6 +29,12 @@ def open_model(
     share = check_share(kv_share) == "last"
     with large_pages():
         backend = OnnxBackend(
-            bundle, threads=threads, gate=fitted, kv=chosen, share_kv=share, prefill_copy=prefill_copy
+            bundle,
+            threads=threads,
+            gate=fitted,
+            kv=chosen,
+            share_kv=share,
+            prefill_copy=prefill_copy,
+            progress=progress,
         )
     return Model(backend, read_model_text(bundle), gate=fitted, kv_reason=reason)

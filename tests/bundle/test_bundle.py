@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import ouro_edge
-from ouro_edge.bundle.bundle import MANIFEST_FILE, check_files, open_bundle
+from ouro_edge.bundle.directory import MANIFEST_FILE, check_files, open_bundle
 from ouro_edge.errors import BundleError
 
 
@@ -52,7 +52,10 @@ def edit(bundle, change):
         (lambda d: d["tensors"]["norm"]["parts"]["values"].update(dtype="uint8"), "stores norm as"),
         (lambda d: d["tensors"]["norm"]["parts"]["values"].update(shape=[1]), "stores norm as"),
         (lambda d: d["tensors"]["norm"]["parts"]["values"].update(shape=[1] * 100), "stores norm as"),
-        (lambda d: d["tensors"]["norm"].update(scheme={"bits": 8, "block_size": 32, "symmetric": True}), "no matrix"),
+        (
+            lambda d: d["tensors"]["norm"].update(scheme={"bits": 8, "block_size": 32, "symmetric": True}),
+            "not a matrix",
+        ),
         (lambda d: d["tensors"]["embedding"]["parts"]["packed"].update(offset=4), "page"),
         (lambda d: d["tensors"]["norm"]["parts"]["values"].update(offset=0), "overlap"),
         (lambda d: d["tensors"]["norm"]["parts"]["values"].update(offset=float("inf")), "damaged"),
@@ -117,7 +120,7 @@ def test_a_model_without_its_gate_agrees_with_its_config(bundle):
     assert not open_bundle(bundle).config.has_gate
 
 
-def test_text_that_is_no_utf8_is_named(bundle):
+def test_text_that_is_not_utf8_is_named(bundle):
     replace(bundle, "tokenizer.json", b"\xff\xfe")
     with pytest.raises(BundleError, match=r"tokenizer\.json cannot be read as text"):
         ouro_edge.load(bundle)
@@ -133,18 +136,19 @@ def test_a_file_that_may_not_be_read_is_one_line(bundle, monkeypatch, name):
         open_bundle(bundle)
 
 
-def test_large_files_are_hashed_by_verification_only(bundle, monkeypatch):
-    monkeypatch.setattr("ouro_edge.bundle.bundle._HASH_AT_LOAD", 200_000)
+def test_large_files_are_hashed_by_verification_only(bundle):
     file = bundle / "model.onnx.data"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, max_hashed_bytes=200_000)
     with pytest.raises(BundleError, match="checksum"):
         check_files(bundle, opened.manifest)
+    with pytest.raises(BundleError, match="checksum"):
+        open_bundle(bundle)
 
 
-def test_a_directory_without_manifest_is_no_bundle(tmp_path):
+def test_a_directory_without_manifest_is_not_a_bundle(tmp_path):
     with pytest.raises(BundleError, match="not an exported model"):
         open_bundle(tmp_path)
 

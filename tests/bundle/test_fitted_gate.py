@@ -1,4 +1,4 @@
-"""A fitted gate lies beside the bundle, is used instead of the checkpoint's, and is refused when it does not belong."""
+"""A fitted gate is stored beside the bundle, replaces the checkpoint's, and is refused when it does not belong."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import ouro_edge
-from ouro_edge.bundle.bundle import open_bundle
-from ouro_edge.bundle.fitted_gate import GATE_FILE, FittedGate, read_gate, write_gate
+from ouro_edge.bundle.directory import open_bundle
+from ouro_edge.bundle.fitted_gate import GATE_FILE, FittedGate, write_gate
 from ouro_edge.errors import BundleError, RequestError
 
 PROMPT = [5, 17, 3, 88, 41]
@@ -26,7 +26,7 @@ def test_a_fitted_gate_replaces_the_original_and_leaves_it_in_place(bundle):
         original = model.forward(PROMPT).exit_probs
     gate = FittedGate(np.zeros(64, np.float32), 1.0, 0.6, {"data": "none"})
     write_gate(bundle, gate)
-    found = read_gate(bundle)
+    found = bundle.fitted_gate()
     assert found is not None and found.threshold == 0.6 and found.report == {"data": "none"}
     stop = 1 / (1 + np.exp(-1.0))
     with ouro_edge.load(bundle.path) as model:

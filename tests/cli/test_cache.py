@@ -9,7 +9,7 @@ import time
 import pytest
 from click.testing import CliRunner
 
-from ouro_edge.bundle.bundle import open_bundle
+from ouro_edge.bundle.directory import open_bundle
 from ouro_edge.cli import main
 from ouro_edge.loading import runnable
 from ouro_edge.prefill_weights import prefill_copy_for

@@ -14,7 +14,7 @@ from models import GOLDEN, write_checkpoint
 from toy_text import add_tokenizer
 
 from ouro_edge import loading
-from ouro_edge.bundle.bundle import open_bundle
+from ouro_edge.bundle.directory import open_bundle
 from ouro_edge.bundle.fitted_gate import FittedGate, write_gate
 from ouro_edge.cli import main
 from ouro_edge.errors import RequestError

@@ -17,7 +17,7 @@ import pytest
 from models import GOLDEN, hf_config, hf_tensors, write_checkpoint
 from safetensors.numpy import save_file
 
-from ouro_edge.bundle.bundle import BLOCK_FILES, MANIFEST_FILE, open_bundle
+from ouro_edge.bundle.directory import BLOCK_FILES, MANIFEST_FILE, open_bundle
 from ouro_edge.errors import CheckpointError, ExportError
 from ouro_edge.export.exporter import export_bundle
 from ouro_edge.export.open_checkpoint import open_checkpoint

@@ -11,7 +11,8 @@ import pytest
 from models import GOLDEN
 
 import ouro_edge
-from ouro_edge.bundle.bundle import cache_head_dim, open_bundle
+from ouro_edge.bundle.bundle import cache_head_dim
+from ouro_edge.bundle.directory import open_bundle
 from ouro_edge.errors import BundleError
 from ouro_edge.integrations.genai import CONFIG_FILE, GRAPH_FILE, write_genai
 

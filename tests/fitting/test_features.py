@@ -8,7 +8,7 @@ from models import oracle
 
 import ouro_edge
 from ouro_edge.arch.config import ModelConfig
-from ouro_edge.bundle.bundle import open_bundle
+from ouro_edge.bundle.directory import open_bundle
 from ouro_edge.errors import BundleError
 from ouro_edge.fitting import Piece, bytes_per_position, collect, gate_logits, original_gate
 from ouro_edge.fitting.gate_features import window

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ouro_edge.arch.reference import exit_depths
-from ouro_edge.bundle.bundle import open_bundle
+from ouro_edge.bundle.directory import open_bundle
 from ouro_edge.bundle.fitted_gate import FittedGate
 from ouro_edge.errors import NoGateError, RequestError
 from ouro_edge.export.open_checkpoint import open_checkpoint

@@ -13,7 +13,7 @@ from models import write_checkpoint
 from toy_text import add_tokenizer
 
 import ouro_edge
-from ouro_edge.bundle.bundle import open_bundle
+from ouro_edge.bundle.directory import open_bundle
 from ouro_edge.bundle.fitted_gate import GATE_FILE
 from ouro_edge.cli import main
 

@@ -1,4 +1,4 @@
-"""Bent files with everything that ours may hold, taken all the way to arrays for onnxruntime: an answer or one line."""
+"""Damaged files with everything that a written file may hold, opened up to onnxruntime: an answer or one line."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from models import write_checkpoint
 from toy_text import add_tokenizer
 
-from ouro_edge.bundle.bundle import BLOCK_FILES, HEAD_FILE
-from ouro_edge.bundle.fitted_gate import FittedGate, read_gate
+from ouro_edge.bundle.fitted_gate import FittedGate
 from ouro_edge.bundle.kv_ranges import ranges_shape, read_ranges
 from ouro_edge.errors import OuroEdgeError
-from ouro_edge.export.gguf.gguf_bundle import open_in_memory
+from ouro_edge.export.gguf.gguf_bundle import open_gguf_bundle
 from ouro_edge.export.gguf.header import read_header
-from ouro_edge.export.gguf.own_metadata import measured_metadata
+from ouro_edge.export.gguf.own_metadata import own_metadata
 from ouro_edge.export.gguf.vocabulary import text_metadata
 from ouro_edge.export.gguf.writer import QuantizedWeights, write_gguf
 from ouro_edge.export.open_checkpoint import open_checkpoint
@@ -33,25 +32,25 @@ WORDS = [b"\xff" * 8, b"\0" * 8, struct.pack("<Q", 1 << 31), struct.pack("<I", 9
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A file as we write it: text, gates, ranges, four types of tensors."""
+    """A file as it is written: text, gates, ranges, four types of tensors."""
     root = tmp_path_factory.mktemp("fuzz")
     path = write_checkpoint(root / "c", vocab_size=300, hidden_size=32, intermediate_size=40, num_hidden_layers=1)
     checkpoint = open_checkpoint(add_tokenizer(path))
     ranges = np.ones(ranges_shape(checkpoint.config), np.float32)
-    ours = measured_metadata(FittedGate(np.ones(32, np.float32), 0.5, 0.6), ranges)
+    own = own_metadata(FittedGate(np.ones(32, np.float32), 0.5, 0.6), ranges)
     text, _ = text_metadata(checkpoint.config, checkpoint.files)
-    write_gguf(root / "x.gguf", checkpoint.config, QuantizedWeights(checkpoint.weights, Q.Q4_1), Q.Q4_1, text | ours)
+    write_gguf(root / "x.gguf", checkpoint.config, QuantizedWeights(checkpoint.weights, Q.Q4_1), Q.Q4_1, text | own)
     use(root / "x.gguf")  # it is valid: nothing is raised
     return (root / "x.gguf").read_bytes()
 
 
 def use(path: Path) -> None:
-    """All that loading does, but for onnxruntime."""
-    bundle = open_in_memory(path)
-    for name in (BLOCK_FILES["int8"], HEAD_FILE):
-        bundle.graph(name)
+    """Everything that loading does, except for onnxruntime."""
+    bundle = open_gguf_bundle(path)
+    bundle.block_graph("int8")
+    bundle.head_graph()
     bundle.embedding()(np.arange(bundle.config.vocab_size))
-    read_gate(bundle)
+    bundle.fitted_gate()
     read_ranges(bundle)
     read_model_text(bundle)
 

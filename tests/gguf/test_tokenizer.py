@@ -162,8 +162,8 @@ def test_a_reason_rather_than_a_wrong_tokenizer(metadata: dict[str, Any], reason
 @pytest.mark.parametrize(("metadata", "message"), [
     (byte_level(token_type=np.ones(3, np.int32)), "tokens and 3 token types"),
     (byte_level(merges=("a b",)) | {"tokenizer.ggml.merges": None}, "merges is missing"),
-    (byte_level(merges=("a b",)) | {"tokenizer.ggml.merges": ["a b c"]}, "has 'a b c'; wanted two tokens"),
-    (byte_level(merges=("a b",)) | {"tokenizer.ggml.merges": ["a é"]}, "'a é', whose parts or whole are no tokens"),
+    (byte_level(merges=("a b",)) | {"tokenizer.ggml.merges": ["a b c"]}, "has 'a b c'; expected two tokens"),
+    (byte_level(merges=("a b",)) | {"tokenizer.ggml.merges": ["a é"]}, "'a é', whose parts or whole are not tokens"),
     (byte_level(tokens=list("!#ab"), token_type=np.ones(4, np.int32), merges=["! #"]), "'! #', whose parts or whole"),
     (sentencepiece(scores=np.zeros(3, np.float32)), "scores is missing or not one"),
     (sentencepiece(scores=np.full(274, np.nan, np.float32)), "scores is missing or not one finite"),

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from toy_text import TEMPLATE, add_tokenizer
 
 from ouro_edge.arch.weights import fused_names
-from ouro_edge.bundle.bundle import open_bundle
+from ouro_edge.bundle.directory import open_bundle
 from ouro_edge.errors import CheckpointError, ExportError, RequestError
 from ouro_edge.export.gguf.header import read_header
 from ouro_edge.export.gguf.reader import GgufReader, gguf_name, open_gguf
@@ -49,9 +49,9 @@ def test_read_back_equals_what_was_quantised(tmp_path: Path, talker: Path, preci
     found = open_gguf(out)
     assert found.config == replace(checkpoint.config, eos_token_ids=(0, 2))  # with generation_config.json's
     for name, shape in checkpoint.weights.shapes.items():
-        wanted = Q[precision.upper()]
         wide = len(shape) == 2 and not name.startswith("exit_gate")
-        kind = Q.F32 if not wide else Q.Q8_0 if name in ("embedding", "head") and precision[0] == "q" else wanted
+        main = Q.Q8_0 if name in ("embedding", "head") and precision[0] == "q" else Q[precision.upper()]
+        kind = main if wide else Q.F32
         stored = quants.quantize(checkpoint.weights[name], kind)
         reader = found.weights.reader(name)
         np.testing.assert_array_equal(found.weights[name], quants.dequantize(stored, kind), err_msg=name)
@@ -185,7 +185,7 @@ def test_all_or_nothing(tmp_path: Path, talker: Path) -> None:
     assert out.read_bytes() == before and [p.name for p in out.parent.iterdir()] == ["x.gguf"]
     checkpoint_to_gguf(checkpoint, out, "q4_0", overwrite=True)
     assert open_gguf(out).tensor_types["Q4_0"] == 14
-    with pytest.raises(ExportError, match="is the model that is read"):
+    with pytest.raises(ExportError, match="is the model that is being read"):
         checkpoint_to_gguf(open_gguf(out), out, "q4_0", overwrite=True)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ouro_edge
-from ouro_edge.bundle.bundle import open_bundle
+from ouro_edge.bundle.directory import open_bundle
 from ouro_edge.integrations.genai import write_genai
 from ouro_edge.loading import default_model
 

@@ -18,7 +18,7 @@ import pytest
 from models import GOLDEN
 
 import ouro_edge
-from ouro_edge.bundle.bundle import open_bundle
+from ouro_edge.bundle.directory import open_bundle
 from ouro_edge.quant import Scheme
 
 pytest.importorskip("optimum.version", reason="optimum is not installed")

@@ -9,7 +9,7 @@ import pytest
 
 import ouro_edge
 from ouro_edge.arch.weights import tensor_shapes
-from ouro_edge.bundle.bundle import open_bundle
+from ouro_edge.bundle.directory import open_bundle
 from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.loading import export_gguf
 from ouro_edge.measure.context import filled_sequence

@@ -11,7 +11,7 @@ from models import GOLDEN
 from toy_text import add_tokenizer
 
 import ouro_edge
-from ouro_edge.bundle.bundle import open_bundle
+from ouro_edge.bundle.directory import open_bundle
 from ouro_edge.bundle.kv_ranges import RANGES_FILE, RECORD_FILE, read_ranges, write_ranges
 from ouro_edge.errors import BundleError, ContextOverflowError, RequestError
 from ouro_edge.fitting.calibrate_kv import calibrate

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import ouro_edge
-from ouro_edge import prefill_weights as prefill
-from ouro_edge.bundle.bundle import BLOCK_FILES, DATA_FILE, open_bundle
+from ouro_edge.bundle.directory import BLOCK_FILES, DATA_FILE, open_bundle
 from ouro_edge.bundle.prefill_copy import RECORD_FILE, is_complete
-from ouro_edge.errors import ExportError, RequestError
+from ouro_edge.errors import ExportError
 from ouro_edge.export.graphs.block_graph import block_graph
 from ouro_edge.export.graphs.prefill_graph import PrefillBuilder
 from ouro_edge.export.prefill_copy import write_prefill_copy
@@ -212,36 +208,8 @@ def test_rows_of_odd_width_are_not_rotated(checkpoint_of, bundle_of):
 
 def test_a_cache_that_cannot_be_written_is_one_line(bundle, cache):
     cache.write_text("a file")
-    with pytest.raises(ExportError, match=r"cannot be written: .*use --prefill lean"):
+    with pytest.raises(ExportError, match=r"cannot be written: .*use --prefill-weights none"):
         ouro_edge.load(bundle, prefill="fast")
-
-
-@pytest.mark.parametrize("problem", [PermissionError(13, "Permission denied"), RuntimeError("no home directory")])
-def test_a_cache_without_a_place_is_one_line_and_none_unasked(bundle, monkeypatch, problem):
-    def fail():
-        raise problem
-
-    monkeypatch.setattr(prefill, "cache_directory", fail)
-    monkeypatch.setattr(prefill, "_pays", lambda bundle: True)
-    ouro_edge.load(bundle).close()
-    with pytest.raises(ExportError, match=r"has no place: .*use --prefill lean"):
-        ouro_edge.load(bundle, prefill="fast")
-
-
-def test_the_copy_belongs_to_the_file_and_to_what_it_means(bundle, cache, tmp_path):
-    """Not to the checksum that a manifest claims: a large file is not hashed when it is opened."""
-    same = shutil.copytree(bundle, tmp_path / "same")
-    config = open_bundle(bundle).config
-    for path, changes in ((bundle, {}), (same, {}), (same, {"rms_norm_eps": 2 * config.rms_norm_eps})):
-        opened = open_bundle(path)
-        opened.config = replace(config, **changes)
-        prefill.prefill_copy_for(opened, "fast")
-        prefill.prefill_copy_for(opened.with_context(50), "fast")  # the same one
-    assert len(list(cache.iterdir())) == 3
-    data = same / DATA_FILE
-    os.utime(data, ns=(0, data.stat().st_mtime_ns + 1))
-    prefill.prefill_copy_for(open_bundle(same), "fast")
-    assert len(list(cache.iterdir())) == 4
 
 
 def test_nothing_half_written_stays(bundle, tmp_path, monkeypatch):
@@ -249,38 +217,3 @@ def test_nothing_half_written_stays(bundle, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         write_prefill_copy(open_bundle(bundle), tmp_path / "out" / "copy")
     assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_auto_wants_a_large_model_and_memory(bundle, cache, monkeypatch):
-    ouro_edge.load(bundle).close()
-    assert not cache.exists()  # small
-    monkeypatch.setattr(prefill, "_SMALLEST", 0)
-    monkeypatch.setattr(prefill.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(prefill, "available_memory", lambda: 1000)
-    assert prefill.prefill_copy_for(open_bundle(bundle), "auto") is None
-    monkeypatch.setattr(prefill, "available_memory", lambda: 1 << 40)
-    four_bits = open_bundle(bundle).manifest.recipe.startswith("int4")
-    assert (prefill.prefill_copy_for(open_bundle(bundle), "auto") is not None) == four_bits
-    shutil.rmtree(cache, ignore_errors=True)
-    monkeypatch.setattr(prefill_copy, "multiplies_exactly", lambda probe: False)
-    assert prefill.prefill_copy_for(open_bundle(bundle), "auto") is None
-    with pytest.raises(RequestError, match="needs a CPU that multiplies int8 exactly"):
-        prefill.prefill_copy_for(open_bundle(bundle), "fast")
-    assert not cache.exists()  # nothing is written for a CPU that cannot use it
-
-
-def test_an_app_without_onnx_goes_the_lean_way(bundle, cache, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ouro_edge.export.prefill_copy", None)  # as if what it imports were missing
-    monkeypatch.setattr(prefill, "_pays", lambda bundle: True)
-    assert prefill.prefill_copy_for(open_bundle(bundle), "auto") is None
-    with pytest.raises(
-        ExportError, match=r"needs ouro_edge\.export\.prefill_copy to make its copy of the weights: use lean"
-    ):
-        prefill.prefill_copy_for(open_bundle(bundle), "fast")
-
-
-def test_what_cannot_be_done_is_refused(bundle_of):
-    with pytest.raises(RequestError, match="prefill is 'slow'; wanted auto, fast or lean"):
-        ouro_edge.load(bundle_of(), prefill="slow")
-    with pytest.raises(RequestError, match="computes in float32"):
-        ouro_edge.load(bundle_of(), prefill="fast")

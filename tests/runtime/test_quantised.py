@@ -8,7 +8,7 @@ from models import GOLDEN
 
 import ouro_edge
 from ouro_edge.arch import reference
-from ouro_edge.bundle.bundle import open_bundle
+from ouro_edge.bundle.directory import open_bundle
 from ouro_edge.evaluation.stored_weights import StoredWeights
 from ouro_edge.runtime.exits.policies import FixedDepth
 

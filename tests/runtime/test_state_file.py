@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import ouro_edge
 from ouro_edge import PrefixCache, load_sequence, save_sequence
-from ouro_edge.bundle.bundle import open_bundle
+from ouro_edge.bundle.directory import open_bundle
 from ouro_edge.errors import RequestError
 from ouro_edge.fitting.calibrate_kv import calibrate
 from ouro_edge.runtime.exits.policies import ExitThreshold, FixedDepth, FullDepth

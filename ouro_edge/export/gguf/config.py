@@ -1,9 +1,8 @@
-"""Reads a GGUF header into a ModelConfig. Knows the metadata keys of the architectures `ouro` and `llama`.
+"""Reads a GGUF header of the architectures `ouro` and `llama` into a ModelConfig.
 
-As strict as `config.from_hf`: a key of the architecture that we do not know, or whose value we do not implement, is an
-error that names it. Only keys whose absence has a meaning in the format may be absent. Our own keys, which llama.cpp
-ignores, carry the exit gate: `ouro_edge.exit_gate.weight` [C], `ouro_edge.exit_gate.bias` [1] and
-`ouro_edge.exit_threshold`.
+As strict as `config.from_hf`: an unknown key of the architecture, or a value that is not implemented, is an error that
+names the key. Only keys whose absence has a meaning in the format may be absent. Own keys, which llama.cpp ignores,
+hold the exit gate: `ouro_edge.exit_gate.weight` [C], `ouro_edge.exit_gate.bias` [1] and `ouro_edge.exit_threshold`.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _KNOWN = {
     "rope.dimension_count", "rope.freq_base", "rope.scaling.finetuned", "rope.scaling.original_context_length",
     "vocab_size",
 }  # fmt: skip
-# Keys with the only values that the runtime implements; absent is as good.
+# Keys with the only values that the runtime implements; they may be absent.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
     "attention.scale": (0.0,),
@@ -48,13 +47,13 @@ _STOPS = ("eos", "eot", "eom")
 
 
 def read_config(header: Header) -> tuple[ModelConfig, list[str]]:
-    """The config of a GGUF file and notes about what was passed over; ConfigError names the key at fault."""
+    """The config of a GGUF file, and notes about what was ignored; ConfigError names the key at fault."""
     metadata, tensors = header.metadata, header.tensors
     arch, kind = metadata.get("general.architecture"), metadata.get("general.type", "model")
     if not isinstance(arch, str) or arch not in ("ouro", "llama"):
-        raise ConfigError(f"general.architecture is {brief(arch)}; wanted 'ouro' or 'llama'")
+        raise ConfigError(f"general.architecture is {brief(arch)}; expected 'ouro' or 'llama'")
     if not isinstance(kind, str) or kind != "model":
-        raise ConfigError(f"general.type is {brief(kind)}; wanted a whole model")
+        raise ConfigError(f"general.type is {brief(kind)}; expected 'model', a whole model")
     if (parts := _number(metadata, "split.count", 1, (int,))) > 1:
         raise ConfigError(f"split.count is {parts}; merge the {parts} files with llama-gguf-split first")
     ouro = arch == "ouro"
@@ -67,14 +66,14 @@ def read_config(header: Header) -> tuple[ModelConfig, list[str]]:
 
     hidden, heads = integer("embedding_length"), integer("attention.head_count")
     if heads < 1:
-        raise ConfigError(f"{arch}.attention.head_count is {heads}; wanted at least 1")
+        raise ConfigError(f"{arch}.attention.head_count is {heads}; expected at least 1")
     head_dim = integer("attention.key_length", None if hidden % heads else hidden // heads)
     for key, default in (("attention.value_length", hidden // heads), ("rope.dimension_count", head_dim)):
         if (value := integer(key, default)) != head_dim:
             raise ConfigError(f"{arch}.{key} is {value} and a head has {head_dim}; only equal sizes are implemented")
     embedding = tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
-        raise ConfigError("token_embd.weight is missing or no matrix; wanted one row for each token")
+        raise ConfigError("token_embd.weight is missing or not a matrix; expected one row per token")
     vocab = embedding.shape[0]
     if integer("vocab_size", vocab) != vocab:
         raise ConfigError(f"{arch}.vocab_size is {integer('vocab_size')}, but token_embd.weight has {vocab} rows")
@@ -119,8 +118,8 @@ def _check_keys(metadata: Metadata, prefix: str, ouro: bool) -> None:
             raise ConfigError(f"{key} is unknown; remove it from the file if it changes nothing")
         value = metadata[key]
         if not isinstance(value, (str, int, float)) or value not in fixed[name]:
-            wanted = " or ".join(repr(v) for v in fixed[name])
-            raise ConfigError(f"{key} is {brief(value)}; only {wanted} is implemented")
+            implemented = " or ".join(repr(v) for v in fixed[name])
+            raise ConfigError(f"{key} is {brief(value)}; only {implemented} is implemented")
 
 
 def _token_ids(metadata: Metadata, vocab: int) -> tuple[dict[str, int], list[str]]:
@@ -138,11 +137,11 @@ def _token_ids(metadata: Metadata, vocab: int) -> tuple[dict[str, int], list[str
 
 
 def _float(metadata: Metadata, key: str, default: float | None = None) -> float:
-    """A float32 of the file as the shortest decimal that means it, so that 1e-6 stays 1e-6."""
+    """A float32 of the file as the shortest decimal that rounds to it, so that 1e-6 stays 1e-6."""
     with np.errstate(over="ignore"):
         value = np.float32(_number(metadata, key, default, (int, float)))
     if not np.isfinite(value):
-        raise ConfigError(f"{key} is {value}; wanted a finite number")
+        raise ConfigError(f"{key} is {value}; expected a finite number")
     return float(str(value))
 
 
@@ -151,7 +150,7 @@ def _number(metadata: Metadata, key: str, default: Any, types: tuple[type, ...])
     if value is None:
         raise ConfigError(f"{key} is missing; the model cannot be run without it, so convert it again")
     if type(value) not in types:
-        raise ConfigError(f"{key} is {brief(value)}; wanted {'an integer' if types == (int,) else 'a number'}")
+        raise ConfigError(f"{key} is {brief(value)}; expected {'an integer' if types == (int,) else 'a number'}")
     return value
 
 

@@ -1,10 +1,10 @@
-"""Reads the header of a GGUF file: metadata and the place of every tensor. Knows the format; nothing of models.
+"""Reads the header of a GGUF file: metadata, and name, type, shape and offset of every tensor.
 
-The gguf package brings the numbers of the types; its `GGUFReader` is not used, because it believes the file: it loops
-over whatever count a header claims (each turn keeping NumPy views), reads strings past the end as short ones and
-answers with KeyError, IndexError or an endless loop. Guarding it would take a full parse beforehand, and a full parse
-is this file. Here every length is checked against the bytes that are there before anything is read, so what a header
-can make us allocate is bounded by its own size, and that by 64 MiB. Layout: ggml/docs/gguf.md, versions 2 and 3.
+The gguf package supplies the numbers of the types. Its `GGUFReader` is not used, because it trusts the file: it loops
+over any count that a header claims (and keeps NumPy views per item), reads strings beyond the end as short ones, and
+ends in KeyError, IndexError or an endless loop. Guarding it would take a full parse first, which is this file. Here
+every length is compared with the bytes that are left before anything is read, so the memory that a header can cause to
+be allocated is bounded by its own size, and that by 64 MiB. Layout: ggml/docs/gguf.md, versions 2 and 3.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from ouro_edge.errors import CheckpointError
 Value = str | int | float | bool | list[str] | NDArray[Any]
 Metadata = Mapping[str, Value]
 
-_MAX_HEADER = 64 << 20
+_MAX_HEADER_BYTES = 64 << 20
 _MAX_TENSORS = 1 << 16
-_LONGEST_NAME = 256
+_MAX_NAME_CHARACTERS = 256
 _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 _NUMBERS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "<u1", 10: "<u8", 11: "<i8",
@@ -36,11 +36,11 @@ _NUMBERS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4"
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor as the file describes it; its bytes are known to lie inside the file."""
+    """One tensor as the file describes it; its bytes are known to be inside the file."""
 
     name: str
     type: GGMLQuantizationType
-    shape: tuple[int, ...]  # rows first, the reverse of what the file says
+    shape: tuple[int, ...]  # rows first: the reverse of the order in the file
     offset: int  # from the start of the file
     row_bytes: int  # of one row of the last axis
 
@@ -55,14 +55,14 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """All that stands before the tensor data."""
+    """Everything before the tensor data."""
 
     metadata: dict[str, Value]
     tensors: dict[str, TensorInfo]
 
 
 def read_header(path: Path) -> Header:
-    """Read and check a header. CheckpointError in one line for whatever is not a whole, little-endian GGUF file."""
+    """Read and check a header. CheckpointError in one line unless it is a whole, little-endian GGUF file."""
     try:
         with path.open("rb") as file:
             return _Parser(path, file).header()
@@ -77,19 +77,19 @@ class _Parser:
         self.path, self.file = path, file
         self.size = file.seek(0, 2)
         file.seek(0)
-        self.position, self.end = 0, min(self.size, _MAX_HEADER)
+        self.position, self.end = 0, min(self.size, _MAX_HEADER_BYTES)
 
     def header(self) -> Header:
         if (magic := self.take(4, "the magic")) != b"GGUF":
-            raise self.error(f"starts with {magic!r}; wanted a GGUF file")
+            raise self.error(f"starts with {magic!r}; expected a GGUF file")
         version = self.number("<I", "the version")
         if version and not version & 0xFFFF:
-            raise self.error("is big-endian; only little-endian GGUF is read, so convert it again")
+            raise self.error("is big-endian; expected a little-endian file, so convert it again")
         if version not in (2, 3):
-            raise self.error(f"is GGUF version {version}; wanted 2 or 3, so convert it again")
+            raise self.error(f"is GGUF version {version}; expected 2 or 3, so convert it again")
         tensor_count = self.count("tensors", 8 + 4 + 8 + 4 + 8, 8)
         if tensor_count > _MAX_TENSORS:
-            raise self.error(f"claims {tensor_count} tensors; wanted at most {_MAX_TENSORS}")
+            raise self.error(f"claims {tensor_count} tensors; expected at most {_MAX_TENSORS}")
         pairs = self.count("metadata pairs", 8 + 4 + 1)
         metadata: dict[str, Value] = {}
         for index in range(pairs):
@@ -99,7 +99,7 @@ class _Parser:
             metadata[key] = self.value(self.number("<I", key), key)
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-            raise self.error(f"has general.alignment {alignment!r}; wanted a power of two")
+            raise self.error(f"has general.alignment {alignment!r}; expected a power of two")
         tensors: dict[str, TensorInfo] = {}
         for index in range(tensor_count):
             tensor = self.tensor(f"tensor {index}", alignment)
@@ -112,7 +112,7 @@ class _Parser:
         name = self.name(f"the name of {what}")
         dimensions = self.number("<I", name)
         if not 1 <= dimensions <= _MAX_DIMENSIONS:
-            raise self.error(f"gives {name} {dimensions} dimensions; wanted 1 to {_MAX_DIMENSIONS}")
+            raise self.error(f"gives {name} {dimensions} dimensions; expected 1 to {_MAX_DIMENSIONS}")
         shape = struct.unpack(f"<{dimensions}Q", self.take(8 * dimensions, name))[::-1]
         type_id, offset = self.number("<I", name), self.number("<Q", name)
         try:
@@ -121,9 +121,9 @@ class _Parser:
         except (ValueError, KeyError):
             raise self.error(f"stores {name} in the unknown type {type_id}; a newer gguf package may know it") from None
         if 0 in shape or shape[-1] % block:
-            raise self.error(f"gives {name} the shape {list(shape)}; {kind.name} wants rows in blocks of {block}")
+            raise self.error(f"gives {name} the shape {list(shape)}; {kind.name} stores rows in blocks of {block}")
         if offset % alignment:
-            raise self.error(f"puts {name} at offset {offset}; wanted a multiple of the alignment {alignment}")
+            raise self.error(f"places {name} at offset {offset}; expected a multiple of the alignment {alignment}")
         return TensorInfo(name, kind, shape, offset, shape[-1] // block * block_bytes)
 
     def placed(self, tensors: dict[str, TensorInfo], start: int) -> dict[str, TensorInfo]:
@@ -133,10 +133,10 @@ class _Parser:
         for t in sorted(tensors.values(), key=lambda t: t.offset):
             offset = start + t.offset
             if offset < end:
-                raise self.error(f"puts {t.name} into the bytes of {before}; the file is damaged")
+                raise self.error(f"places {t.name} into the bytes of {before}; the file is damaged")
             end, before = offset + t.nbytes, t.name
             if end > self.size:
-                raise self.error(f"has {self.size} bytes, but {t.name} ends at {end}: cut short, fetch it again")
+                raise self.error(f"has {self.size} bytes, but {t.name} ends at {end}: incomplete, fetch it again")
             placed[t.name] = TensorInfo(t.name, t.type, t.shape, offset, t.row_bytes)
         return {name: placed[name] for name in tensors}
 
@@ -153,7 +153,7 @@ class _Parser:
 
     def numbers(self, kind: int, count: int, key: str) -> NDArray[Any]:
         if kind not in _NUMBERS:
-            raise self.error(f"gives {key} the value type {kind}; only numbers, strings and lists of them are read")
+            raise self.error(f"gives {key} the value type {kind}; expected numbers, strings or lists of them")
         dtype = np.dtype(_NUMBERS[kind])
         values = np.frombuffer(self.take(count * dtype.itemsize, key), dtype)
         if kind != _BOOL:
@@ -169,17 +169,17 @@ class _Parser:
             raise self.error(f"has bytes that are not UTF-8 in {what}") from None
 
     def name(self, what: str) -> str:
-        """A key or a tensor's name, fit to stand in a message."""
+        """A key or a tensor's name, safe to print in a message."""
         name = self.string(what)
-        if not 1 <= len(name) <= _LONGEST_NAME or not name.isprintable():
-            raise self.error(f"has {name[:40]!a} as {what}; wanted 1 to {_LONGEST_NAME} printable characters")
+        if not 1 <= len(name) <= _MAX_NAME_CHARACTERS or not name.isprintable():
+            raise self.error(f"has {name[:40]!a} as {what}; expected 1 to {_MAX_NAME_CHARACTERS} printable characters")
         return name
 
     def count(self, what: str, least: int, reserved: int = 0) -> int:
-        """A number of things of which each takes at least so many bytes; more than fit is an error."""
+        """A count of items of at least `least` bytes each; an error when they do not fit before `reserved` bytes."""
         count = self.number("<Q", f"the number of {what}")
         if count * least > self.end - self.position - reserved:
-            raise self.error(f"claims {count} {what}, more than its header can hold: damaged or cut short")
+            raise self.error(f"claims {count} {what}, more than its header can hold: damaged or incomplete")
         return count
 
     def number(self, form: str, what: str) -> int:
@@ -187,8 +187,8 @@ class _Parser:
 
     def take(self, count: int, what: str) -> bytes:
         if count > self.end - self.position:
-            place = "its end" if self.end == self.size else f"the {_MAX_HEADER} bytes that a header may have"
-            raise self.error(f"reaches {place} inside {what}: damaged or cut short, fetch it again")
+            place = "its end" if self.end == self.size else f"the {_MAX_HEADER_BYTES} bytes that a header may have"
+            raise self.error(f"reaches {place} inside {what}: damaged or incomplete, fetch it again")
         data = self.file.read(count)
         if len(data) != count:
             raise self.error("became shorter while it was read")

@@ -1,7 +1,8 @@
 """Reads a .gguf file as a checkpoint: architectures `ouro` (looped) and `llama` (a plain transformer, one loop).
 
-Knows llama.cpp's tensor names and its order of the rows of Q and K: llama.cpp rotates neighbouring rows, so converters
-interleave the two halves of every head; reading puts them back. Dequantises with the gguf package, some rows at a time.
+Tensor names and the order of the rows of Q and K are llama.cpp's. It rotates neighbouring rows, so converters
+interleave the two halves of every head; reading restores the published order. The gguf package dequantises, some rows
+at a time.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from ouro_edge.errors import CheckpointError
 from ouro_edge.export.checkpoint import Checkpoint
 from ouro_edge.export.gguf.config import GATE_BIAS, GATE_THRESHOLD, GATE_WEIGHT, brief, read_config
 from ouro_edge.export.gguf.header import Header, Metadata, TensorInfo, read_header
-from ouro_edge.export.gguf.own_metadata import MEASURED
+from ouro_edge.export.gguf.own_metadata import OWN_KEYS
 from ouro_edge.export.gguf.tokenizer import tokenizer_json
 from ouro_edge.export.gguf.vocabulary import read_generation
 
-_CHUNK = 1 << 20  # values dequantised at a time; gguf's temporaries take several times as much memory
+CHUNK_VALUES = 1 << 20  # dequantised at a time; gguf's temporaries take several times as much memory
 
 _TOP = {"token_embd.weight": "embedding", "output_norm.weight": "norm", "output.weight": "head"}
 _LAYER = {
@@ -42,8 +43,8 @@ _LAYER = {
     "ffn_up": "up_proj",
     "ffn_down": "down_proj",
 }
-_OURS = (GATE_WEIGHT, GATE_BIAS, GATE_THRESHOLD, *MEASURED)
 _NORMS = {"post_attention_norm": "attn_post_norm", "post_ffw_norm": "ffn_post_norm"}
+_KNOWN_KEYS = {GATE_WEIGHT, GATE_BIAS, GATE_THRESHOLD, *OWN_KEYS}
 
 
 def open_gguf(path: Path, header: Header | None = None) -> Checkpoint:
@@ -59,8 +60,8 @@ def open_gguf(path: Path, header: Header | None = None) -> Checkpoint:
     text, why = tokenizer_json(header.metadata)
     if why:
         notes.append(why)
-    if ours := sorted(k for k in header.metadata if k.startswith("ouro_edge.") and k not in _OURS):
-        notes.append(f"metadata of another version of ouro-edge is ignored: {', '.join(ours)}")
+    if unknown := sorted(k for k in header.metadata if k.startswith("ouro_edge.") and k not in _KNOWN_KEYS):
+        notes.append(f"metadata of another version of ouro-edge is ignored: {', '.join(unknown)}")
     return Checkpoint(
         path=path,
         name=_model_name(header.metadata, path),
@@ -72,35 +73,38 @@ def open_gguf(path: Path, header: Header | None = None) -> Checkpoint:
     )
 
 
-def our_name(name: str, sandwich_norms: bool) -> str:
-    """Our name of a GGUF tensor name, or the name itself when it has none (it is then reported as left over)."""
+def canonical_name(name: str, sandwich_norms: bool) -> str:
+    """The name in `arch.weights` of a tensor in GGUF; an unknown name is returned as it is, and reported later."""
     match = re.fullmatch(r"blk\.(0|[1-9]\d*)\.(\w+)\.weight", name, re.ASCII)
     part = match and (_LAYER | (_NORMS if sandwich_norms else {})).get(match[2])
     return f"layers.{match[1]}.{part}" if match and part else _TOP.get(name, name)
 
 
 def gguf_name(name: str) -> str:
-    """GGUF's name of one of our tensors."""
-    top = {ours: theirs for theirs, ours in _TOP.items()}
+    """The name in GGUF of a tensor of `arch.weights`."""
+    top = {canonical: gguf for gguf, canonical in _TOP.items()}
     if name in top:
         return top[name]
     _, layer, part = name.split(".")
-    parts = {ours: theirs for theirs, ours in (_LAYER | _NORMS).items()}
+    parts = {canonical: gguf for gguf, canonical in (_LAYER | _NORMS).items()}
     return f"blk.{layer}.{parts[part]}.weight"
 
 
 class GgufReader:
-    """One tensor of a GGUF file, memory-mapped only while it is read: what was read leaves memory again."""
+    """One tensor of a GGUF file, memory-mapped only while it is read, so that its pages leave memory again."""
 
-    def __init__(self, file: Path, tensor: TensorInfo, head_dim: int | None = None) -> None:
+    def __init__(
+        self, file: Path, tensor: TensorInfo, head_dim: int | None = None, chunk_values: int = CHUNK_VALUES
+    ) -> None:
         self.file, self.tensor, self.shape, self.type = file, tensor, tensor.shape, tensor.type
         self.head_dim = head_dim  # of Q and K, whose rows are interleaved within each head
+        self._chunk_values = chunk_values
         if not can_dequantize(tensor.type):
             raise CheckpointError(f"{tensor.name} is stored as {tensor.type.name}, which the gguf package cannot "
                                   "dequantise; convert the model to another type")  # fmt: skip
 
     def raw(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Rows start..stop of the last axis as stored, but in the published order: bytes [rows, row_bytes]."""
+        """Rows start..stop in the published order, in the stored type: bytes [rows, row_bytes]."""
         mapped = self._map()
         if self.head_dim is None:
             return np.asarray(mapped[start:stop])
@@ -113,18 +117,18 @@ class GgufReader:
         if len(self.shape) == 1:
             return self._values(self.raw(0, 1))[0, start:stop]
         out = np.empty((stop - start, self.shape[-1]), np.float32)
-        step = max(1, _CHUNK // self.shape[-1])
+        step = max(1, self._chunk_values // self.shape[-1])
         for i in range(start, stop, step):
             part = self._values(self.raw(i, min(i + step, stop)))
             out[i - start : i - start + len(part)] = part
         return out
 
     def gather(self, ids: NDArray[np.integer[Any]]) -> Array:
-        """Rows with these numbers, as stored in the file, as float32 [len(ids), K]; no other row is read."""
+        """Rows of the file with these numbers as float32 [len(ids), K]; no other row is read."""
         return self._values(np.array(self._map()[ids]))
 
     def _map(self) -> NDArray[np.uint8]:
-        """The whole tensor's bytes [rows, row_bytes], mapped and not read."""
+        """The bytes of the whole tensor [rows, row_bytes], mapped but not read."""
         rows = self.tensor.nbytes // self.tensor.row_bytes
         try:
             return np.memmap(self.file, np.uint8, "r", self.tensor.offset, (rows, self.tensor.row_bytes))
@@ -138,7 +142,7 @@ class GgufReader:
 
 
 class ArrayReader:
-    """A small tensor that lies in the metadata: the exit gate."""
+    """A small tensor stored in the metadata: the exit gate."""
 
     def __init__(self, values: Array) -> None:
         self.values, self.shape = values, values.shape
@@ -150,7 +154,7 @@ class ArrayReader:
 
 @functools.cache
 def can_dequantize(kind: GGMLQuantizationType) -> bool:
-    """Whether the gguf package turns this type into floats; asked of a block of zeros, since it has no list."""
+    """Whether the gguf package can dequantise this type; tried on a block of zeros, since it has no list."""
     try:
         with np.errstate(all="ignore"):
             dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
@@ -160,10 +164,10 @@ def can_dequantize(kind: GGMLQuantizationType) -> bool:
 
 
 def tensor_readers(path: Path, header: Header, config: ModelConfig) -> dict[str, TensorReader]:
-    """Readers of a file's tensors under our names; what has none keeps its own."""
+    """Readers of a file's tensors by canonical name; an unknown tensor keeps its own name."""
     readers: dict[str, TensorReader] = {}
     for tensor in header.tensors.values():
-        name = our_name(tensor.name, config.sandwich_norms)
+        name = canonical_name(tensor.name, config.sandwich_norms)
         rotated = name.endswith((".q_proj", ".k_proj")) and len(tensor.shape) == 2
         readers[name] = GgufReader(path, tensor, config.head_dim if rotated else None)
     if config.has_gate:
@@ -177,7 +181,7 @@ def tensor_readers(path: Path, header: Header, config: ModelConfig) -> dict[str,
 def _floats(metadata: Metadata, key: str) -> Array:
     values = np.atleast_1d(metadata[key])
     if values.dtype not in (np.float32, np.float64):
-        raise CheckpointError(f"{key} is {brief(metadata[key])}; wanted an array of float32")
+        raise CheckpointError(f"{key} is {brief(metadata[key])}; expected an array of float32")
     with np.errstate(over="ignore"):  # Weights reports what is not finite
         return values.astype(np.float32)
 
@@ -188,12 +192,12 @@ def _model_name(metadata: Metadata, path: Path) -> str:
 
 
 def plain_name(name: str) -> str:
-    """What of a name, which may hold anything, is safe as the name of a file; empty when nothing is."""
+    """The part of an untrusted name that is safe as the name of a file; may be empty."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:96].strip("-.")
 
 
 def _text_files(metadata: Metadata, config: ModelConfig, tokenizer: str | None) -> dict[str, bytes]:
-    """The files of a Hugging Face directory that this metadata stands for."""
+    """The files of a Hugging Face directory that this metadata corresponds to."""
     files = {"config.json": _json(to_hf(config))}
     if generation := read_generation(metadata, config):
         files["generation_config.json"] = _json(generation)
@@ -213,7 +217,7 @@ def _text_files(metadata: Metadata, config: ModelConfig, tokenizer: str | None) 
 
 
 def _added_tokens(tokenizer: str) -> dict[int, str]:
-    """The special tokens of a tokenizer.json by id, for a file that lists none: GGUF has no form for its tokenizer."""
+    """The special tokens of a tokenizer.json by id, for a file without GGUF's own list of tokens."""
     entries = parse_json_object(tokenizer.encode(), "tokenizer.huggingface.json", CheckpointError).get("added_tokens")
     found = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
     return {e["id"]: e["content"] for e in found if type(e.get("id")) is int and isinstance(e.get("content"), str)}

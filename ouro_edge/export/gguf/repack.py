@@ -1,4 +1,4 @@
-"""GGUF's blocks into the blocks of onnxruntime's MatMulNBits, exactly, and back. Knows both layouts; no files.
+"""Repacks GGUF's blocks into the blocks of onnxruntime's MatMulNBits, exactly, and back.
 
     Q4_0  float16 d, 16 bytes: byte j holds codes j and j + 16;     value = d * (code - 8)
     Q4_1  float16 d, m, 16 bytes like Q4_0's;                       value = d * code + m
@@ -22,8 +22,8 @@ from ouro_edge.quant import Scheme
 
 Bytes = NDArray[np.uint8]
 
-BLOCK = 32
-_CHUNK = 1 << 18  # values at a time: the temporaries stay in a second-level cache
+BLOCK_SIZE = 32
+_CHUNK_VALUES = 1 << 18  # repacked at a time: the temporaries stay in a second-level cache
 _HALF = np.dtype("<f2")
 _TOP_BIT = np.uint8(128)
 _LOW, _HIGH = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0xF0F0F0F0F0F0F0F0)  # nibbles of eight bytes
@@ -48,7 +48,7 @@ class Parts:
 
     def fill(self, kind: Q, start: int, raw: Bytes) -> None:
         """Write rows from `start` on, given as stored: contiguous bytes [rows, row_bytes]."""
-        step = max(1, _CHUNK // (BLOCK * self.scales.shape[1]))
+        step = max(1, _CHUNK_VALUES // (BLOCK_SIZE * self.scales.shape[1]))
         for at in range(0, len(raw), step):
             piece = raw[at : at + step]
             rows = slice(start + at, start + at + len(piece))
@@ -65,20 +65,20 @@ class Parts:
             _interleave(codes, packed)
 
     def finite(self) -> bool:
-        """Whether every block has numbers to be multiplied by."""
+        """Whether the scales and offsets of all blocks are finite."""
         return bool(np.isfinite(self.scales).all() and (self.offsets is None or np.isfinite(self.offsets).all()))
 
 
 def scheme(kind: Q) -> Scheme:
-    """What the codes of a type in EXACT are to MatMulNBits."""
-    return Scheme(EXACT[kind][0], BLOCK, symmetric=True)
+    """The scheme that describes the codes of a type in EXACT to MatMulNBits."""
+    return Scheme(EXACT[kind][0], BLOCK_SIZE, symmetric=True)
 
 
 def stored_type(scheme: Scheme | None) -> Q | None:
     """The GGUF type that holds a scheme's codes unchanged, None when there is none."""
     if scheme is None:
         return Q.F32
-    if scheme.block_size % BLOCK:
+    if scheme.block_size % BLOCK_SIZE:
         return None
     if scheme.bits == 8:
         return Q.Q8_0 if scheme.symmetric else None
@@ -86,14 +86,14 @@ def stored_type(scheme: Scheme | None) -> Q | None:
 
 
 def store(packed: Bytes, scales: Array, zeros: Bytes | None, kind: Q) -> Bytes:
-    """Rows in MatMulNBits' layout as GGUF bytes [rows, row_bytes]; codes stay, scales are rounded to float16.
+    """Rows in MatMulNBits' layout as GGUF bytes [rows, row_bytes]; codes are kept, scales are rounded to float16.
 
     `packed` [rows, blocks, ...] and `scales` [rows, blocks] may have wider blocks than 32; `zeros` [rows, blocks] are
-    zero points, for Q4_1. What pads a row to whole wide blocks is included; the caller cuts it off.
+    zero points, for Q4_1. The padding of a row to whole wide blocks is included; the caller must cut it off.
     """
     bits = EXACT[kind][0]
     rows = len(packed)
-    codes = packed.reshape(rows, -1, BLOCK * bits // 8)
+    codes = packed.reshape(rows, -1, BLOCK_SIZE * bits // 8)
     repeat = codes.shape[1] // scales.shape[1]
     scales = np.repeat(scales, repeat, axis=1)
     out = np.empty((rows, codes.shape[1], (4 if kind == Q.Q4_1 else 2) + codes.shape[2]), np.uint8)

@@ -1,9 +1,9 @@
-"""Rebuilds tokenizer.json from the metadata of a GGUF file. Knows tokenizers' JSON form; nothing of weights.
+"""Rebuilds tokenizer.json from the metadata of a GGUF file.
 
-GGUF keeps tokens, merges or scores, and one word, `tokenizer.ggml.pre`, for how text is cut before merging. Only the
-words whose published tokenizer we know are rebuilt; for any other the answer is a reason, never a tokenizer that is
-nearly right. In particular `pre` = "default" (or none) is llama.cpp's word for "not known" and is not rebuilt.
-Sources: the published tokenizer.json files; llama.cpp's llama-vocab.cpp; transformers' converter (merges from scores).
+GGUF stores tokens, merges or scores, and one name, `tokenizer.ggml.pre`, for how text is split before merging. Only
+names whose published tokenizer is known are rebuilt; for any other the result is a reason, never an almost correct
+tokenizer. In particular `pre` = "default" (or none) means "not known" in llama.cpp and is not rebuilt. Sources: the
+published tokenizer.json files; llama.cpp's llama-vocab.cpp; transformers' converter (merges from scores).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _SPACE = "\u2581"
-_LONGEST_PIECE = 512  # of a SentencePiece vocabulary; splitting is quadratic
+_MAX_PIECE_CHARACTERS = 512  # of a SentencePiece vocabulary; splitting is quadratic
 _MAX_SPLITS = 1 << 24
 
 
@@ -53,27 +53,27 @@ _PRE: dict[str, Json] = {
 
 
 def pre_of(tokenizer: Json) -> str | None:
-    """GGUF's word for how a tokenizer.json cuts text, None when it has none or the tokenizer is no byte-level BPE."""
+    """GGUF's name for how a tokenizer.json splits text; None when it has none or this is not byte-level BPE."""
     model, decoder = tokenizer.get("model"), tokenizer.get("decoder")
     if not isinstance(model, dict) or model.get("type") != "BPE" or model.get("byte_fallback"):
         return None
     if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
         return None
     found = (tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer"), bool(model.get("ignore_merges")))
-    for word, known in _PRE.items():
+    for name, known in _PRE.items():
         if found == (known.get("normalizer"), known["pre_tokenizer"], known.get("ignore_merges", False)):
-            return word
+            return name
     return None
 
 
 class _CannotRebuild(Exception):
-    """The reason, which becomes a note."""
+    """The reason why, which becomes a note."""
 
 
 def tokenizer_json(metadata: Metadata) -> tuple[str | None, str | None]:
     """(tokenizer.json, None), or (None, why it is not rebuilt). CheckpointError when the metadata is damaged.
 
-    A file may hold a whole tokenizer.json beside GGUF's own vocabulary, as ours do; it is then taken as it is.
+    A file may hold a whole tokenizer.json beside GGUF's own vocabulary, as ouro-edge writes it; that is returned.
     """
     from tokenizers import Tokenizer
 
@@ -99,7 +99,7 @@ def tokenizer_json(metadata: Metadata) -> tuple[str | None, str | None]:
     try:
         rebuilt = Tokenizer.from_str(text)
     except Exception as problem:
-        raise CheckpointError(f"tokenizer.ggml metadata makes no tokenizer: {_line(problem)}") from None
+        raise CheckpointError(f"tokenizer.ggml metadata is not a usable tokenizer: {_line(problem)}") from None
     if rebuilt.get_vocab_size() != len(tokens) or any(
         rebuilt.token_to_id(tokens[i]) != i for i in (0, -1 % len(tokens))
     ):
@@ -131,11 +131,11 @@ def _byte_level_bpe(metadata: Metadata, tokens: list[str]) -> Json:
         raise CheckpointError("tokenizer.ggml.merges is missing; a byte-level tokenizer needs them")
     merges = [line.split(" ") for line in lines]
     if wrong := [line for line, pair in zip(lines, merges, strict=True) if len(pair) != 2 or "" in pair]:
-        raise CheckpointError(f"tokenizer.ggml.merges has {wrong[0][:40]!r}; wanted two tokens with a space between")
+        raise CheckpointError(f"tokenizer.ggml.merges has {wrong[0][:40]!r}; expected two tokens with a space between")
     vocabulary = set(tokens)
     if wrong := [line for line, pair in zip(lines, merges, strict=True) if not vocabulary >= {*pair, "".join(pair)}]:
         raise CheckpointError(
-            f"tokenizer.ggml.merges has {wrong[0][:40]!r}, whose parts or whole are no tokens; damaged"
+            f"tokenizer.ggml.merges has {wrong[0][:40]!r}, whose parts or whole are not tokens; damaged"
         )
     known: Json = {"normalizer": None, "ignore_merges": False, "add_bos": False} | _PRE[pre]
     return {
@@ -148,7 +148,7 @@ def _byte_level_bpe(metadata: Metadata, tokens: list[str]) -> Json:
 
 
 def _sentencepiece(metadata: Metadata, tokens: list[str], types: np.ndarray[Any, Any]) -> Json:
-    """SentencePiece BPE with byte fallback, as Llama 2's published tokenizer.json has it."""
+    """SentencePiece BPE with byte fallback, as in Llama 2's published tokenizer.json."""
     for key in ("precompiled_charsmap", "remove_extra_whitespaces"):
         if np.size(value := metadata.get(f"tokenizer.ggml.{key}", False)) and value is not False:
             raise _CannotRebuild(f"tokenizer model 'llama' with {key}")
@@ -174,13 +174,14 @@ def _sentencepiece(metadata: Metadata, tokens: list[str], types: np.ndarray[Any,
 
 
 def _merges_from_scores(metadata: Metadata, tokens: list[str], types: np.ndarray[Any, Any]) -> list[list[str]]:
-    """Every split of a piece into two pieces, best score first: the merge that SentencePiece would do first."""
+    """Every split of a piece into two pieces, best score first: the order in which SentencePiece merges."""
     scores = metadata.get("tokenizer.ggml.scores")
     if not isinstance(scores, np.ndarray) or len(scores) != len(tokens) or not np.isfinite(scores).all():
         raise CheckpointError("tokenizer.ggml.scores is missing or not one finite number for each token; damaged")
     pieces = [(tokens[i], float(scores[i])) for i in np.flatnonzero(types == NORMAL).tolist()]
     longer = [(piece, score) for piece, score in pieces if len(piece) > 1]
-    if sum(len(piece) for piece, _ in longer) > _MAX_SPLITS or any(len(piece) > _LONGEST_PIECE for piece, _ in longer):
+    sizes = [len(piece) for piece, _ in longer]
+    if sum(sizes) > _MAX_SPLITS or max(sizes, default=0) > _MAX_PIECE_CHARACTERS:
         raise _CannotRebuild("tokenizer model 'llama' with oversized tokens")
     ids = {piece: i for i, (piece, _) in enumerate(pieces)}
     merges = [
@@ -211,12 +212,12 @@ def _bpe(tokens: list[str], merges: list[list[str]], ignore_merges: bool = False
 
 
 def _template(metadata: Metadata, tokens: list[str], add_bos: bool) -> Json | None:
-    """The processor that puts BOS before and EOS behind a text, where the file asks for it."""
+    """The processor that adds BOS before and EOS after a text, where the file says so."""
 
     def special(name: str, default: bool) -> list[int]:
         i = metadata.get(f"tokenizer.ggml.{name}_token_id")
-        wanted = metadata.get(f"tokenizer.ggml.add_{name}_token", default)
-        return [i] if wanted is True and type(i) is int and 0 <= i < len(tokens) else []
+        added = metadata.get(f"tokenizer.ggml.add_{name}_token", default)
+        return [i] if added is True and type(i) is int and 0 <= i < len(tokens) else []
 
     bos, eos = special("bos", add_bos), special("eos", False)
     if not bos and not eos:

@@ -1,8 +1,8 @@
-"""Tokenizer, chat template and generation defaults as GGUF metadata. The way back is `gguf_tokenizer` and `gguf_file`.
+"""Tokenizer, chat template and generation defaults as GGUF metadata; `tokenizer` and `reader` read them.
 
-tokenizer.json travels whole in `tokenizer.huggingface.json`, which is what ouro-edge reads back. Programs that know
-only GGUF's own vocabulary get that too, where it says the same: byte-level BPE cut by one of the rules that GGUF has a
-word for. Any other tokenizer is left out for them ("no_vocab"): none is better than one that is nearly right.
+tokenizer.json is stored whole in `tokenizer.huggingface.json`, which ouro-edge reads back. For other programs, GGUF's
+own vocabulary is added where it means the same: byte-level BPE that is split by one of the rules that GGUF has a name
+for. Any other tokenizer is left out ("no_vocab"), because an almost correct one is worse than none.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SAMPLING = {
 
 
 def text_metadata(config: ModelConfig, files: Mapping[str, bytes]) -> tuple[Pairs, list[str]]:
-    """Metadata for a model's text files, and notes about what other programs will miss.
+    """Metadata for a model's text files, and notes about what other programs cannot use.
 
     CheckpointError when one of the files is damaged or the tokenizer has more tokens than the model.
     """
@@ -49,7 +49,7 @@ def text_metadata(config: ModelConfig, files: Mapping[str, bytes]) -> tuple[Pair
 
 
 def _vocabulary(tokenizer: dict[str, Any], size: int) -> Pairs | None:
-    """tokenizer.ggml's tokens, kinds and merges, None when this is no byte-level BPE that GGUF has a word for."""
+    """tokenizer.ggml's tokens, kinds and merges; None unless this is byte-level BPE that GGUF has a name for."""
     model = tokenizer.get("model")
     pre = pre_of(tokenizer)
     if pre is None or not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
@@ -74,14 +74,14 @@ def _vocabulary(tokenizer: dict[str, Any], size: int) -> Pairs | None:
 
 
 def _adds_bos(tokenizer: dict[str, Any]) -> bool:
-    """Whether the tokenizer itself puts a token before a text."""
+    """Whether the tokenizer itself adds a token before a text."""
     processor = tokenizer.get("post_processor")
     single = processor.get("single") if isinstance(processor, dict) else None
     return isinstance(single, list) and bool(single) and isinstance(single[0], dict) and "SpecialToken" in single[0]
 
 
 def _end_of_turn(files: Mapping[str, bytes]) -> int | None:
-    """The id of tokenizer_config.json's eos_token, which the chat template may name."""
+    """The id of tokenizer_config.json's eos_token, which the chat template may use."""
     token = _object(files, "tokenizer_config.json").get("eos_token")
     token = token.get("content") if isinstance(token, dict) else token
     added = _object(files, "tokenizer.json").get("added_tokens") or ()
@@ -89,7 +89,7 @@ def _end_of_turn(files: Mapping[str, bytes]) -> int | None:
 
 
 def _special_ids(config: ModelConfig, generation: dict[str, Any], first: int | None) -> Pairs:
-    """GGUF has three keys for tokens that end an answer; whatever of them is left over has no place."""
+    """Special ids; GGUF has three keys for tokens that end an answer, and a fourth such token is left out."""
     more = generation.get("eos_token_id")
     more = [i for i in (more if isinstance(more, list) else [more]) if type(i) is int and 0 <= i < config.vocab_size]
     ends = dict.fromkeys([*config.eos_token_ids, *more, *config.stop_token_ids])
@@ -101,12 +101,12 @@ def _special_ids(config: ModelConfig, generation: dict[str, Any], first: int | N
 
 
 def _sampling(generation: dict[str, Any]) -> Pairs:
-    """The sampling defaults that generation_config.json asks for, under the keys that llama.cpp reads."""
-    wanted = ["repetition_penalty"] + (list(_SAMPLING) if generation.get("do_sample") is True else [])
+    """The sampling defaults in generation_config.json, under the keys that llama.cpp reads."""
+    used = ["repetition_penalty"] + (list(_SAMPLING) if generation.get("do_sample") is True else [])
     return {
         f"general.sampling.{key}": kind(generation[name])
         for name, (key, kind) in _SAMPLING.items()
-        if name in wanted and type(generation.get(name)) in (int, float) and 0 <= generation[name] < 1e9
+        if name in used and type(generation.get(name)) in (int, float) and 0 <= generation[name] < 1e9
     }
 
 

@@ -1,8 +1,8 @@
 """Writes a model as one GGUF file in llama.cpp's schema: all or nothing, one tensor in memory at a time.
 
-Knows llama.cpp's keys, tensor names and its order of the rows of Q and K, as `gguf_config` and `gguf_file` do for
-reading. What is ours lies in metadata under `ouro_edge.`, because llama.cpp refuses tensors that it does not know.
-Quantisation is the gguf package's own; codes of a bundle are taken over as they are.
+Keys, tensor names and the order of the rows of Q and K are llama.cpp's, as `config` and `reader` read them. Own data is
+metadata under `ouro_edge.`, because llama.cpp refuses tensors that it does not know. The gguf package quantises; the
+codes of a bundle are copied.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _FILE_TYPES = {
     Q.F16: LlamaFileType.MOSTLY_F16,
     Q.F32: LlamaFileType.ALL_F32,
 }
-_PIECE = 1 << 22  # values quantised at a time
+_PIECE_VALUES = 1 << 22  # quantised at a time
 
 
 class TensorSource(Protocol):
-    """Tensors under our names, as GGUF stores them but with the rows of Q and K in the published order."""
+    """Tensors by canonical name, as GGUF stores them but with the rows of Q and K in the published order."""
 
     def kind(self, name: str) -> GGMLQuantizationType:
         """The type that a tensor is stored in."""
@@ -56,13 +56,13 @@ class TensorSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeights:
-    """The tensors of a checkpoint, quantised when they are asked for. Vectors stay float32."""
+    """The tensors of a checkpoint, quantised when they are read. Vectors stay float32."""
 
     weights: Weights
     type: GGMLQuantizationType
 
     def kind(self, name: str) -> GGMLQuantizationType:
-        """Embedding and head take eight bits where the rest takes four, as in a bundle; odd widths take float16."""
+        """Embedding and head take eight bits where the rest takes four, as in a bundle; rows of odd width take F16."""
         shape = self.weights.shapes[name]
         if len(shape) == 1 or name.startswith("exit_gate"):
             return Q.F32
@@ -82,7 +82,7 @@ class QuantizedWeights:
 
 
 def precision(name: str) -> GGMLQuantizationType:
-    """The type of a precision or of one of its aliases. RequestError for any other word."""
+    """The type of a precision or of one of its aliases. RequestError for any other name."""
     kind = PRECISIONS.get(ALIASES.get(name, name))
     if kind is None:
         raise RequestError(f"precision is {name!r}; a GGUF file takes {', '.join(PRECISIONS)} (int4 is q4_0, "
@@ -91,7 +91,7 @@ def precision(name: str) -> GGMLQuantizationType:
 
 
 def file_name(model: str, kind: GGMLQuantizationType) -> str:
-    """How such files are named: Ouro-1.4B-Q4_0.gguf."""
+    """The conventional name of a file, such as Ouro-1.4B-Q4_0.gguf."""
     return f"{model}-{kind.name}.gguf"
 
 
@@ -106,10 +106,10 @@ def write_gguf(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write a model to the file `out`; `metadata` is added to what the config says, and `kind` names the file's type.
+    """Write a model to the file `out`; `metadata` is added to the config's, and `kind` names the file's type.
 
-    Values of metadata are strings, bools, NumPy scalars and arrays, and lists of strings. `arch` is the config's own
-    unless told. ExportError when `out` is taken or cannot be written; an earlier file is replaced at the very end.
+    Values of metadata are strings, bools, NumPy scalars and arrays, and lists of strings. `arch` defaults to the
+    config's. ExportError when `out` exists or cannot be written; an earlier file is replaced at the very end.
     """
     out = Path(os.path.realpath(out))
     if os.path.exists(out) and not (overwrite and out.is_file()):
@@ -167,10 +167,10 @@ def _write(
 
 
 def _tensor(config: ModelConfig, tensors: TensorSource, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    """A whole tensor as the file has it."""
+    """A whole tensor as the file stores it."""
     if len(shape) == 1:
         return tensors.rows(name, 0, shape[0])
-    step = max(1, _PIECE // shape[1])
+    step = max(1, _PIECE_VALUES // shape[1])
     pieces = [tensors.rows(name, i, min(shape[0], i + step)) for i in range(0, shape[0], step)]
     whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
     if name.endswith(("q_proj", "k_proj")):  # llama.cpp rotates neighbouring rows: interleave the halves of each head
@@ -210,7 +210,7 @@ def _gate_metadata(config: ModelConfig, tensors: TensorSource) -> dict[str, Any]
 
 
 def add_pair(writer: GGUFWriter, key: str, value: Any) -> None:
-    """Add one pair of metadata in the type that its value has."""
+    """Add one pair of metadata in the type of its value."""
     if isinstance(value, str):
         writer.add_string(key, value)
     elif isinstance(value, (bool, np.bool_)):

@@ -11,14 +11,15 @@ from collections.abc import Mapping
 import onnx
 
 from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.weights import head_tensor
 from ouro_edge.bundle.bundle import cache_head_dim
-from ouro_edge.bundle.manifest import StoredTensor
+from ouro_edge.bundle.tensors import TensorSpec
 from ouro_edge.export.graphs.builder import CACHE_TYPES, GraphBuilder
 
 
 def block_graph(
     config: ModelConfig,
-    tensors: Mapping[str, StoredTensor],
+    tensors: Mapping[str, TensorSpec],
     kv: str = "fp32",
     builder: type[GraphBuilder] = GraphBuilder,
 ) -> onnx.ModelProto:
@@ -64,10 +65,10 @@ def block_graph(
     return g.model("ouro_edge_block")
 
 
-def head_graph(config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> onnx.ModelProto:
+def head_graph(config: ModelConfig, tensors: Mapping[str, TensorSpec]) -> onnx.ModelProto:
     """Logits [T, V] of normed hidden rows [T, C]."""
     g = GraphBuilder(config, tensors, rank=2)
     g.inputs("hidden", "float32", ["length", config.hidden_size])
     g.outputs("logits", "float32", ["length", config.vocab_size])
-    g.linear("hidden", "embedding" if config.tie_word_embeddings and "head" not in tensors else "head", "logits")
+    g.linear("hidden", head_tensor(tensors), "logits")
     return g.model("ouro_edge_head")

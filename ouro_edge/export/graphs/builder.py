@@ -16,8 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ouro_edge.arch.config import ModelConfig
 from ouro_edge.arch.weights import fused_names
-from ouro_edge.bundle.bundle import DATA_FILE, cache_head_dim
-from ouro_edge.bundle.manifest import StoredArray, StoredTensor
+from ouro_edge.bundle.bundle import cache_head_dim
+from ouro_edge.bundle.directory import DATA_FILE
+from ouro_edge.bundle.manifest import StoredArray
+from ouro_edge.bundle.tensors import ArraySpec, TensorSpec
 
 OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
 IR_VERSION = 10  # the oldest that carries opset 21, so that older onnxruntime loads it
@@ -37,9 +39,7 @@ class GraphBuilder:
 
     accuracy_level = INT8_COMPUTE
 
-    def __init__(
-        self, config: ModelConfig, tensors: Mapping[str, StoredTensor], kv: str = "fp32", rank: int = 3
-    ) -> None:
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, TensorSpec], kv: str = "fp32", rank: int = 3) -> None:
         self.config, self.tensors, self.kv, self.rank = config, tensors, kv, rank
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
@@ -169,10 +169,12 @@ def _value(name: str, dtype: str, shape: list[Any]) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, _TYPES[dtype], shape)
 
 
-def external(name: str, array: StoredArray) -> onnx.TensorProto:
-    """An initializer whose values stay in the bundle's data file."""
+def external(name: str, array: ArraySpec) -> onnx.TensorProto:
+    """An initializer whose values are not in the graph: in the bundle's data file, or handed over by name."""
     tensor = TensorProto(name=name, data_type=_TYPES[array.dtype], dims=array.shape)
     tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", DATA_FILE), ("offset", array.offset), ("length", array.size)):
-        tensor.external_data.add(key=key, value=str(value))
+    tensor.external_data.add(key="location", value=DATA_FILE)  # a location is required, also where it is not read
+    if isinstance(array, StoredArray):
+        tensor.external_data.add(key="offset", value=str(array.offset))
+        tensor.external_data.add(key="length", value=str(array.size))
     return tensor

@@ -1,4 +1,4 @@
-"""The block's graph for calls of many rows: products of whole integer matrices, attention of plain matrix products.
+"""The graph of the prefill copy: products of whole integer matrices, attention of plain matrix products.
 
 The same inputs and outputs as the block's other graph, so that the runtime can call either over one cache. Knows onnx.
 """

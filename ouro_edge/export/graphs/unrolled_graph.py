@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ouro_edge.arch.config import ModelConfig
 from ouro_edge.arch.reference import rope_tables
-from ouro_edge.bundle.bundle import BLOCK_FILES, HEAD_FILE, Bundle, cache_head_dim
+from ouro_edge.bundle.bundle import cache_head_dim
+from ouro_edge.bundle.directory import BLOCK_FILES, HEAD_FILE, DirectoryBundle
 from ouro_edge.export.graphs.builder import external
 
 # How the block's inputs follow from genai's, in onnx's own notation.
@@ -35,7 +36,7 @@ front (int64[batch, length] input_ids, int64[batch, total] attention_mask)
 """
 
 
-def unrolled_graph(bundle: Bundle) -> onnx.ModelProto:
+def unrolled_graph(bundle: DirectoryBundle) -> onnx.ModelProto:
     """Logits [B, T, V] of ids [B, T] after all loops; loop r's layer i keeps its past in slot (r - 1) * layers + i."""
     config = bundle.config
     block = onnx.load(bundle.path / BLOCK_FILES["fp32"], load_external_data=False)
@@ -100,7 +101,7 @@ def _rope(config: ModelConfig) -> list[onnx.TensorProto]:
     ]
 
 
-def _embedding(bundle: Bundle) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+def _embedding(bundle: DirectoryBundle) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """Nodes from input_ids to hidden_0, and the arrays that they read; padding of the last block is cut off."""
     tensor, width = bundle.manifest.tensors["embedding"], bundle.config.hidden_size
     arrays = {part: external(f"table.{part}", array) for part, array in tensor.parts.items()}

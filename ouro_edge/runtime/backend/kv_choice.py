@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ouro_edge.bundle.bundle import Bundle
-from ouro_edge.bundle.kv_ranges import has_ranges
 from ouro_edge.errors import RequestError
 from ouro_edge.runtime.backend.kv import KV_TYPES, kv_bytes_per_token
 from ouro_edge.system.memory import available_memory
@@ -21,7 +20,7 @@ def choose_kv(bundle: Bundle, kv: str) -> tuple[str, str | None]:
         return kv, None
     tokens = min(bundle.config.max_positions, _USUAL)
     need, free = tokens * kv_bytes_per_token(bundle.config, "fp32"), available_memory()
-    if need * _SHARE <= free or not has_ranges(bundle):
+    if need * _SHARE <= free or not bundle.has_kv_ranges:
         return "fp32", None
     return "int8", (
         f"KV cache in int8: {tokens} tokens would need {need / 1e9:.2g} GB in fp32, {free / 1e9:.2g} GB are free"

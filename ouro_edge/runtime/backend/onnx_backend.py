@@ -18,7 +18,7 @@ import numpy as np
 from ouro_edge.arch.loop_program import loop_program
 from ouro_edge.arch.reference import rope_tables
 from ouro_edge.arch.weights import Array
-from ouro_edge.bundle.bundle import BLOCK_FILES, DATA_FILE, HEAD_FILE, Bundle, cache_head_dim
+from ouro_edge.bundle.bundle import Bundle, Progress, cache_head_dim
 from ouro_edge.bundle.fitted_gate import FittedGate
 from ouro_edge.bundle.kv_ranges import read_ranges
 from ouro_edge.errors import BundleError, OuroEdgeError, one_line
@@ -45,6 +45,7 @@ class OnnxBackend:
         kv: str = "fp32",
         share_kv: bool = False,
         prefill_copy: Path | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.config, self.kv = bundle.config, kv
         self.program = loop_program(bundle.config, share_kv=share_kv)
@@ -52,8 +53,8 @@ class OnnxBackend:
         ranges = None if kv == "fp32" else read_ranges(bundle)
         self.state_id = _state_id(bundle, ranges)
         self._gate = gate
-        self._session = open_session(bundle.graph(BLOCK_FILES[kv]), threads)
-        self._head = open_session(bundle.graph(HEAD_FILE), threads)
+        self._session = open_session(bundle.block_graph(kv, progress), threads)
+        self._head = open_session(bundle.head_graph(progress), threads)
         self._prefill = None if prefill_copy is None else PrefillSession(prefill_copy, kv, threads)
         self.rows_per_call = ROWS_PER_CALL if self._prefill is None else PREFILL_ROWS
         self._embedding = bundle.embedding()
@@ -143,7 +144,7 @@ class OnnxBackend:
 def _state_id(bundle: Bundle, ranges: Array | None) -> str:
     """Names what a cache's content means: the weights, the model's sizes, and the scales of a quantised cache."""
     sizes = replace(bundle.config, max_positions=1, exit_threshold=1.0).to_dict()
-    parts = [bundle.manifest.files[DATA_FILE]["sha256"], sorted(sizes.items())]
+    parts = [bundle.weights_id, sorted(sizes.items())]
     digest = sha256(repr(parts).encode())
     digest.update(b"" if ranges is None else np.ascontiguousarray(ranges).tobytes())
     return digest.hexdigest()

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ouro_edge.bundle.bundle import BLOCK_FILES, GraphInMemory
+from ouro_edge.bundle.bundle import Graph
+from ouro_edge.bundle.prefill_copy import prefill_graph
 from ouro_edge.errors import BundleError
 from ouro_edge.runtime.backend.session import open_session
 
@@ -38,7 +39,7 @@ class PrefillSession:
             if self._session is None and not self._gone:
                 try:
                     # Not in parallel: with the bundle's own weights, the file would be the peak of the process.
-                    graph = self._path / BLOCK_FILES[self._kv]
+                    graph = prefill_graph(self._path, self._kv)
                     self._session = open_session(graph, self._threads, parallel=False)
                 except BundleError as problem:  # somebody cleared the cache since the model was loaded
                     self._gone = True
@@ -46,7 +47,7 @@ class PrefillSession:
         return self._session
 
 
-def multiplies_exactly(probe: Path | GraphInMemory) -> bool:
+def multiplies_exactly(probe: Graph) -> bool:
     """Whether this CPU's kernel keeps sums of uint8 times int8: without VNNI some saturate at 16 bits."""
     x, w = np.full((1, 64), 255, np.uint8), np.full((64, 16), 127, np.int8)
     found = open_session(probe, threads=1).run(None, {"x": x, "w": w})[0]

@@ -8,16 +8,15 @@ threads stop spinning when a call returns, so that an idle model costs no CPU.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
-from ouro_edge.bundle.bundle import DATA_FILE, GraphInMemory
+from ouro_edge.bundle.bundle import Graph
 from ouro_edge.errors import BundleError, RequestError, one_line
 from ouro_edge.system.cpus import available_threads
 from ouro_edge.system.memory import available_memory
 from ouro_edge.system.tuned_threads import tuned_threads
 
-_PLENTY = 4  # times the weights' size: free memory that makes loading in parallel safe
+_MIN_FREE_TO_WEIGHTS_RATIO = 4  # free memory that makes packing in parallel safe, in sizes of the weights
 
 
 def import_onnxruntime() -> Any:
@@ -40,7 +39,7 @@ def check_threads(threads: int | None) -> None:
         raise RequestError(f"threads is {threads!r}; wanted a whole number from 1 to 1024")
 
 
-def open_session(graph: Path | GraphInMemory, threads: int | None = None, *, parallel: bool = True) -> Any:
+def open_session(graph: Graph, threads: int | None = None, *, parallel: bool = True) -> Any:
     """An InferenceSession on the CPU over a graph file or a graph in memory. BundleError when onnxruntime refuses it.
 
     What a graph in memory holds may be dropped or overwritten afterwards. Weights are packed in `parallel` where memory
@@ -53,21 +52,13 @@ def open_session(graph: Path | GraphInMemory, threads: int | None = None, *, par
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only; they are raised as well
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    if parallel and available_memory() >= _PLENTY * _weights_bytes(graph):
+    if parallel and available_memory() >= _MIN_FREE_TO_WEIGHTS_RATIO * graph.weights_bytes:
         options.add_session_config_entry("session.prepack.enable_parallel", "1")
     try:
-        if isinstance(graph, Path):
-            return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
         values = list(map(ort.OrtValue.ortvalue_from_numpy, graph.arrays.values()))
         options.add_external_initializers(list(graph.arrays), values)
         return ort.InferenceSession(graph.model, options, providers=["CPUExecutionProvider"])
     except Exception as problem:  # onnxruntime's errors share no public base class
-        name = graph if isinstance(graph, Path) else graph.source
-        raise BundleError(f"{name} cannot be loaded by onnxruntime {ort.__version__}: {one_line(problem)}") from None
-
-
-def _weights_bytes(graph: Path | GraphInMemory) -> int:
-    if isinstance(graph, GraphInMemory):
-        return sum(array.nbytes for array in graph.arrays.values())
-    data = graph.parent / DATA_FILE
-    return data.stat().st_size if data.is_file() else 0
+        raise BundleError(
+            f"{graph.source} cannot be loaded by onnxruntime {ort.__version__}: {one_line(problem)}"
+        ) from None

@@ -41,7 +41,7 @@ def read_model_text(bundle: Bundle) -> ModelText:
     source = bundle.text("tokenizer.json")
     path = bundle.path / "tokenizer.json"
     return ModelText(
-        name=bundle.manifest.name,
+        name=bundle.name,
         path=bundle.path,
         tokenizer=None if source is None else fitting_tokenizer(source, bundle.config.vocab_size, path),
         tokenizer_json=source,

@@ -1,0 +1,215 @@
+"""An exported model on disk: file names, checksums, and its tensors as arrays.
+
+`export` writes such a directory, `runtime` reads it; neither imports the other.
+
+    config.json, generation_config.json, tokenizer.json, chat_template.jinja ...   as the checkpoint had them
+    model.onnx, head.onnx    the graphs of the shared block and of the head
+    model.kv-int8.onnx ...   the block over a KV cache of fewer bits
+    model.onnx.data          every weight once; the graphs and the manifest point into it
+    ouro_edge.json           the manifest, written last: without it a directory is not a bundle
+    exit_gate.json, kv_ranges.*   added later: see `fitted_gate` and `kv_ranges`
+"""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro_edge.arch.config import check_same, from_hf, read_json_object
+from ouro_edge.arch.weights import Array, fused_names, tensor_shapes
+from ouro_edge.bundle.bundle import Bundle, Embedding, GraphFile, Progress
+from ouro_edge.bundle.fitted_gate import FittedGate, read_gate
+from ouro_edge.bundle.kv_ranges import is_calibrated, load_ranges
+from ouro_edge.bundle.manifest import PAGE, VERSION, Manifest, StoredArray, read_manifest
+from ouro_edge.bundle.tensors import DTYPES
+from ouro_edge.errors import BundleError, ConfigError
+from ouro_edge.quant import QuantizedTensor, dequantize, dequantize_rows
+
+MANIFEST_FILE = "ouro_edge.json"
+BLOCK_FILES = {"fp32": "model.onnx", "int8": "model.kv-int8.onnx", "int4": "model.kv-int4.onnx"}  # by KV type
+HEAD_FILE = "head.onnx"
+DATA_FILE = "model.onnx.data"
+MAX_HASHED_BYTES = 64 << 20  # larger files are hashed by `verify` only: opening must not read all weights twice
+
+
+class DirectoryBundle(Bundle):
+    """An opened directory: its manifest, and its tensors memory-mapped on demand."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        super().__init__(
+            name=manifest.name,
+            path=path,
+            config=manifest.model,
+            weights_id=manifest.files[DATA_FILE]["sha256"],
+            tensors=manifest.tensors,
+        )
+        self.manifest = manifest
+
+    @property
+    def directory(self) -> Path:
+        return self.path
+
+    @property
+    def weights_file(self) -> Path:
+        return self.path / DATA_FILE
+
+    def block_graph(self, kv: str, progress: Progress | None = None) -> GraphFile:
+        return GraphFile(self.path / BLOCK_FILES[kv], self.weights_file)
+
+    def head_graph(self, progress: Progress | None = None) -> GraphFile:
+        return GraphFile(self.path / HEAD_FILE, self.weights_file)
+
+    def embedding(self) -> Embedding:
+        tensor = self.manifest.tensors["embedding"]
+        if tensor.scheme is None:
+            return _EmbeddingTable(self.array(tensor.parts["values"]))
+        return _EmbeddingTable(self.quantized("embedding"))
+
+    def array(self, stored: StoredArray) -> NDArray[Any]:
+        """A read-only memory map of one array."""
+        try:
+            return np.memmap(self.weights_file, DTYPES[stored.dtype], "r", stored.offset, stored.shape)
+        except OSError as problem:
+            raise BundleError(f"{self.weights_file} cannot be read: {problem.strerror}") from None
+
+    def quantized(self, name: str) -> QuantizedTensor:
+        """A quantised tensor over memory maps."""
+        tensor = self.manifest.tensors[name]
+        assert tensor.scheme is not None
+        parts = {part: self.array(stored) for part, stored in tensor.parts.items()}
+        rows, columns = tensor.shape
+        zero_points = parts.get("zero_points")
+        return QuantizedTensor(tensor.scheme, (rows, columns), parts["packed"], parts["scales"], zero_points)
+
+    def values(self, name: str) -> Array:
+        tensor = self.manifest.tensors[name]
+        if tensor.scheme is None:
+            return np.array(self.array(tensor.parts["values"]), np.float32)
+        return dequantize(self.quantized(name))
+
+    def rows(self, name: str, first: int, last: int) -> Array:
+        tensor = self.manifest.tensors[name]
+        if tensor.scheme is None:
+            return np.array(self.array(tensor.parts["values"])[first:last], np.float32)
+        return dequantize(self.quantized(name), first, last)
+
+    def text(self, name: str) -> str | None:
+        if name not in self.manifest.files:
+            return None
+        try:
+            return (self.path / name).read_text(encoding="utf-8")
+        except (OSError, ValueError) as problem:
+            raise BundleError(f"{self.path / name} cannot be read as text: {problem}") from None
+
+    def fitted_gate(self) -> FittedGate | None:
+        return read_gate(self.path, self.config, self.weights_id)
+
+    @property
+    def has_kv_ranges(self) -> bool:
+        return is_calibrated(self.path)
+
+    def kv_ranges(self) -> Array | None:
+        return load_ranges(self.path, self.config, self.weights_id)
+
+
+class _EmbeddingTable:
+    """Rows of a memory-mapped matrix; only pages of rows that are used become resident."""
+
+    def __init__(self, table: QuantizedTensor | NDArray[np.float32]) -> None:
+        self._table = table
+
+    def __call__(self, ids: NDArray[np.integer[Any]]) -> Array:
+        if isinstance(self._table, QuantizedTensor):
+            return dequantize_rows(self._table, ids)
+        return np.asarray(self._table[ids], np.float32)
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a directory has a manifest. BundleError when its content cannot be listed."""
+    try:
+        return (path / MANIFEST_FILE).is_file()
+    except OSError as problem:
+        raise BundleError(f"{path / MANIFEST_FILE} cannot be read: {problem.strerror}") from None
+
+
+def open_bundle(path: Path, *, max_hashed_bytes: int = MAX_HASHED_BYTES) -> DirectoryBundle:
+    """Open an exported directory; files of more than `max_hashed_bytes` are compared by size only.
+
+    BundleError in one line when it is incomplete, damaged or of another version.
+    """
+    if not is_bundle(path):
+        raise BundleError(f"{path} has no {MANIFEST_FILE}: not an exported model; run ouro-edge export first")
+    data = read_json_object(path / MANIFEST_FILE, BundleError)
+    if data.get("format") != "ouro-edge" or data.get("version") != VERSION:
+        raise BundleError(f"{path} is version {data.get('version')!r} of {data.get('format')!r}; this program reads "
+                          f"version {VERSION} of 'ouro-edge': export again")  # fmt: skip
+    try:
+        manifest = read_manifest(data)
+    except ConfigError as problem:
+        raise BundleError(f"{path / MANIFEST_FILE}: {problem}") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        raise BundleError(f"{path / MANIFEST_FILE} is damaged: {type(problem).__name__} {problem}") from None
+    for name in (*BLOCK_FILES.values(), HEAD_FILE, DATA_FILE, "config.json"):
+        if name not in manifest.files:
+            raise BundleError(f"{path / MANIFEST_FILE} does not list {name}: export again")
+    check_files(path, manifest, max_hashed_bytes)
+    try:
+        check_same(manifest.model, from_hf(read_json_object(path / "config.json", BundleError)))
+    except ConfigError as problem:  # export writes only what is accepted here
+        raise BundleError(f"{path / 'config.json'}: {problem}; export again") from None
+    _check_tensors(path, manifest)
+    return DirectoryBundle(path, manifest)
+
+
+def check_files(path: Path, manifest: Manifest, largest: int | None = None) -> None:
+    """Compare sizes of all files, and SHA-256 of those up to `largest` bytes (None: of all), with the manifest.
+
+    BundleError names the first file that is missing or differs.
+    """
+    for name, record in manifest.files.items():
+        file = path / name
+        try:
+            if not file.is_file():
+                raise BundleError(f"{file} is missing: the bundle is incomplete, export again")
+            if (size := file.stat().st_size) != record["size"]:
+                raise BundleError(f"{file} has {size} bytes, the manifest says {record['size']}: export again")
+            if (largest is None or size <= largest) and sha256(file) != record["sha256"]:
+                raise BundleError(f"{file} differs from its checksum: the bundle is damaged, export again")
+        except OSError as problem:
+            raise BundleError(f"{file} cannot be read: {problem.strerror}") from None
+
+
+def _check_tensors(path: Path, manifest: Manifest) -> None:
+    """Check that every tensor of the model is listed, with parts of the right type and shape inside the data file."""
+    shapes, size = tensor_shapes(manifest.model), manifest.files[DATA_FILE]["size"]
+    for name, parts in fused_names(manifest.model).items():
+        tensor = manifest.tensors.get(name)
+        shape = (sum(shapes[part][0] for part in parts), *shapes[parts[0]][1:])
+        if tensor is None or tensor.shape != shape:
+            raise BundleError(f"{path / MANIFEST_FILE} has no {name} of shape {list(shape)}: export again")
+    for name, tensor in manifest.tensors.items():
+        if name == "head" and tensor.shape != shapes["embedding"]:
+            raise BundleError(f"{path / MANIFEST_FILE} has a head of shape {list(tensor.shape)}: export again")
+        expected = tensor.scheme.parts(tensor.shape) if tensor.scheme else {"values": ("float32", tensor.shape)}
+        if (found := {part: (stored.dtype, stored.shape) for part, stored in tensor.parts.items()}) != expected:
+            raise BundleError(f"{path / MANIFEST_FILE} stores {name} as {found}, not {expected}: export again")
+        if any(part.offset < 0 or part.offset + part.size > size for part in tensor.parts.values()):
+            raise BundleError(f"{path / MANIFEST_FILE} places {name} beyond the end of {DATA_FILE}: export again")
+        if any(part.offset % PAGE for part in tensor.parts.values()):
+            raise BundleError(f"{path / MANIFEST_FILE} starts {name} inside a page of {DATA_FILE}: export again")
+    arrays = [(part, name) for name, tensor in manifest.tensors.items() for part in tensor.parts.values()]
+    spans = sorted((part.offset, part.offset + part.size, name) for part, name in arrays)
+    for (_, end, first), (start, _, second) in pairwise(spans):
+        if start < end:  # the graphs have their own offsets, but the embedding is gathered by this one
+            raise BundleError(f"{path / MANIFEST_FILE} places {first} and {second} in overlapping bytes: export again")
+
+
+def sha256(file: Path) -> str:
+    """The SHA-256 of a file in hex; the file is read in pieces."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
