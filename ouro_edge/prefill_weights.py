@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -20,8 +19,7 @@ from ouro_edge.bundle.prefill_copy import PROBE_FILE, VERSION, block_tensors, is
 from ouro_edge.errors import ExportError, OuroEdgeError, RequestError, one_line
 from ouro_edge.system.cache_dir import cache_directory
 from ouro_edge.system.memory import available_memory
-
-Progress = Callable[[int, int, str], None]
+from ouro_edge.system.progress import Progress
 
 _SMALLEST = 512 << 20  # bytes: smaller models are fast enough as they are
 _PLENTY = 3  # times the copy's size must be free before it is made and used unasked

@@ -8,7 +8,7 @@ onnxruntime has its own copy, and the embedding is gathered from the file row by
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -30,9 +30,8 @@ from ouro_edge.export.gguf.reader import GgufReader, open_gguf
 from ouro_edge.export.gguf.repack import BLOCK, EXACT, Parts, scheme
 from ouro_edge.export.graphs.block_graph import block_graph, head_graph
 from ouro_edge.system.cpus import available_threads
+from ouro_edge.system.progress import Progress
 from ouro_edge.version import __version__
-
-Progress = Callable[[int, int, str], None]
 
 _PIECE = 1 << 22  # values read from the file at a time
 _WORKERS = 4  # each holds a piece in several forms

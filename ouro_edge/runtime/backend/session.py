@@ -8,6 +8,9 @@ threads stop spinning when a call returns, so that an idle model costs no CPU.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from ouro_edge.system.memory import available_memory
 from ouro_edge.system.tuned_threads import tuned_threads
 
 _PLENTY = 4  # times the weights' size: free memory that makes loading in parallel safe
+_packs_in_sequence = ContextVar("packs_in_sequence", default=False)
 
 
 def import_onnxruntime() -> Any:
@@ -40,6 +44,16 @@ def check_threads(threads: int | None) -> None:
         raise RequestError(f"threads is {threads!r}; wanted a whole number from 1 to 1024")
 
 
+@contextmanager
+def sequential_packing() -> Iterator[None]:
+    """Sessions opened inside pack one weight after the other, for half the peak memory and twice the time."""
+    token = _packs_in_sequence.set(True)
+    try:
+        yield
+    finally:
+        _packs_in_sequence.reset(token)
+
+
 def open_session(graph: Path | GraphInMemory, threads: int | None = None, *, parallel: bool = True) -> Any:
     """An InferenceSession on the CPU over a graph file or a graph in memory. BundleError when onnxruntime refuses it.
 
@@ -53,7 +67,7 @@ def open_session(graph: Path | GraphInMemory, threads: int | None = None, *, par
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only; they are raised as well
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    if parallel and available_memory() >= _PLENTY * _weights_bytes(graph):
+    if parallel and not _packs_in_sequence.get() and available_memory() >= _PLENTY * _weights_bytes(graph):
         options.add_session_config_entry("session.prepack.enable_parallel", "1")
     try:
         if isinstance(graph, Path):
