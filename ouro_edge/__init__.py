@@ -7,14 +7,17 @@
 Names are loaded when first used, so that `import ouro_edge` costs nothing.
 """
 
+import sys
 import warnings
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ouro_edge.version import __version__
 
 if TYPE_CHECKING:
     from ouro_edge.arch.config import ModelConfig
+    from ouro_edge.convert import ExportResult, export
     from ouro_edge.errors import (
         BundleError,
         Cancelled,
@@ -30,6 +33,10 @@ if TYPE_CHECKING:
         TemplateError,
         VerificationError,
     )
+    from ouro_edge.evaluation.trace import trace
+    from ouro_edge.evaluation.verify import verify
+    from ouro_edge.fitting.calibrate_kv import Calibration, calibrate
+    from ouro_edge.fitting.gate_pipeline import GateFit, fit_gate
     from ouro_edge.loading import load
     from ouro_edge.runtime.backend.cancel import Cancel
     from ouro_edge.runtime.events import Done, Event, Timings, Token, Usage
@@ -53,13 +60,19 @@ if TYPE_CHECKING:
     from ouro_edge.runtime.saved.state_file import load_sequence, save_sequence
     from ouro_edge.runtime.sequence.sequence import TokenSequence
     from ouro_edge.runtime.text.tokenizer import Tokenizer
+    from ouro_edge.system.progress import Progress
 
 _HOMES = {
     "arch.config": ("ModelConfig",),
+    "convert": ("ExportResult", "export"),
     "errors": (
         "BundleError", "Cancelled", "CheckpointError", "ConfigError", "ContextOverflowError", "ExportError", "HubError",
         "NoGateError", "NoTokenizerError", "OuroEdgeError", "RequestError", "TemplateError", "VerificationError",
     ),
+    "evaluation.trace": ("trace",),
+    "evaluation.verify": ("verify",),
+    "fitting.calibrate_kv": ("Calibration", "calibrate"),
+    "fitting.gate_pipeline": ("GateFit", "fit_gate"),
     "loading": ("load",),
     "runtime.backend.cancel": ("Cancel",),
     "runtime.sampling.constraint": ("Constraint",),
@@ -77,12 +90,14 @@ _HOMES = {
     "runtime.sequence.sequence": ("TokenSequence",),
     "runtime.saved.state_file": ("load_sequence", "save_sequence"),
     "runtime.text.tokenizer": ("Tokenizer",),
+    "system.progress": ("Progress",),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Agreement",
     "BundleError",
+    "Calibration",
     "Cancel",
     "Cancelled",
     "CheckpointError",
@@ -97,9 +112,11 @@ __all__ = [
     "ExitThreshold",
     "ExpectedLogits",
     "ExportError",
+    "ExportResult",
     "FixedDepth",
     "Forward",
     "FullDepth",
+    "GateFit",
     "HubError",
     "LoopBudget",
     "Model",
@@ -108,6 +125,7 @@ __all__ = [
     "NoTokenizerError",
     "OuroEdgeError",
     "PrefixCache",
+    "Progress",
     "RequestError",
     "Sampler",
     "Score",
@@ -120,9 +138,14 @@ __all__ = [
     "Usage",
     "VerificationError",
     "__version__",
+    "calibrate",
+    "export",
+    "fit_gate",
     "load",
     "load_sequence",
     "save_sequence",
+    "trace",
+    "verify",
 ]
 
 
@@ -142,3 +165,33 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _Package(ModuleType):
+    """This module, with the function `export`, though a sub-package has the same name.
+
+    Importing a sub-package stores it as an attribute of its parent: a property takes precedence over that, whatever is
+    imported first. The function shares the namespace of the sub-package, so that ouro_edge.export.exporter and the like
+    can be written as for any package.
+    """
+
+    @property
+    def export(self) -> Any:
+        if "export" in self.__dict__:
+            return self.__dict__["export"]
+        from ouro_edge.convert import export
+
+        export.__dict__ = sys.modules["ouro_edge.export"].__dict__
+        return export
+
+    @export.setter
+    def export(self, value: Any) -> None:
+        if not isinstance(value, ModuleType):  # a replacement, as tests make it, and not the sub-package
+            self.__dict__["export"] = value
+
+    @export.deleter
+    def export(self) -> None:
+        self.__dict__.pop("export", None)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -20,8 +19,7 @@ from ouro_edge.bundle.prefill_copy import PROBE_FILE, VERSION, is_complete, pref
 from ouro_edge.errors import ExportError, OuroEdgeError, RequestError, one_line
 from ouro_edge.system.cache_dir import cache_directory
 from ouro_edge.system.memory import available_memory
-
-Progress = Callable[[int, int, str], None]
+from ouro_edge.system.progress import Progress
 
 _OLD_NAMES = {"fast": "int8", "lean": "none"}
 

@@ -23,7 +23,7 @@ ROWS: dict[str, list[set[str]]] = {
         {"bundle"},
         {"export", "runtime"},
         {"fitting", "evaluation"},
-        {"prefill_weights"},
+        {"prefill_weights", "convert"},
         {"loading"},
         {"measure", "terminal", "server", "integrations", "testing"},
         {"cli"},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -20,11 +20,10 @@ from ouro_edge.arch.config import ModelConfig
 from ouro_edge.arch.weights import Array
 from ouro_edge.bundle.tensors import TensorSpec
 from ouro_edge.errors import BundleError, RequestError
+from ouro_edge.system.progress import Progress
 
 if TYPE_CHECKING:
     from ouro_edge.bundle.fitted_gate import FittedGate
-
-Progress = Callable[[int, int, str], None]  # tensors done, tensors in all, name of the last one
 
 
 def cache_head_dim(config: ModelConfig) -> int:

@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 
 from ouro_edge.arch.config import check_same, from_hf, read_json_object
 from ouro_edge.arch.weights import Array, fused_names, tensor_shapes
-from ouro_edge.bundle.bundle import Bundle, Embedding, GraphFile, Progress
+from ouro_edge.bundle.bundle import Bundle, Embedding, GraphFile
 from ouro_edge.bundle.fitted_gate import FittedGate, read_gate
 from ouro_edge.bundle.kv_ranges import is_calibrated, load_ranges
 from ouro_edge.bundle.manifest import PAGE, VERSION, Manifest, StoredArray, read_manifest
 from ouro_edge.bundle.tensors import DTYPES
 from ouro_edge.errors import BundleError, ConfigError
 from ouro_edge.quant import QuantizedTensor, dequantize, dequantize_rows
+from ouro_edge.system.progress import Progress
 
 MANIFEST_FILE = "ouro_edge.json"
 BLOCK_FILES = {"fp32": "model.onnx", "int8": "model.kv-int8.onnx", "int4": "model.kv-int4.onnx"}  # by KV type

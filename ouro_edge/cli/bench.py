@@ -122,7 +122,7 @@ def command(
     """
     from ouro_edge.cli.options import BUILT_IN
     from ouro_edge.cli.progress import conversion_progress
-    from ouro_edge.loading import open_runnable, runnable
+    from ouro_edge.loading import open_model_files, resolve_model
     from ouro_edge.measure.speed import Plan
     from ouro_edge.prefill_weights import prefill_copy_for
     from ouro_edge.runtime.backend.session import default_threads
@@ -138,8 +138,8 @@ def command(
     if model is None:
         click.echo(BUILT_IN, err=True)
     with conversion_progress() as progress:
-        path = runnable(model, progress)
-        prefill_copy_for(open_runnable(path), prefill, progress)  # made here, so that no load time has it
+        path = resolve_model(model, progress)
+        prefill_copy_for(open_model_files(path), prefill, progress)  # made here, so that no load time has it
     plan = Plan(prompts, tokens, depths, contexts or (0,), repeat)
     machine = _machine()
     runs = [
@@ -158,14 +158,14 @@ def command(
 
 def _run(path: Path, kv: str, threads: int, prefill: str, plan: Plan) -> dict[str, Any]:
     """One load of the model, as plain values."""
-    from ouro_edge.loading import open_runnable
+    from ouro_edge.loading import open_model_files
     from ouro_edge.measure.bandwidth import memory_read
     from ouro_edge.measure.own_process import in_own_process
     from ouro_edge.measure.speed import End, Loading, Speed, check_plan, time_model
     from ouro_edge.runtime.backend.kv_choice import choose_kv
     from ouro_edge.runtime.backend.session import check_threads
 
-    bundle = open_runnable(path)  # refuse what cannot be done before anything is measured
+    bundle = open_model_files(path)  # refuse what cannot be done before anything is measured
     check_plan(bundle, plan)
     check_threads(threads)
     choose_kv(bundle, kv)

@@ -20,14 +20,11 @@ def command(model: Path, file: Path | None, tokens: int, threads: int | None) ->
 
     Exporting does this already; do it again on text of your own kind.
     """
-    from ouro_edge.bundle.directory import open_bundle
     from ouro_edge.fitting.calibrate_kv import calibrate
 
+    text = None if file is None else read_text(file)
     with conversion_progress("Calibrating") as progress:
-        count = calibrate(
-            open_bundle(model), None if file is None else read_text(file), tokens=tokens, threads=threads,
-            progress=progress,
-        )  # fmt: skip
+        count = calibrate(model, text, tokens=tokens, threads=threads, progress=progress)
     click.echo(f"{model}: KV ranges measured on {count} tokens")
 
 

@@ -53,46 +53,27 @@ def command(
 
     SRC is a directory in Hugging Face form, a .gguf file, a hub id, or for a .gguf file also an exported model.
     """
-    from ouro_edge.bundle.directory import open_bundle
     from ouro_edge.cli.tables import error_table, file_size
-    from ouro_edge.loading import export_gguf, export_to
-    from ouro_edge.quant import preset
-    from ouro_edge.system.hub import resolve
+    from ouro_edge.convert import export
+    from ouro_edge.fitting.calibrate_kv import Calibration
+    from ouro_edge.integrations.genai import write_genai
 
-    if format_ == "gguf" or (format_ is None and out.suffix.lower() == ".gguf"):
-        if block_size is not None or symmetric is not None or calibration_file is not None or report:
-            raise RequestError("a .gguf file takes no --block-size, --symmetric, --calibration or --report: its blocks "
-                               "are its type's, and KV ranges come with an exported model as SRC")  # fmt: skip
-        found, donor = resolve(src, revision=revision), gate_from and resolve(gate_from)
-        with conversion_progress("Exporting") as progress:
-            file, notes = export_gguf(
-                found, out, precision, gate_from=donor or None, overwrite=overwrite, progress=progress
-            )
-        _show_notes(notes)
-        click.echo(f"{file}: {file_size(file.stat().st_size)}")
-        return
-    if out.suffix.lower() == ".gguf":
-        raise RequestError(f"--format {format_} writes a directory, and {out} is a file's name: choose another OUT or "
-                           "leave out --format")  # fmt: skip
-    recipe = preset(precision or "int4", block_size=block_size, symmetric=symmetric)
-    calibration = "" if no_calibration else None if calibration_file is None else read_text(calibration_file)
-    found, donor = resolve(src, revision=revision), gate_from and resolve(gate_from)
+    is_gguf = format_ == "gguf" or (format_ is None and out.suffix.lower() == ".gguf")
+    if is_gguf and report:
+        raise RequestError("a .gguf file takes no --report: its blocks are those of its type")
+    text = None if calibration_file is None else read_text(calibration_file)
     with conversion_progress("Exporting") as progress:
-        notes = export_to(
-            found, out, recipe, calibration=calibration, gate_from=donor or None, overwrite=overwrite, progress=progress
-        )
-    _show_notes(notes)
-    if format_ == "genai":
-        from ouro_edge.integrations.genai import write_genai
-
-        write_genai(open_bundle(out))
-    manifest = open_bundle(out).manifest
-    if report:
-        click.echo(error_table(manifest))
-    size = sum(record["size"] for record in manifest.files.values())
-    click.echo(f"{out}: {manifest.name}, {manifest.recipe}, {file_size(size)}")
-
-
-def _show_notes(notes: tuple[str, ...]) -> None:
-    for note in notes:
+        result = export(
+            src, out, precision=precision, block_size=block_size, symmetric=symmetric,
+            format="gguf" if is_gguf else "bundle", revision=revision, gate_from=gate_from,
+            calibration=None if no_calibration else Calibration(text),
+            steps=[write_genai] if format_ == "genai" else [], overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+    for note in result.notes:
         click.echo(f"Note: {note}", err=True)
+    if result.manifest is None:
+        click.echo(f"{result.path}: {file_size(result.size)}")
+        return
+    if report:
+        click.echo(error_table(result.manifest))
+    click.echo(f"{result.path}: {result.manifest.name}, {result.manifest.recipe}, {file_size(result.size)}")

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
 
+from ouro_edge.system.progress import Progress
+
 
 @contextmanager
-def conversion_progress(label: str = "Converting") -> Iterator[Callable[[int, int, str], None]]:
-    """A callback for `export_bundle` that draws a bar once there is something to draw."""
+def conversion_progress(label: str = "Preparing") -> Iterator[Progress]:
+    """A callback for long operations that draws a bar once there is something to draw, and a new one for each job."""
     bars: list[Any] = []
 
-    def show(done: int, total: int, name: str) -> None:
-        if sys.stderr is None or not sys.stderr.isatty():
+    def show(done: int, total: int, what: str, /) -> None:
+        if sys.stderr is None or not sys.stderr.isatty() or not total:
             return
-        if bars and bars[0].length != total:  # another job: calibration after export
+        if bars and done < bars[0].pos:
             bars.pop().__exit__(None, None, None)
         if not bars:
             bars.append(click.progressbar(length=total, label=label, file=sys.stderr, item_show_func=lambda x: x))
             bars[0].__enter__()
-        bars[0].update(done - bars[0].pos, name)
+        bars[0].length = total  # a download's grows while its files are found
+        bars[0].update(done - bars[0].pos, what)
 
     try:
         yield show

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from ouro_edge.errors import VerificationError
@@ -20,18 +18,12 @@ def command(model: str, against: str | None, tokens: int | None, seed: int, thre
 
     The reference reads one layer at a time: for a model of 1.4B parameters this takes some minutes and 2 GB.
     """
+    from ouro_edge.cli.progress import conversion_progress
     from ouro_edge.cli.tables import table
     from ouro_edge.evaluation.verify import verify
-    from ouro_edge.export.open_checkpoint import open_checkpoint
-    from ouro_edge.system.hub import resolve
 
-    weights = open_checkpoint(resolve(against).path).weights if against is not None else None
-
-    def say(text: str) -> None:
-        if sys.stderr.isatty():
-            click.echo(text, err=True)
-
-    checks = list(verify(resolve(model).path, weights, tokens=tokens, seed=seed, threads=threads, progress=say))
+    with conversion_progress("Checking") as progress:
+        checks = list(verify(model, against, tokens=tokens, seed=seed, threads=threads, progress=progress))
     rows = [
         (check.name, f"{check.found:.4g}", f"{check.unit} {check.wanted:.4g}", "ok" if check.passed else "FAILED")
         for check in checks

@@ -6,9 +6,9 @@ kernels and the runtime's loops; what quantisation itself costs is measured apar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -19,9 +19,12 @@ from ouro_edge.bundle.bundle import Bundle
 from ouro_edge.bundle.directory import check_files, open_bundle
 from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.evaluation.stored_weights import StoredWeights
+from ouro_edge.export.open_checkpoint import open_checkpoint
 from ouro_edge.quant import ErrorMeter
 from ouro_edge.runtime.open_model import open_model
+from ouro_edge.system.hub import resolve
 from ouro_edge.system.memory import available_memory
+from ouro_edge.system.progress import Progress
 
 # Kernels in float32 differ by summation order; MatMulNBits also rounds activations to int8, block by block.
 # Loops amplify that rounding, most in narrow models; a packing error makes outputs unrelated (1.4). By bits: what each
@@ -46,22 +49,46 @@ class Check:
 
 
 def verify(
-    path: Path, against: Weights | None = None, *, tokens: int | None = None, seed: int = 0, threads: int | None = None,
-    progress: Callable[[str], None] | None = None,
-) -> Iterator[Check]:  # fmt: skip
-    """Check a bundle, yielding a Check as each is done. BundleError when a file is missing or damaged.
+    model: str | os.PathLike[str],
+    against: str | os.PathLike[str] | Weights | None = None,
+    *,
+    tokens: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Check]:
+    """Check an exported model: its files, its weights, and its arithmetic against a plain reference in NumPy.
 
-    Arithmetic is compared on `tokens` seeded random ids (None: 24, or what the context holds), at every depth: the RMS
-    of the difference of the logits (and of the exit gate's) over the RMS of the reference's. Weights pass through one
-    tensor at a time. RequestError when the context or the memory has no room for so many tokens.
+    Arithmetic is compared at every depth: the RMS of the difference of the logits (and of the exit gate's) over the RMS
+    of the reference's. Weights pass through one tensor at a time.
+
+    Args:
+        model: An exported directory, or the hub id of one.
+        against: The checkpoint that it was made of, by directory, .gguf file or hub id: compares every weight.
+        tokens: How many random ids to run. Default: 24, or what the context holds.
+        seed: Seed of the ids.
+        threads: CPU threads. Default: as for `load`.
+        progress: Called while a hub id is downloaded, and before and after the reference is computed.
+
+    Yields:
+        A Check as each is done; a failed one has `passed` False.
+
+    Raises:
+        BundleError: `model` is not an exported directory, or a file is missing or damaged.
+        RequestError: The context or the memory has no room for so many tokens.
+        HubError, ConfigError, CheckpointError: `against` cannot be found or read.
     """
-    bundle = open_bundle(path)
+    if against is not None and not isinstance(against, Weights):
+        against = open_checkpoint(resolve(against, progress=progress).path).weights
+    bundle = open_bundle(resolve(model, progress=progress).path)
     tokens = _affordable(bundle.config, tokens)
-    check_files(path, bundle.manifest)
+    check_files(bundle.path, bundle.manifest)
     yield Check("checksums of all files", 0, 0, "wrong", True)
     if against is not None:
         yield from _fidelity(bundle, against)
     yield from _arithmetic(bundle, tokens, seed, threads, progress)
+    if progress:
+        progress(1, 1, "")
 
 
 def _affordable(config: ModelConfig, tokens: int | None) -> int:
@@ -79,14 +106,12 @@ def _affordable(config: ModelConfig, tokens: int | None) -> int:
 
 
 @np.errstate(all="ignore")  # what is not finite fails its check
-def _arithmetic(
-    bundle: Bundle, tokens: int, seed: int, threads: int | None, progress: Callable[[str], None] | None
-) -> list[Check]:
+def _arithmetic(bundle: Bundle, tokens: int, seed: int, threads: int | None, progress: Progress | None) -> list[Check]:
     config, checks = bundle.config, []
     ids = np.random.default_rng(seed).integers(0, config.vocab_size, tokens)
     weights = StoredWeights(bundle)
     if progress:
-        progress(f"reference: {config.loops} loops over {config.num_layers} layers in NumPy")
+        progress(0, 1, f"reference: {config.loops} loops over {config.num_layers} layers in NumPy")
     steps = reference.run(config, weights, ids)
     head = weights["head"]
     tolerance, most = _ARITHMETIC[min(_bits(bundle, name) for name in bundle.tensors)]

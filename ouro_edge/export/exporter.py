@@ -1,7 +1,8 @@
-"""Turns a checkpoint into a bundle: all or nothing. Knows the readers, the graphs and the layout of a bundle.
+"""Writes a checkpoint as a bundle: all or nothing. Knows the readers, the graphs and the layout of a bundle.
 
 Everything is written into a hidden directory, the manifest last, and renamed at the end. A failed or interrupted
-export removes it; a killed one leaves it, nothing takes it for a model, and the next export after a day removes it.
+export removes it; a killed one leaves it without a manifest, so nothing takes it for a model, and the next export
+after a day removes it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
@@ -19,9 +20,8 @@ from typing import Any
 
 from ouro_edge.arch.config import read_json_object
 from ouro_edge.arch.weights import fused_names
-from ouro_edge.bundle.directory import BLOCK_FILES, DATA_FILE, HEAD_FILE, MANIFEST_FILE, sha256
-from ouro_edge.bundle.fitted_gate import GATE_FILE
-from ouro_edge.bundle.kv_ranges import RANGES_FILE, RECORD_FILE
+from ouro_edge.bundle.added_files import ADDED_FILES
+from ouro_edge.bundle.directory import BLOCK_FILES, DATA_FILE, HEAD_FILE, MANIFEST_FILE, DirectoryBundle, sha256
 from ouro_edge.bundle.manifest import Manifest, StoredTensor
 from ouro_edge.errors import ExportError
 from ouro_edge.export.checkpoint import Checkpoint
@@ -30,13 +30,12 @@ from ouro_edge.export.graphs.block_graph import block_graph, head_graph
 from ouro_edge.export.model_card import model_card
 from ouro_edge.quant import Recipe
 from ouro_edge.system.files import new_parents
+from ouro_edge.system.progress import Progress
 from ouro_edge.version import __version__
 
-Progress = Callable[[int, int, str], None]  # weights done, weights in all, name of the tensor at hand
+Step = Callable[[DirectoryBundle], object]  # adds files to a bundle that is complete but for its manifest
 
-# Added to a finished bundle, so not in its manifest.
-_LATER_FILES = (RECORD_FILE, RANGES_FILE, GATE_FILE, "genai.onnx", "genai_config.json")
-_STALE = 24 * 3600  # seconds after which a working directory has nobody who works in it
+_STALE = 24 * 3600  # seconds after which a working directory has no writer left
 
 
 def export_bundle(
@@ -45,39 +44,51 @@ def export_bundle(
     recipe: Recipe,
     *,
     source: Mapping[str, Any] | None = None,
+    steps: Sequence[Step] = (),
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write a bundle to the directory `out`.
 
-    `source` says where the checkpoint came from (repository, revision). Peak memory is a few times the largest packed
-    tensor. Raises ExportError when `out` is taken or cannot be written, CheckpointError when a tensor is damaged.
-    `overwrite` replaces an exported model, with its KV ranges and fitted gate, and deletes nothing else.
+    `source` says where the checkpoint came from (repository, revision). `steps` run in order on the finished bundle
+    before it is published, and add files to `bundle.path`; `progress` covers what comes before them, in weights. Peak
+    memory is a few times the largest packed tensor. Raises ExportError when `out` is taken or cannot be written,
+    CheckpointError when a tensor is damaged. `overwrite` replaces an exported model, with its KV ranges and fitted
+    gate, and deletes nothing else.
     """
     with _fresh_directory(out, overwrite, checkpoint.path) as work:
-        with DataFile(work / DATA_FILE) as data:
-            tensors = _store_all(data, checkpoint, recipe, progress)
-            files = {DATA_FILE: data.finish()}
-        for kv, name in BLOCK_FILES.items():
-            (work / name).write_bytes(block_graph(checkpoint.config, tensors, kv).SerializeToString())
-        (work / HEAD_FILE).write_bytes(head_graph(checkpoint.config, tensors).SerializeToString())
-        for name, content in checkpoint.files.items():
-            (work / name).write_bytes(content)
-        origin = {"path": checkpoint.path.name, "tensor_types": dict(checkpoint.tensor_types), **(source or {})}
-        manifest = Manifest(
-            name=checkpoint.name,
-            source=origin,
-            created_by=f"ouro-edge {__version__}",
-            recipe=recipe.name,
-            model=checkpoint.config,
-            tensors=tensors,
-            files=files,
-        )
-        (work / "README.md").write_text(model_card(manifest), encoding="utf-8")
-        for file in sorted(work.iterdir()):
-            if file.name not in files:
-                files[file.name] = {"size": file.stat().st_size, "sha256": sha256(file)}
+        manifest = _write(work, checkpoint, recipe, source or {}, progress)
+        for step in steps:
+            step(DirectoryBundle(work, manifest))
         (work / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def _write(
+    work: Path, checkpoint: Checkpoint, recipe: Recipe, source: Mapping[str, Any], progress: Progress | None
+) -> Manifest:
+    """Write all files of a bundle but the manifest, which is returned."""
+    with DataFile(work / DATA_FILE) as data:
+        tensors = _store_all(data, checkpoint, recipe, progress)
+        files = {DATA_FILE: data.finish()}
+    for kv, name in BLOCK_FILES.items():
+        (work / name).write_bytes(block_graph(checkpoint.config, tensors, kv).SerializeToString())
+    (work / HEAD_FILE).write_bytes(head_graph(checkpoint.config, tensors).SerializeToString())
+    for name, content in checkpoint.files.items():
+        (work / name).write_bytes(content)
+    manifest = Manifest(
+        name=checkpoint.name,
+        source={"path": checkpoint.path.name, "tensor_types": dict(checkpoint.tensor_types), **source},
+        created_by=f"ouro-edge {__version__}",
+        recipe=recipe.name,
+        model=checkpoint.config,
+        tensors=tensors,
+        files=files,
+    )
+    (work / "README.md").write_text(model_card(manifest), encoding="utf-8")
+    for file in sorted(work.iterdir()):
+        if file.name not in files:
+            files[file.name] = {"size": file.stat().st_size, "sha256": sha256(file)}
     return manifest
 
 
@@ -104,7 +115,7 @@ def _store_all(
 def _fresh_directory(out: Path, overwrite: bool, source: Path) -> Iterator[Path]:
     """A directory that becomes `out` when the block ends well; nothing of it is left, nor of new parents, if not.
 
-    It lies beside `out`, or inside where `out` is empty: that may be a mount point, which cannot be renamed.
+    It is beside `out`, or inside where `out` is empty: that may be a mount point, which cannot be renamed.
     """
     out = Path(os.path.realpath(out))
     try:
@@ -139,7 +150,7 @@ def _content(out: Path, overwrite: bool, source: Path) -> list[str] | None:
     if source.resolve().is_relative_to(out):
         raise ExportError(f"{source} lies in {out}, which --overwrite would delete; choose another name")
     listed = read_json_object(out / MANIFEST_FILE, ExportError).get("files")
-    ours = {MANIFEST_FILE, *_LATER_FILES, *(listed if isinstance(listed, dict) else ())}
+    ours = {MANIFEST_FILE, *ADDED_FILES, *(listed if isinstance(listed, dict) else ())}
     if strange := [name for name in names if name not in ours]:
         raise ExportError(f"{out} holds {strange[0]!r}, which is no part of the model there: move it or choose "
                           "another name")  # fmt: skip

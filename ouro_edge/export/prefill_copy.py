@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +26,7 @@ from ouro_edge.export.data_file import DataFile
 from ouro_edge.export.graphs.block_graph import block_graph
 from ouro_edge.export.graphs.prefill_graph import PrefillBuilder, probe_graph
 from ouro_edge.quant.rotation import rotate
-
-Progress = Callable[[int, int, str], None]
+from ouro_edge.system.progress import Progress
 
 _PIECE_VALUES = 1 << 22  # weights that are float32 at a time
 

@@ -1,31 +1,42 @@
-"""Fitting an exit gate on the device, without torch: text -> features -> Stage II -> what it gains. Knows the runtime.
+"""What is measured on an exported model and stored beside it: KV ranges and a fitted exit gate. Knows the runtime.
 
-data.py      lines of a JSONL file -> pieces of token ids, fitting and held out
-features.py  pieces -> hidden states and losses of every loop, on the exported (quantised) model
-fit.py       features -> a gate
-tradeoff.py  features and a gate -> depth against loss and accuracy; the threshold for a budget
+calibrate_kv.py   text -> how far keys and values reach, for a cache in int8 or int4
+gate_pipeline.py  text -> a fitted exit gate and what it gains, without torch, by way of
+
+gate_data.py      lines of a JSONL file -> pieces of token ids, fitting and held out
+gate_features.py  pieces -> hidden states and losses of every loop, on the exported (quantised) model
+gate_fit.py       features -> a gate
+gate_tradeoff.py  features and a gate -> depth against loss and accuracy; the threshold for a budget
 """
 
+from ouro_edge.fitting.calibrate_kv import Calibration, calibrate
 from ouro_edge.fitting.gate_data import Piece, draw, encode, read_lines
 from ouro_edge.fitting.gate_features import Features, bytes_per_position, collect
-from ouro_edge.fitting.gate_fit import OBJECTIVES, Fit, Objective, fit_gate, gate_logits, original_gate, targets
-from ouro_edge.fitting.gate_tradeoff import Point, at_depth, at_threshold, choose_threshold
+from ouro_edge.fitting.gate_fit import OBJECTIVES, Fit, Objective, fit_to_features, gate_logits, original_gate, targets
+from ouro_edge.fitting.gate_pipeline import GateFit, fit_gate
+from ouro_edge.fitting.gate_tradeoff import Comparison, Point, at_depth, at_threshold, choose_threshold, compare
 
 __all__ = [
     "OBJECTIVES",
+    "Calibration",
+    "Comparison",
     "Features",
     "Fit",
+    "GateFit",
     "Objective",
     "Piece",
     "Point",
     "at_depth",
     "at_threshold",
     "bytes_per_position",
+    "calibrate",
     "choose_threshold",
     "collect",
+    "compare",
     "draw",
     "encode",
     "fit_gate",
+    "fit_to_features",
     "gate_logits",
     "original_gate",
     "read_lines",

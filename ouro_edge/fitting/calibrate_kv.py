@@ -9,54 +9,101 @@ keys and values are constants. Ranges are widened so that 8 bits hold just these
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 
 from ouro_edge.arch.weights import Array
 from ouro_edge.bundle.bundle import Bundle
+from ouro_edge.bundle.directory import open_bundle
 from ouro_edge.bundle.kv_ranges import ranges_shape, write_ranges
 from ouro_edge.errors import RequestError, TemplateError
 from ouro_edge.runtime.exits.policies import FullDepth
 from ouro_edge.runtime.model import Model
 from ouro_edge.runtime.open_model import open_model
 from ouro_edge.runtime.text.tokenizer import Tokenizer
+from ouro_edge.system.progress import Progress
 
-_TOKENS = 640  # enough for stable maxima, a minute or two for 1.4B parameters on two cores
+_TOKENS = 640  # enough for stable maxima, a quarter of a minute for 1.4B parameters on two cores
+_LEAST_TOKENS = 16
 # Text goes further than calibration saw, and at 8 bits clipping costs more than a coarser step: for keys and values.
 _HEADROOM = np.array([1.05, 1.3], np.float32)
 _LEVELS = 127
 _WINDOW = 64  # tokens that see each other: the float cache of more would take more memory than the model
 
 
-def calibrate(
-    bundle: Bundle, text: str | None = None, *, tokens: int = _TOKENS, threads: int | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
-) -> int:  # fmt: skip
-    """Store KV ranges in a bundle, measured on `text` or on the built-in one; returns how many tokens were used.
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What an export measures KV ranges on; None in its place measures nothing."""
 
-    A model without tokenizer is measured on seeded random ids. RequestError when the text is too short to tell.
+    text: str | None = None  # None: the built-in page
+    tokens: int = _TOKENS  # at most so many of the text
+
+    def __post_init__(self) -> None:
+        if self.text is not None and not isinstance(self.text, str):
+            raise RequestError(f"the calibration text is a {type(self.text).__name__}; expected a str or None")
+        if type(self.tokens) is not int or self.tokens < _LEAST_TOKENS:
+            raise RequestError(f"tokens is {self.tokens!r}; expected a whole number of at least {_LEAST_TOKENS}")
+
+
+def calibrate(
+    model: str | os.PathLike[str] | Bundle,
+    text: str | None = None,
+    *,
+    tokens: int = _TOKENS,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Measure the KV ranges of an exported model and store them in its directory, in place of those that were there.
+
+    A model without tokenizer is measured on seeded random ids. Memory is that of the loaded model and of a float32
+    cache of 64 tokens.
+
+    Args:
+        model: An exported directory, or one that is open.
+        text: What to run, at best of the kind that the model will see. Default: a built-in page.
+        tokens: At most this many tokens of the text, at least 16.
+        threads: CPU threads. Default: as for `load`.
+        progress: Called with tokens done and tokens in all.
+
+    Returns:
+        The number of tokens that were run.
+
+    Raises:
+        RequestError: The text is too short, or the model has no tokenizer to read one.
+        BundleError: `model` is not an exported directory, is damaged, or cannot be written to.
     """
-    with open_model(bundle, threads=threads, kv="fp32") as model:
+    bundle = model if isinstance(model, Bundle) else open_bundle(Path(model))
+    ids, ranges = _measure(bundle, Calibration(text, tokens), threads, progress)
+    write_ranges(bundle, ranges, {"tokens": len(ids), "text": "built-in" if text is None else "given"})
+    if progress:
+        progress(len(ids), len(ids), "")
+    return len(ids)
+
+
+def _measure(
+    bundle: Bundle, calibration: Calibration, threads: int | None, progress: Progress | None
+) -> tuple[list[int], Array]:
+    """The token ids that were run, and the ranges [R, L, 2, KV, D] that they reached."""
+    with open_model(bundle, threads=threads, kv="fp32", parallel_packing=False) as model:
         tokenizer = model.tokenizer if model.has_tokenizer else None
-        ids = calibration_ids(tokenizer, model.config.vocab_size, text, tokens)
+        ids = calibration_ids(tokenizer, model.config.vocab_size, calibration)
         opening = _opening(model)
         ranges = np.zeros(ranges_shape(bundle.config), np.float32)
         window = min(_WINDOW, model.config.max_positions)
         for start in range(0, len(ids), window):
             if progress:
-                progress(start, len(ids), "tokens")
+                progress(start, len(ids), "KV ranges")
             np.maximum(ranges, _reach(model, ids[start : start + window]), out=ranges)
         if opening:
             np.maximum(ranges, _reach(model, opening), out=ranges)
         ranges *= _HEADROOM[:, None, None]
         if opening:
             ranges = _exact_at(_reach(model, opening[:1], pairs=False), ranges)
-    write_ranges(bundle, ranges, {"tokens": len(ids), "text": "built-in" if text is None else "given"})
-    if progress:
-        progress(len(ids), len(ids), "")
-    return len(ids)
+    return ids, ranges
 
 
 def _reach(model: Model, ids: list[int], pairs: bool = True) -> Array:
@@ -108,14 +155,15 @@ def _pair_reach(keys: Array) -> Array:
     return np.concatenate([reach, reach], axis=-1)
 
 
-def calibration_ids(tokenizer: Tokenizer | None, vocab_size: int, text: str | None, tokens: int = _TOKENS) -> list[int]:
+def calibration_ids(tokenizer: Tokenizer | None, vocab_size: int, calibration: Calibration) -> list[int]:
     """What a model with this tokenizer is measured on. RequestError when the text is too short, or nothing reads it."""
+    text, tokens = calibration.text, calibration.tokens
     if tokenizer is None:
         if text is not None:
             raise RequestError("this model has no tokenizer, so it is calibrated on random ids: leave the text out")
         ids = np.random.default_rng(0).integers(0, vocab_size, tokens).tolist()
     else:
         ids = tokenizer.encode(built_in_text() if text is None else text)[:tokens]
-    if len(ids) < min(16, tokens):
-        raise RequestError(f"the calibration text has {len(ids)} tokens; wanted some hundreds")
+    if len(ids) < _LEAST_TOKENS:
+        raise RequestError(f"the calibration text has {len(ids)} tokens; expected some hundreds")
     return ids

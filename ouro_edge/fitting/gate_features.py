@@ -6,7 +6,7 @@ position, for as many positions as the pieces count; MOST_BYTES is what `fit-gat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +18,11 @@ from ouro_edge.errors import BundleError
 from ouro_edge.fitting.gate_data import Piece
 from ouro_edge.runtime.backend.kv import kv_bytes_per_token
 from ouro_edge.runtime.model import Model
+from ouro_edge.system.progress import Progress
 
 MOST_BYTES = 512 << 20  # of features
 _KV_BYTES = 512 << 20  # of keys and values of one piece of text
 _HEAD_ROWS = 256  # rows of logits made at a time: 48 MiB at a vocabulary of 49152
-
-Progress = Callable[[int, int, str], None]  # positions done, of how many, nothing
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,8 +70,8 @@ def targets(loss: Vector, objective: Objective) -> tuple[Vector, slice]:
     return np.exp(-np.logaddexp(0.0, -_SLOPE * (gain - _LEAST_GAIN))), taught
 
 
-def fit_gate(features: Features, start: FittedGate, objective: Objective = "look-ahead") -> Fit:
-    """The gate that the objective wants on these features, held a little to `start`; the result is deterministic."""
+def fit_to_features(features: Features, start: FittedGate, objective: Objective = "look-ahead") -> Fit:
+    """The gate at the minimum of the objective on these features, held a little to `start`; deterministic."""
     go_on, taught = targets(features.loss, objective)
     problem = StageTwo(features.hidden[taught], go_on, start)
     found = minimise(problem, problem.start)

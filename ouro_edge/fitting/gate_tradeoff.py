@@ -5,8 +5,10 @@ A position exits where `reference.exit_depths` says, so the figures are those of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
 from math import floor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ from ouro_edge.errors import RequestError
 from ouro_edge.fitting.gate_features import Features
 
 Vector = NDArray[np.float64]
+_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,47 @@ class Point:
     depth: float  # loops
     loss: float  # nats a token
     accuracy: float  # share of positions whose likeliest token is the real one
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two gates, the checkpoint's ("old") and a fitted one ("new"), on the same positions."""
+
+    by_threshold: Mapping[float, tuple[Point, Point]]  # exit threshold -> old, new
+    by_depth: Mapping[float, tuple[Point, Point, Point]]  # mean depth -> fixed depth, old, new
+    mean_loss: tuple[float, float, float]  # fixed, old, new: over the depths between 1 and R
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the new gate has less loss than the old one and than a fixed depth."""
+        fixed, old, new = self.mean_loss
+        return new < min(fixed, old)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary, for the report that is stored with a gate."""
+        points = {f"{t:g}": dict(zip(("old", "new"), map(astuple, ps), strict=True))
+                  for t, ps in self.by_threshold.items()}  # fmt: skip
+        depths = {f"{d:g}": dict(zip(("fixed", "old", "new"), map(astuple, ps), strict=True))
+                  for d, ps in self.by_depth.items()}  # fmt: skip
+        return {
+            "mean_loss": dict(zip(("fixed", "old", "new"), self.mean_loss, strict=True)),
+            "columns": ["depth", "loss", "accuracy"],
+            "by_threshold": points,
+            "by_depth": depths,
+        }
+
+
+def compare(features: Features, old: Vector, new: Vector, budget: float | None = None) -> Comparison:
+    """The trade-offs of two gates, given by their logits [N, R]; `budget` is one more mean depth to look at."""
+    loops, gates = len(features.loss), (old, new)
+    by_threshold = {t: (at_threshold(features, old, t), at_threshold(features, new, t)) for t in _THRESHOLDS}
+    by_depth = {}
+    for depth in sorted({1 + i / 2 for i in range(2 * loops - 1)} | ({budget} if budget is not None else set())):
+        before, after = (at_threshold(features, gate, choose_threshold(gate, depth)) for gate in gates)
+        by_depth[depth] = at_depth(features, depth), before, after
+    inner = [points for depth, points in by_depth.items() if 1 < depth < loops]
+    fixed, before_loss, after_loss = (sum(points[i].loss for points in inner) / len(inner) for i in range(3))
+    return Comparison(by_threshold, by_depth, (fixed, before_loss, after_loss))
 
 
 def at_threshold(features: Features, logits: Vector, threshold: float) -> Point:

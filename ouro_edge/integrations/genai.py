@@ -9,6 +9,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from ouro_edge.bundle.added_files import GENAI_CONFIG_FILE, GENAI_GRAPH_FILE
 from ouro_edge.bundle.bundle import cache_head_dim
 from ouro_edge.errors import BundleError
 from ouro_edge.runtime.text.model_text import read_model_text
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from ouro_edge.bundle.directory import DirectoryBundle
 
-GRAPH_FILE, CONFIG_FILE = "genai.onnx", "genai_config.json"
+GRAPH_FILE, CONFIG_FILE = GENAI_GRAPH_FILE, GENAI_CONFIG_FILE
 
 
 def write_genai(bundle: DirectoryBundle) -> Path:

@@ -44,19 +44,18 @@ class OuroEdgeExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
 
     def run(self) -> None:
         """Export; what goes wrong is one line and exit code 1."""
-        from ouro_edge.loading import export_to
-        from ouro_edge.quant import preset
-        from ouro_edge.system.hub import resolve
+        from ouro_edge.convert import BUILT_IN_TEXT, export
 
         args = self.args
         try:
-            recipe = preset(args.precision, block_size=args.block_size, symmetric=args.symmetric)
-            found = resolve(args.model, revision=args.revision)
-            calibration = "" if args.no_calibration else None
-            notes = export_to(found, args.output, recipe, calibration=calibration, overwrite=args.overwrite)
+            result = export(
+                args.model, args.output, precision=args.precision, block_size=args.block_size,
+                symmetric=args.symmetric, format="bundle", revision=args.revision,
+                calibration=None if args.no_calibration else BUILT_IN_TEXT, overwrite=args.overwrite,
+            )  # fmt: skip
         except OuroEdgeError as problem:
             sys.exit(f"Error: {one_line(problem)}")
-        for note in notes:
+        for note in result.notes:
             print(f"Note: {note}", file=sys.stderr)
         print(f"{args.output}: run it with ouro-edge chat {args.output}")
 

@@ -18,7 +18,7 @@ import numpy as np
 from ouro_edge.arch.weights import block_tensors, head_tensor
 from ouro_edge.bundle.bundle import Bundle
 from ouro_edge.errors import ContextOverflowError, RequestError
-from ouro_edge.loading import open_runnable
+from ouro_edge.loading import open_model_files
 from ouro_edge.measure.context import filled_sequence
 from ouro_edge.measure.memory import ProcessMemory, process_memory
 from ouro_edge.prefill_weights import prefill_copy_for
@@ -104,7 +104,7 @@ def time_model(path: Path, kv: str, threads: int, prefill: str, plan: Plan) -> I
     """
     yield f"loading, kv {kv}, {threads} threads"
     began = time.perf_counter()
-    bundle = open_runnable(path)
+    bundle = open_model_files(path)
     depths, room = check_plan(bundle, plan)
     with open_model(bundle, threads=threads, kv=kv, prefill_copy=prefill_copy_for(bundle, prefill)) as model:
         loaded = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Turns what the user typed as a model into a path on this machine. Knows paths and huggingface_hub; opens no model.
+"""Turns what a user supplied as a model into a path on this machine. Knows paths and huggingface_hub; opens no model.
 
     resolve("out/ouro-int4")                    an existing directory or file wins and stays as it is
     resolve("ByteDance/Ouro-1.4B")              a hub id: the snapshot in the hub's cache, downloaded where needed
@@ -14,13 +14,15 @@ import errno
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partialmethod
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from ouro_edge.errors import HubError, RequestError, one_line
+from ouro_edge.system.progress import Progress
 
 CHECKPOINT_FILES = (
     "config.json",
@@ -59,11 +61,17 @@ class Resolved:
 
 
 def resolve(
-    model: str | os.PathLike[str], *, revision: str | None = None, patterns: Sequence[str] = CHECKPOINT_FILES
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    patterns: Sequence[str] = CHECKPOINT_FILES,
+    progress: Progress | None = None,
 ) -> Resolved:
     """The local path of a directory, a file or a hub id, which is downloaded unless the cache has it.
 
     `revision` is a branch, tag or commit of a hub id; `patterns` are the names in the repository's top folder to fetch.
+    `progress` is called with bytes while a repository is downloaded, as far as huggingface_hub reports them; without
+    it, a terminal shows the hub's own bars.
     HubError in one line when there is no such model or it cannot be had; RequestError for a revision of a local path.
     """
     if not isinstance(model, (str, os.PathLike)):
@@ -77,10 +85,10 @@ def resolve(
     if not isinstance(model, str):
         raise HubError(f"{text} does not exist; give a directory or a .gguf file, or a hub id as a string")
     if (chosen := _FILE_IN_REPO.fullmatch(text)) and _may_be_remote(text, chosen[2]):
-        return _from_hub(chosen[1], chosen[2], revision, ())
+        return _from_hub(chosen[1], chosen[2], revision, (), progress)
     if _PATH.match(text) or not _REPO.fullmatch(text):
         raise HubError(f"{text!r} is {_WANTED}; check the spelling")
-    return _from_hub(text, None, revision, patterns)
+    return _from_hub(text, None, revision, patterns, progress)
 
 
 def _may_be_remote(text: str, file: str) -> bool:
@@ -89,7 +97,9 @@ def _may_be_remote(text: str, file: str) -> bool:
     return safe and (":" in text or (text.count("/") == 2 and not os.path.isdir(text.split("/")[0])))
 
 
-def _from_hub(repo: str, file: str | None, revision: str | None, patterns: Sequence[str]) -> Resolved:
+def _from_hub(
+    repo: str, file: str | None, revision: str | None, patterns: Sequence[str], progress: Progress | None
+) -> Resolved:
     # Otherwise huggingface_hub asks for a list of agents and reports which one runs it; read once, at its import.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import huggingface_hub
@@ -98,9 +108,12 @@ def _from_hub(repo: str, file: str | None, revision: str | None, patterns: Seque
     constants.HF_HUB_DISABLE_TELEMETRY = True  # somebody may have imported it before us
     try:
         if file is not None:
-            path = Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
+            download: Any = huggingface_hub.hf_hub_download
+            takes_bars = "tqdm_class" in signature(download).parameters  # in newer versions only
+            bars = {"tqdm_class": _bar_class(progress)} if takes_bars else {}
+            path = Path(download(repo, file, revision=revision, **bars))
             return Resolved(path, repo, path.parents[file.count("/")].name)
-        path = _snapshot(repo, revision, patterns)
+        path = _snapshot(repo, revision, patterns, progress)
     except HubError:
         raise
     except Exception as problem:  # two HTTP libraries and a cache lie below, each with errors of its own
@@ -108,14 +121,14 @@ def _from_hub(repo: str, file: str | None, revision: str | None, patterns: Seque
     return Resolved(path, repo, path.name)
 
 
-def _snapshot(repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
+def _snapshot(repo: str, revision: str | None, patterns: Sequence[str], progress: Progress | None) -> Path:
     """Folder of the snapshot. Small files come first: they tell a bundle from a checkpoint, and nonsense from both."""
     import huggingface_hub
 
     def fetch(names: list[str], at: str | None) -> Path:
         return Path(
             huggingface_hub.snapshot_download(
-                repo, revision=at, allow_patterns=names, ignore_patterns=["*/*"], tqdm_class=_progress()
+                repo, revision=at, allow_patterns=names, ignore_patterns=["*/*"], tqdm_class=_bar_class(progress)
             )
         )
 
@@ -132,13 +145,29 @@ def _snapshot(repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
     return path
 
 
-def _progress() -> Any:
-    """The hub's own progress bar, or a silent one of its kind where nobody watches: a file, a pipe, a window."""
+def _bar_class(progress: Progress | None) -> Any:
+    """The class of the hub's progress bars: its own on a terminal, else a silent one that reports to `progress`."""
     from huggingface_hub.utils.tqdm import tqdm
 
-    if sys.stderr is not None and sys.stderr.isatty():
+    if progress is None and sys.stderr is not None and sys.stderr.isatty():
         return tqdm
-    return type("Silent", (tqdm,), {"__init__": partialmethod(tqdm.__init__, disable=True)})
+    one_call = threading.Lock()  # files are downloaded by several threads
+
+    class SilentBar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            # Newer versions count bytes twice: as they come over the network, and as they are written.
+            self._counts = options.get("unit") == "B" and not str(options.get("name")).endswith(".transfer")
+            self._bytes = options.get("initial") or 0
+            super().__init__(*args, **(options | {"disable": True}))  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if self._counts and progress is not None:
+                with one_call:
+                    self._bytes += n or 0
+                    progress(int(self._bytes), int(max(self.total or 0, self._bytes)), "download")
+            return None
+
+    return SilentBar
 
 
 def _explain(problem: Exception, repo: str, file: str | None, revision: str | None) -> str:

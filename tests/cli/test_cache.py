@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from ouro_edge.bundle.directory import open_bundle
 from ouro_edge.cli import main
-from ouro_edge.loading import runnable
+from ouro_edge.loading import resolve_model
 from ouro_edge.prefill_weights import prefill_copy_for
 
 MODEL, COPY = "some.model-int4-0123456789ab", "prefill-0123456789abcdef"
@@ -88,7 +88,7 @@ def test_a_cache_that_is_not_there_or_no_directory(tmp_path, monkeypatch):
 def test_what_the_program_makes_is_found(tmp_path, monkeypatch, checkpoint_of):
     monkeypatch.setenv("OURO_EDGE_CACHE", str(tmp_path / "cache"))
     checkpoint = shutil.copytree(checkpoint_of(), tmp_path / "checkpoint")
-    model = runnable(checkpoint)
+    model = resolve_model(checkpoint)
     monkeypatch.setattr("ouro_edge.runtime.backend.prefill_session.multiplies_exactly", lambda path: True)
     copy = prefill_copy_for(open_bundle(model), "fast")
     rows = cache().stdout.splitlines()[1:-1]

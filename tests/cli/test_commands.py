@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from models import GOLDEN, write_checkpoint
 from toy_text import add_tokenizer
 
-from ouro_edge import loading
+from ouro_edge import convert, loading
 from ouro_edge.bundle.directory import open_bundle
 from ouro_edge.bundle.fitted_gate import FittedGate, write_gate
 from ouro_edge.cli import main
@@ -242,24 +242,24 @@ def test_a_checkpoint_can_be_run_directly_and_is_converted_once(talker, tmp_path
     (made / "head.onnx").unlink()
     assert ouro("run", checkpoint, "-p", "hello", "-n", 2).exit_code == 0  # a damaged conversion is made anew
     (made / "kv_ranges.json").unlink()
-    assert ouro("run", checkpoint, "-p", "hello", "-n", 2, "--kv", "int8").exit_code == 0  # and goes on where it ended
+    assert ouro("run", checkpoint, "-p", "hello", "-n", 2, "--kv", "int8").exit_code == 0  # one without KV ranges too
 
 
 def test_two_conversions_at_once_make_one(talker, tmp_path, monkeypatch):
     monkeypatch.setenv("OURO_EDGE_CACHE", str(tmp_path / "cache"))
     checkpoint = shutil.copytree(talker.parent / "checkpoint", tmp_path / "checkpoint")
-    real = loading.export_to
+    real = convert.export_directory
 
     def late(found, out, recipe, **options):
-        real(found, out, recipe)  # somebody else's, meanwhile
-        real(found, out, recipe, **options)
+        real(found, out, recipe)  # by another process, meanwhile
+        return real(found, out, recipe, **options)
 
-    monkeypatch.setattr(loading, "export_to", late)
+    monkeypatch.setattr(convert, "export_directory", late)
     assert ouro("run", checkpoint, "-p", "hello", "-n", 2).exit_code == 0
 
 
 def test_what_cannot_be_is_said_before_a_conversion(talker, tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "export_to", None)
+    monkeypatch.setattr(convert, "export_directory", None)
     monkeypatch.setenv("OURO_EDGE_CACHE", str(tmp_path / "cache"))
     for option, value in (("kv", "int16"), ("kv_share", "first"), ("gate", "mine"), ("prefill", "faster")):
         with pytest.raises(RequestError, match=f"{option} is '{value}'"):
@@ -269,7 +269,7 @@ def test_what_cannot_be_is_said_before_a_conversion(talker, tmp_path, monkeypatc
 def test_a_text_too_short_to_calibrate_on_is_said_before_the_export(talker, tmp_path):
     (tmp_path / "tiny.txt").write_text("hi")
     arguments = ("export", talker.parent / "checkpoint", tmp_path / "out", "--calibration", tmp_path / "tiny.txt")
-    refused(*arguments, says="wanted some hundreds")
+    refused(*arguments, says="expected some hundreds")
     assert [p.name for p in tmp_path.iterdir()] == ["tiny.txt"]
 
 

@@ -19,7 +19,7 @@ from ouro_edge.fitting import (
     Features,
     at_threshold,
     choose_threshold,
-    fit_gate,
+    fit_to_features,
     gate_logits,
     original_gate,
     targets,
@@ -103,7 +103,7 @@ def test_the_fit_equals_plain_newton_steps(objective):
         gradient = design.T @ (go_on.reshape(-1) - on) / len(rows) + pull * (theta - old)
         hessian = design.T @ (design * (on * (1 - on))[:, None]) / len(rows) + np.diag(pull)
         theta = theta - np.linalg.solve(hessian, gradient)
-    fit = fit_gate(features, start, objective)
+    fit = fit_to_features(features, start, objective)
     np.testing.assert_allclose(fit.gate.weight, theta[:-1] / spread, atol=1e-4)
     assert fit.gate.bias == pytest.approx(theta[-1] - mean @ (theta[:-1] / spread), abs=1e-4)
     assert fit.after < fit.before
@@ -111,8 +111,8 @@ def test_the_fit_equals_plain_newton_steps(objective):
 
 def test_the_pull_to_the_old_gate_is_weak_with_many_tokens_and_strong_with_few():
     start = FittedGate(np.array([5.0] + [0.0] * 7, np.float32), 0.0)
-    few, many = (fit_gate(world(3, n), start).gate.weight[0] for n in (5, 2000))
-    blank = fit_gate(world(3, 2000), FittedGate(np.zeros(8, np.float32), 0.0)).gate.weight[0]
+    few, many = (fit_to_features(world(3, n), start).gate.weight[0] for n in (5, 2000))
+    blank = fit_to_features(world(3, 2000), FittedGate(np.zeros(8, np.float32), 0.0)).gate.weight[0]
     assert few > 2.0 and many == pytest.approx(blank, abs=0.1)
 
 
@@ -120,7 +120,7 @@ def test_the_pull_to_the_old_gate_is_weak_with_many_tokens_and_strong_with_few()
 def test_a_known_world_is_learned_and_holds_on_other_tokens(objective):
     rng = np.random.default_rng(9)
     old = FittedGate((0.3 * rng.normal(size=8)).astype(np.float32), -0.5)
-    fit = fit_gate(world(0), old, objective)
+    fit = fit_to_features(world(0), old, objective)
     test = world(1)
     before, after = gate_logits(test.hidden, old), gate_logits(test.hidden, fit.gate)
     needs = 5 - test.hits.sum(axis=0)
@@ -135,7 +135,7 @@ def test_a_known_world_is_learned_and_holds_on_other_tokens(objective):
 
 
 def test_the_same_features_give_the_same_gate():
-    fits = [fit_gate(world(0), FittedGate(np.zeros(8, np.float32), 0.0)) for _ in range(2)]
+    fits = [fit_to_features(world(0), FittedGate(np.zeros(8, np.float32), 0.0)) for _ in range(2)]
     np.testing.assert_array_equal(fits[0].gate.weight, fits[1].gate.weight)
     assert fits[0].gate.bias == fits[1].gate.bias and fits[0].gate.weight.dtype == np.float32
 
@@ -148,7 +148,7 @@ def test_everything_stays_finite(scale):
     features.loss[0] = 1e4
     start = FittedGate(np.full(5, 30.0, np.float32), -500.0)
     for objective in OBJECTIVES:
-        fit = fit_gate(features, start, objective)
+        fit = fit_to_features(features, start, objective)
         assert np.isfinite(fit.gate.weight).all() and math.isfinite(fit.gate.bias)
         assert math.isfinite(fit.before) and fit.after <= fit.before + 1e-9
         assert np.isfinite(gate_logits(features.hidden, fit.gate)).all()

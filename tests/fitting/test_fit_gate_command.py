@@ -16,6 +16,7 @@ import ouro_edge
 from ouro_edge.bundle.directory import open_bundle
 from ouro_edge.bundle.fitted_gate import GATE_FILE
 from ouro_edge.cli import main
+from ouro_edge.errors import RequestError
 
 WORDS = "hello there how are you the user and the assistant".split()
 
@@ -102,7 +103,7 @@ def test_the_table_tells_what_the_model_does_with_the_gate(bundle, data):
     with ouro_edge.load(bundle, threads=1) as model:
         limits = {"window": 512, "most_fitted": 20000, "most_held_out": 5000}
         fitted, held_out = gates.draw(gates.read_lines(data), model, **limits, seed=3, name="data")
-        fit = gates.fit_gate(gates.collect(model, fitted), gates.original_gate(open_bundle(bundle)), "published")
+        fit = gates.fit_to_features(gates.collect(model, fitted), gates.original_gate(open_bundle(bundle)), "published")
         np.testing.assert_allclose(model.gate.weight, fit.gate.weight, atol=1e-5)
         for threshold, column in (("0.5", "new"), ("0.8", "new")):
             depths = [
@@ -125,6 +126,34 @@ def test_a_dry_run_writes_nothing_and_no_budget_stores_no_threshold(bundle, data
         assert result.exit_code == 0 and "runs every loop" in result.stdout
         stored = json.loads((bundle / GATE_FILE).read_text())
         assert stored["threshold"] is None and stored["report"]["objective"] == objective
+
+
+def test_the_function_writes_nothing_until_it_is_told_to(bundle, data, monkeypatch):
+    before, calls = sorted(bundle.iterdir()), []
+    fit = ouro_edge.fit_gate(bundle, data, budget=2, threads=1, progress=lambda *call: calls.append(call))
+    assert sorted(bundle.iterdir()) == before and calls[-1][0] == calls[-1][1] == sum(fit.tokens)
+    assert fit.cross_entropy[1] < fit.cross_entropy[0] and fit.comparison.by_depth[2.0][2].depth <= 2
+    fixed, old, new = fit.comparison.mean_loss
+    assert fit.comparison.is_better == (new < min(fixed, old))
+    monkeypatch.setenv("OURO_EDGE_CACHE", str(bundle.parent))
+    with pytest.raises(RequestError, match="belongs to the cache"):
+        fit.write()
+    monkeypatch.delenv("OURO_EDGE_CACHE")
+    assert fit.write() == bundle / GATE_FILE
+    stored = json.loads((bundle / GATE_FILE).read_text())
+    assert stored["threshold"] == fit.gate.threshold and stored["report"] == json.loads(json.dumps(fit.gate.report))
+    assert fit_gate(bundle, "--data", data, "--budget", 2, "--threads", 1).exit_code == 0
+    stored_again = json.loads((bundle / GATE_FILE).read_text())
+    assert stored_again["weight"] == stored["weight"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("budget", "2"), ("budget", 5), ("objective", "luck"), ("max_tokens_fit", 2.5), ("seed", None), ("seed", True)],
+)
+def test_the_function_refuses_what_the_command_line_cannot_pass(bundle, data, option, value):
+    with pytest.raises(RequestError, match=f"{option} is {value!r}; expected"):
+        ouro_edge.fit_gate(bundle, data, **{option: value})
 
 
 def test_an_interrupt_leaves_the_old_gate(bundle, data, monkeypatch):
@@ -157,7 +186,7 @@ def test_refusals_about_the_data(bundle, data, tmp_path):
         (b'{"text": "\xff"}\n', "not UTF-8 text (byte 10)"),
         (b'{"text": "hello"}\nhello\n', "x.jsonl line 2 is no JSON"),
         (b'{"ids": [1, 2, 300]}\n', "x.jsonl line 1: token id 300"),
-        (b'{"text": "hello there"}\n' * 30, "wanted at least 400 and 100"),
+        (b'{"text": "hello there"}\n' * 30, "expected at least 400 and 100"),
     ):
         file.write_bytes(content)
         refused(bundle, "--data", file, says=says)
@@ -184,7 +213,7 @@ def test_refusals_about_the_model(bundle, data, tmp_path, bundle_of, checkpoint_
         ("--budget", 4.1, "1 to 4"),
         ("--budget", "nan", "1 to 4"),
         ("--max-tokens-fit", 399, "at least 400"),
-        ("--seed", -1, "--seed is -1"),
+        ("--seed", -1, "seed is -1"),
         ("--threads", 0, "threads is 0"),
     ],
 )

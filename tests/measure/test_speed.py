@@ -11,11 +11,9 @@ import ouro_edge
 from ouro_edge.arch.weights import tensor_shapes
 from ouro_edge.bundle.directory import open_bundle
 from ouro_edge.errors import ContextOverflowError, RequestError
-from ouro_edge.loading import export_gguf
 from ouro_edge.measure.context import filled_sequence
 from ouro_edge.measure.speed import End, Loading, Plan, Speed, check_plan, time_model, weight_bytes
 from ouro_edge.runtime.exits.policies import FixedDepth
-from ouro_edge.system.hub import resolve
 
 
 def speeds_of(path, plan):
@@ -86,5 +84,6 @@ def test_what_the_model_cannot_do_is_refused(checkpoint_of, bundle_of):
 
 
 def test_a_gguf_file_is_timed_too(checkpoint_of, tmp_path):
-    file, _ = export_gguf(resolve(checkpoint_of(hidden_size=64, intermediate_size=96)), tmp_path / "model.gguf", "q4_0")
-    assert set(speeds_of(file, Plan((4,), (2,), (1,), (0,), 1)))
+    checkpoint = checkpoint_of(hidden_size=64, intermediate_size=96)
+    file = ouro_edge.export(checkpoint, tmp_path / "model.gguf", precision="q4_0")
+    assert set(speeds_of(file.path, Plan((4,), (2,), (1,), (0,), 1)))

@@ -17,11 +17,9 @@ from ouro_edge.export.graphs.block_graph import block_graph
 from ouro_edge.export.graphs.prefill_graph import PrefillBuilder
 from ouro_edge.export.prefill_copy import write_prefill_copy
 from ouro_edge.fitting.calibrate_kv import calibrate
-from ouro_edge.loading import export_gguf
 from ouro_edge.runtime.backend import prefill_session as prefill_copy
 from ouro_edge.runtime.exits.policies import ExitThreshold, FixedDepth, FullDepth
 from ouro_edge.runtime.open_model import open_model
-from ouro_edge.system.hub import resolve
 
 IDS = np.random.default_rng(4).integers(3, 96, 150).tolist()
 
@@ -166,7 +164,7 @@ def test_made_once_and_again_when_damaged(bundle, cache, monkeypatch):
 @pytest.mark.parametrize("kind", ["q4_0", "q4_1", "q8_0"])
 def test_a_gguf_file_has_one_too(kind, checkpoint_of, tmp_path):
     checkpoint = checkpoint_of(hidden_size=64, head_dim=16, intermediate_size=96)
-    file, _ = export_gguf(resolve(checkpoint), tmp_path / f"model-{kind}.gguf", kind)
+    file = ouro_edge.export(checkpoint, tmp_path / f"model-{kind}.gguf", precision=kind).path
     with ouro_edge.load(file, prefill="lean") as lean, ouro_edge.load(file, prefill="fast") as fast:
         wanted, found = (m.forward(IDS, exit=FixedDepth(2)).logits for m in (lean, fast))
     assert not np.array_equal(wanted, found)

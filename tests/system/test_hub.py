@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -177,14 +178,17 @@ if os.environ.get("IMPORT_HUB_FIRST"):
 from ouro_edge.system import hub
 from ouro_edge.errors import OuroEdgeError
 calls = json.loads(sys.argv[1])
-answers = []
+answers, reports = [], []
+report = {"progress": lambda *call: reports.append(call)} if os.environ.get("REPORT") else {}
 for model, keywords in calls:
     try:
-        got = hub.resolve(model, **keywords)
+        got = hub.resolve(model, **keywords, **report)
         answers.append([str(got.path), got.repo_id, got.revision])
     except OuroEdgeError as problem:
         answers.append(f"{type(problem).__name__}: {problem}")
 print(json.dumps(answers))
+if report:
+    print(json.dumps(reports), file=sys.stderr)
 """
 
 
@@ -195,7 +199,7 @@ def resolve(
     dropped = ("HF_", "HUGGING", "TRANSFORMERS_", "DO_NOT_TRACK", "DISABLE_TELEMETRY")
     env = {k: v for k, v in os.environ.items() if not k.startswith(dropped) and not k.lower().endswith("_proxy")}
     env |= {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
-    env |= {"PYTHONPATH": str(Path(hub.__file__).parents[1])} | settings
+    env |= {"PYTHONPATH": str(Path(hub.__file__).parents[2])} | settings
     asked = [call if isinstance(call, tuple) else (call, {}) for call in calls]
     command = [sys.executable, "-W", "error", "-c", DRIVER, json.dumps(asked)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, cwd=home)
@@ -253,6 +257,16 @@ def test_download_goes_on_after_a_cut(server: FakeHub, tmp_path: Path) -> None:
     spans = [span for method, path, span in server.log if method == "GET" and path.endswith("model.safetensors")]
     assert len(spans) == 2 and spans[0] is None and spans[1] is not None
     assert 10_000_000 < int(spans[1].removeprefix("bytes=").split("-")[0]) < len(LARGE)
+
+
+@pytest.mark.parametrize("model", ["org/large", "org/ggufs:q8/tiny-Q8_0.gguf"])
+def test_downloads_report_their_progress(server: FakeHub, tmp_path: Path, model: str) -> None:
+    """huggingface_hub below 1.0 reports no bytes to us."""
+    _, stderr = resolve(tmp_path, server.url, model, REPORT="1")
+    reports = json.loads(stderr)  # and nothing else: no bar is drawn
+    assert reports or version("huggingface_hub").startswith("0.")
+    assert all(0 <= done <= total and what == "download" for done, total, what in reports)
+    assert not reports or reports[-1][0] == reports[-1][1] >= (len(LARGE) if model == "org/large" else 2000)
 
 
 def test_gguf_files_are_chosen_by_name(server: FakeHub, tmp_path: Path) -> None:

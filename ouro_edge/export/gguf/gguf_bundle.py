@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 
 from ouro_edge.arch.weights import Array, block_tensors
-from ouro_edge.bundle.bundle import Bundle, Embedding, GraphInMemory, Progress
+from ouro_edge.bundle.bundle import Bundle, Embedding, GraphInMemory
 from ouro_edge.bundle.fitted_gate import FittedGate, check_numbers
 from ouro_edge.bundle.kv_ranges import check_ranges
 from ouro_edge.errors import BundleError, CheckpointError
@@ -27,6 +27,7 @@ from ouro_edge.export.gguf.own_metadata import KV_RANGES, read_fitted_gate, read
 from ouro_edge.export.gguf.reader import GgufReader, open_gguf
 from ouro_edge.export.graphs.block_graph import block_graph, head_graph
 from ouro_edge.system.cpus import available_threads
+from ouro_edge.system.progress import Progress
 
 _REPACK_THREADS = 4  # each holds a piece of a tensor in several forms
 _SAMPLE_BYTES = 1 << 10  # of each tensor, for the identity of the weights

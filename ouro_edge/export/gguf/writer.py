@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,8 +26,8 @@ from ouro_edge.errors import ExportError, RequestError
 from ouro_edge.export.gguf.config import GATE_BIAS, GATE_THRESHOLD, GATE_WEIGHT
 from ouro_edge.export.gguf.reader import gguf_name
 from ouro_edge.system.files import new_parents
+from ouro_edge.system.progress import Progress
 
-Progress = Callable[[int, int, str], None]
 Q = GGMLQuantizationType
 
 PRECISIONS = {"q4_0": Q.Q4_0, "q4_1": Q.Q4_1, "q8_0": Q.Q8_0, "f16": Q.F16, "f32": Q.F32}

@@ -18,7 +18,7 @@ import numpy as np
 from ouro_edge.arch.loop_program import loop_program
 from ouro_edge.arch.reference import rope_tables
 from ouro_edge.arch.weights import Array
-from ouro_edge.bundle.bundle import Bundle, Progress, cache_head_dim
+from ouro_edge.bundle.bundle import Bundle, cache_head_dim
 from ouro_edge.bundle.fitted_gate import FittedGate
 from ouro_edge.bundle.kv_ranges import read_ranges
 from ouro_edge.errors import BundleError, OuroEdgeError, one_line
@@ -29,6 +29,7 @@ from ouro_edge.runtime.backend.onnx_cache import OnnxCache
 from ouro_edge.runtime.backend.prefill_session import PREFILL_ROWS, PrefillSession
 from ouro_edge.runtime.backend.protocol import GroupOutput, RowGroup
 from ouro_edge.runtime.backend.session import import_onnxruntime, open_session
+from ouro_edge.system.progress import Progress
 
 ROWS_PER_CALL = 128  # enough to share one read of the weights, few enough to bound the memory of a call
 
@@ -45,6 +46,7 @@ class OnnxBackend:
         kv: str = "fp32",
         share_kv: bool = False,
         prefill_copy: Path | None = None,
+        parallel_packing: bool = True,
         progress: Progress | None = None,
     ) -> None:
         self.config, self.kv = bundle.config, kv
@@ -53,8 +55,8 @@ class OnnxBackend:
         ranges = None if kv == "fp32" else read_ranges(bundle)
         self.state_id = _state_id(bundle, ranges)
         self._gate = gate
-        self._session = open_session(bundle.block_graph(kv, progress), threads)
-        self._head = open_session(bundle.head_graph(progress), threads)
+        self._session = open_session(bundle.block_graph(kv, progress), threads, parallel=parallel_packing)
+        self._head = open_session(bundle.head_graph(progress), threads, parallel=parallel_packing)
         self._prefill = None if prefill_copy is None else PrefillSession(prefill_copy, kv, threads)
         self.rows_per_call = ROWS_PER_CALL if self._prefill is None else PREFILL_ROWS
         self._embedding = bundle.embedding()
