@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ouro_edge.runtime.backend.cancel import Cancel
     from ouro_edge.runtime.events import Done, Event, Timings, Token, Usage
     from ouro_edge.runtime.exits.loop_budget import LoopBudget
+    from ouro_edge.runtime.exits.parse import format_exit, parse_exit
     from ouro_edge.runtime.exits.policies import (
         Agreement,
         ConfidenceThreshold,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     )
     from ouro_edge.runtime.forward import Forward, Score
     from ouro_edge.runtime.model import Model
+    from ouro_edge.runtime.options import GenerationOptions, LoadOptions
     from ouro_edge.runtime.sampling.constraint import Constraint
     from ouro_edge.runtime.sampling.sampler import Sampler
     from ouro_edge.runtime.saved.prefix_cache import PrefixCache
@@ -70,7 +72,9 @@ _HOMES = {
     ),
     "runtime.forward": ("Forward", "Score"),
     "runtime.exits.loop_budget": ("LoopBudget",),
+    "runtime.exits.parse": ("format_exit", "parse_exit"),
     "runtime.model": ("Model",),
+    "runtime.options": ("GenerationOptions", "LoadOptions"),
     "runtime.saved.prefix_cache": ("PrefixCache",),
     "runtime.sampling.sampler": ("Sampler",),
     "runtime.sequence.sequence": ("TokenSequence",),
@@ -99,7 +103,9 @@ __all__ = [
     "FixedDepth",
     "Forward",
     "FullDepth",
+    "GenerationOptions",
     "HubError",
+    "LoadOptions",
     "LoopBudget",
     "Model",
     "ModelConfig",
@@ -119,8 +125,10 @@ __all__ = [
     "Usage",
     "VerificationError",
     "__version__",
+    "format_exit",
     "load",
     "load_sequence",
+    "parse_exit",
     "save_sequence",
 ]
 

@@ -50,9 +50,9 @@ def prefill_copy_for(bundle: Bundle, prefill: str, progress: Progress | None = N
 
 def check_prefill(prefill: str) -> str:
     """`prefill`, if it is one of the ways. RequestError otherwise."""
-    if prefill not in ("auto", "fast", "lean"):
-        raise RequestError(f"prefill is {prefill!r}; wanted auto, fast or lean")
-    return prefill
+    if prefill not in ("auto", "int8", "none", "fast", "lean"):
+        raise RequestError(f"prefill_weights is {prefill!r}; expected auto, int8 or none")
+    return {"int8": "fast", "none": "lean"}.get(prefill, prefill)
 
 
 def _copy(bundle: Bundle, frugal: bool, progress: Progress | None) -> Path | None:

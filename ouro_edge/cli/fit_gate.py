@@ -19,7 +19,7 @@ _LEAST_FITTED, _LEAST_HELD_OUT = 400, 100
 _THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
-@click.command(name="fit-gate")
+@click.command(name="fit-gate", short_help="Fit the exit gate of an exported model to your own text.")
 @click.argument("bundle", type=click.Path(readable=False, path_type=Path))
 @click.option(
     "--data",
