@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ouro_edge.runtime.events import Done, Event, Timings, Token, Usage
     from ouro_edge.runtime.exits.expected_logits import ExpectedLogits
     from ouro_edge.runtime.exits.loop_budget import LoopBudget
+    from ouro_edge.runtime.exits.parse import format_exit, parse_exit
     from ouro_edge.runtime.exits.policies import (
         Agreement,
         ConfidenceThreshold,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     )
     from ouro_edge.runtime.forward import Forward, Score
     from ouro_edge.runtime.model import Model
+    from ouro_edge.runtime.options import GenerationOptions, LoadOptions
     from ouro_edge.runtime.sampling.constraint import Constraint
     from ouro_edge.runtime.sampling.sampler import Sampler
     from ouro_edge.runtime.saved.prefix_cache import PrefixCache
@@ -84,7 +86,9 @@ _HOMES = {
     "runtime.exits.expected_logits": ("ExpectedLogits",),
     "runtime.forward": ("Forward", "Score"),
     "runtime.exits.loop_budget": ("LoopBudget",),
+    "runtime.exits.parse": ("format_exit", "parse_exit"),
     "runtime.model": ("Model",),
+    "runtime.options": ("GenerationOptions", "LoadOptions"),
     "runtime.saved.prefix_cache": ("PrefixCache",),
     "runtime.sampling.sampler": ("Sampler",),
     "runtime.sequence.sequence": ("TokenSequence",),
@@ -117,7 +121,9 @@ __all__ = [
     "Forward",
     "FullDepth",
     "GateFit",
+    "GenerationOptions",
     "HubError",
+    "LoadOptions",
     "LoopBudget",
     "Model",
     "ModelConfig",
@@ -141,8 +147,10 @@ __all__ = [
     "calibrate",
     "export",
     "fit_gate",
+    "format_exit",
     "load",
     "load_sequence",
+    "parse_exit",
     "save_sequence",
     "trace",
     "verify",

@@ -8,14 +8,15 @@ runs a model takes every MODEL.
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ouro_edge.bundle.bundle import Bundle
 from ouro_edge.bundle.directory import MANIFEST_FILE, is_bundle, open_bundle
-from ouro_edge.bundle.fitted_gate import check_gate
 from ouro_edge.errors import RequestError, one_line
-from ouro_edge.prefill_weights import check_prefill, prefill_copy_for
+from ouro_edge.prefill_weights import prefill_copy_for
+from ouro_edge.runtime.options import Gate, KVShare, KVType, LoadOptions, PrefillWeights, from_old_prefill
 from ouro_edge.system.hub import resolve
 from ouro_edge.system.progress import Progress
 
@@ -27,12 +28,13 @@ def load(
     model: str | os.PathLike[str] | None = None,
     *,
     threads: int | None = None,
-    kv: str = "auto",
-    kv_share: str = "none",
+    kv: KVType = "auto",
+    kv_share: KVShare = "none",
     context: int | None = None,
-    gate: str = "auto",
-    prefill: str = "auto",
+    gate: Gate = "auto",
+    prefill_weights: PrefillWeights = "auto",
     progress: Progress | None = None,
+    prefill: str | None = None,
 ) -> Model:
     """Load a model: an exported directory, a checkpoint directory, a .gguf file or a hub id; None: the built-in one.
 
@@ -41,19 +43,22 @@ def load(
     type of the cache: fp32, int8, int4, or auto, which takes int8 where 4096 positions in float32 would take over a
     quarter of the free memory. `kv_share="last"` keeps one cache for all loops: a quarter of the memory, and no longer
     exact. `context` caps the positions below the model's own. `gate="original"` ignores a gate that was fitted to the
-    bundle later. `prefill` is the way of long prompts: see `ouro_edge.prefill_weights`. Raises OuroEdgeError's kinds.
+    bundle later. `prefill_weights` (auto, int8, none) is for long prompts: see `ouro_edge.prefill_weights`; `prefill`
+    (auto, fast, lean) is its old name. Raises OuroEdgeError's kinds.
     """
-    from ouro_edge.runtime.backend.kv_choice import check_kv, check_share
-    from ouro_edge.runtime.backend.session import check_threads
     from ouro_edge.runtime.open_model import open_model
 
-    check_threads(threads)  # all before a conversion that takes a minute
-    check_kv(kv), check_share(kv_share), check_gate(gate), check_prefill(prefill)
+    if prefill is not None:
+        prefill_weights = from_old_prefill(prefill)
+        warnings.warn("prefill is now prefill_weights: int8 for fast, none for lean", DeprecationWarning, stacklevel=2)
+    LoadOptions(  # refuses wrong values before a conversion that takes a minute
+        threads=threads, kv=kv, kv_share=kv_share, context=context, gate=gate, prefill_weights=prefill_weights
+    )
     if progress is not None and not callable(progress):
-        raise RequestError(f"progress is {one_line(progress)}; wanted a function or None")
-    bundle = open_model_files(resolve_model(model, progress), progress)
+        raise RequestError(f"progress is {one_line(progress)}; expected a function or None")
+    bundle = open_model_files(resolve_model(model, progress))
     bundle = bundle if context is None else bundle.with_context(context)
-    prefill_copy = prefill_copy_for(bundle, prefill, progress)
+    prefill_copy = prefill_copy_for(bundle, prefill_weights, progress)
     return open_model(
         bundle, threads=threads, kv=kv, kv_share=kv_share, gate=gate, prefill_copy=prefill_copy, progress=progress
     )
@@ -71,7 +76,7 @@ def resolve_model(model: str | os.PathLike[str] | None = None, progress: Progres
     return cached_export(found, progress)
 
 
-def open_model_files(path: Path, progress: Progress | None = None) -> Bundle:
+def open_model_files(path: Path) -> Bundle:
     """Open what `resolve_model` returned."""
     if is_gguf(path):
         from ouro_edge.export.gguf.gguf_bundle import open_gguf_bundle

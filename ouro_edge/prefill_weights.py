@@ -94,7 +94,7 @@ def prefill_copy_for(
 def check_prefill(choice: str) -> str:
     """The choice as auto, int8 or none; fast and lean are the old names of the last two. RequestError otherwise."""
     if choice not in ("auto", "int8", "none", *_OLD_NAMES):
-        raise RequestError(f"prefill is {choice!r}; expected auto, int8 or none")
+        raise RequestError(f"prefill_weights is {choice!r}; expected auto, int8 or none")
     return _OLD_NAMES.get(choice, choice)
 
 

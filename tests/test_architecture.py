@@ -37,8 +37,8 @@ ROWS: dict[str, list[set[str]]] = {
     ],
     "runtime": [
         {"checks", "events"},
-        {"backend", "exits", "text"},
-        {"sampling"},
+        {"backend", "exits", "text", "option_table"},
+        {"sampling", "options"},
         {"sequence"},
         {"request", "forward"},
         {"make_token", "forward_model", "asynchronous"},

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import ouro_edge
-from ouro_edge.cli.options import exit_policy
+from ouro_edge.runtime.exits.parse import exit_from_options
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -41,12 +41,12 @@ def test_policies_are_what_the_command_line_makes_of_their_spelling(model):
             continue
         words = dict(re.findall(r"(--\S+) (\S+)", spelling))
         threshold, budget, loops = (words.get(name) for name in ("--exit-threshold", "--loop-budget", "--loops"))
-        made = exit_policy(
-            model,
+        made = exit_from_options(
+            exit=words.get("--exit"),
             exit_threshold=float(threshold) if threshold else None,
-            rule=words.get("--exit"),
             loops=int(loops) if loops else None,
             loop_budget=float(budget) if budget else None,
+            default=model.default_exit(),
         )
         assert made == policy, spelling
 

@@ -129,7 +129,7 @@ def test_the_old_names_of_the_choices(bundle: Path, cache: Path) -> None:
 
 
 def test_other_choices_are_refused(bundle_of: Bundles) -> None:
-    with pytest.raises(RequestError, match="prefill is 'slow'; expected auto, int8 or none"):
-        ouro_edge.load(bundle_of(), prefill="slow")
+    with pytest.raises(RequestError, match="prefill_weights is 'slow'; expected auto, int8 or none"):
+        ouro_edge.load(bundle_of(), prefill_weights="slow")
     with pytest.raises(RequestError, match=r"computes in float32: use none"):
-        ouro_edge.load(bundle_of(), prefill="fast")
+        ouro_edge.load(bundle_of(), prefill_weights="int8")

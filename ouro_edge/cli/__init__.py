@@ -89,5 +89,6 @@ def main() -> None:
     """Run looped language models (Ouro) on CPUs.
 
     MODEL is an exported directory, a checkpoint directory, a .gguf file, or a hub id such as ByteDance/Ouro-1.4B;
-    calibrate, fit-gate and verify want an exported directory.
+    calibrate, fit-gate and verify need an exported directory. Without MODEL, commands that only read it take the
+    built-in model.
     """

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from ouro_edge.cli.options import prefill_option
 from ouro_edge.cli.tune import show_tuning
 from ouro_edge.errors import RequestError
 from ouro_edge.version import __version__
@@ -38,7 +39,7 @@ def _numbers(least: int) -> Callable[[click.Context, click.Parameter, str], tupl
     return read
 
 
-@click.command(name="bench")
+@click.command(name="bench", short_help="Measure the speed of MODEL on this machine.")
 @click.argument("model", required=False)
 @click.option(
     "-p",
@@ -91,7 +92,7 @@ def _numbers(least: int) -> Callable[[click.Context, click.Parameter, str], tupl
     metavar="N,...",
     help="CPU threads. Default: what --tune found, else the CPUs that this process may use.",
 )
-@click.option("--prefill", default="auto", show_default=True, metavar="auto|fast|lean", help="The way of long prompts.")
+@prefill_option
 @click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each test.")
 @click.option("--tune", is_flag=True, help="Find the best settings of this machine instead; takes half a minute.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object with every repeat.")
@@ -105,7 +106,7 @@ def command(
     depths: tuple[int, ...],
     kinds: str,
     threads: tuple[int, ...],
-    prefill: str,
+    prefill_weights: str,
     repeat: int,
     tune: bool,
     as_json: bool,
@@ -139,11 +140,11 @@ def command(
         click.echo(BUILT_IN, err=True)
     with conversion_progress() as progress:
         path = resolve_model(model, progress)
-        prefill_copy_for(open_model_files(path), prefill, progress)  # made here, so that no load time has it
+        prefill_copy_for(open_model_files(path), prefill_weights, progress)  # made here, so that no load time has it
     plan = Plan(prompts, tokens, depths, contexts or (0,), repeat)
     machine = _machine()
     runs = [
-        _run(path, kv.strip(), count, prefill, plan)
+        _run(path, kv.strip(), count, prefill_weights, plan)
         for count in threads or (default_threads(),)
         for kv in kinds.split(",")
     ]

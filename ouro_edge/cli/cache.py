@@ -10,7 +10,7 @@ from ouro_edge.errors import RequestError
 from ouro_edge.system.cache_dir import cache_directory, cache_entries, remove_entry
 
 
-@click.command(name="cache")
+@click.command(name="cache", short_help="List or delete what ouro-edge keeps on disk.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--clear", is_flag=True, help="Delete the entries named, or all.")
 @click.option("--yes", is_flag=True, help="Delete without asking.")

@@ -10,7 +10,7 @@ from ouro_edge.cli.progress import conversion_progress
 from ouro_edge.errors import RequestError
 
 
-@click.command(name="calibrate")
+@click.command(name="calibrate", short_help="Measure the KV ranges of MODEL, for --kv int8 and int4.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--text", "file", type=click.Path(path_type=Path), help="UTF-8 text to run. Default: a built-in page.")
 @click.option("--tokens", type=click.IntRange(16), default=640, show_default=True, help="At most this many tokens.")

@@ -9,19 +9,17 @@ from typing import Any
 
 import click
 
-from ouro_edge.cli.options import generation_arguments, generation_options, open_model
+from ouro_edge.cli.options import click_option, generation_options, open_model, take_load_options
 from ouro_edge.errors import RequestError
+from ouro_edge.runtime.options import GenerationOptions
+from ouro_edge.terminal.settings import CHAT_OPTIONS
 
 
 @click.command(name="chat")
 @click.argument("model", required=False)
 @click.option("--system", help="System message.")
-@click.option("--think/--no-think", default=None, help="Set enable_thinking in the chat template.")
-@click.option(
-    "--show-depth",
-    is_flag=True,
-    help="Tint tokens by the loops they took (NO_COLOR: dim to bold; in a pipe: numbers on stderr).",
-)
+@click_option(CHAT_OPTIONS["think"])
+@click_option(CHAT_OPTIONS["show_depth"])
 @click.option(
     "--resume",
     type=click.Path(path_type=Path),
@@ -37,10 +35,11 @@ def command(
     resume: Path | None,
     **settings: Any,
 ) -> None:
-    """Talk with MODEL: /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the conversation.
+    """Talk with MODEL in the terminal.
 
-    In a terminal answers are drawn as Markdown, and Alt-Enter begins a new line. In a pipe a line is a message,
-    answers go to standard output, everything else to standard error.
+    /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the conversation. In a terminal answers are drawn as
+    Markdown, and Alt-Enter begins a new line. In a pipe a line is a message, answers go to standard output, everything
+    else to standard error.
     OURO_EDGE_HISTORY names the file that remembers your lines; empty, none is kept.
     """  # fmt: skip
     from ouro_edge.terminal.conversation import Conversation
@@ -51,10 +50,12 @@ def command(
         raise RequestError("standard input is closed: chat needs one, run -p does not")
     if resume is not None and system is not None:
         raise RequestError("--resume brings its own system message: leave --system out, or change it with /system")
-    with open_model(model, settings) as loaded:
+    loading = take_load_options(settings)
+    GenerationOptions(**settings)  # refuse wrong values before a model is loaded
+    with open_model(model, loading) as loaded:
 
-        def build(values: Mapping[str, Any]) -> dict[str, Any]:
-            return generation_arguments(loaded, **values)
+        def build(values: Mapping[str, Any]) -> Mapping[str, Any]:
+            return GenerationOptions(**values).arguments(loaded)
 
         build(settings)
         _ = loaded.tokenizer

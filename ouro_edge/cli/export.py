@@ -11,7 +11,7 @@ from ouro_edge.cli.progress import conversion_progress
 from ouro_edge.errors import RequestError
 
 
-@click.command(name="export")
+@click.command(name="export", short_help="Export a checkpoint to a directory or a .gguf file.")
 @click.argument("src")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("-p", "--precision", metavar="int4|int8|fp32|q4_0|q4_1|q8_0|f16|f32",

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ouro_edge.fitting import Comparison, GateFit, Objective
 
 
-@click.command(name="fit-gate")
+@click.command(name="fit-gate", short_help="Fit the exit gate of an exported model to your own text.")
 @click.argument("bundle", type=click.Path(readable=False, path_type=Path))
 @click.option(
     "--data",

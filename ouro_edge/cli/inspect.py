@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ouro_edge.bundle.directory import DirectoryBundle
 
 
-@click.command(name="inspect")
+@click.command(name="inspect", short_help="Show what MODEL contains: sizes, loops, exit gate, KV memory.")
 @click.argument("model")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--tensors", is_flag=True, help="Also list what quantisation cost, tensor by tensor.")

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they turn into. Knows click; imports the runtime only when asked."""
+"""The options that several commands share, made from the table of options. Knows click; imports a model when asked."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ouro_edge.errors import RequestError
+from ouro_edge.runtime.option_table import Option
+from ouro_edge.runtime.options import GENERATION_OPTIONS, LOAD_OPTIONS, LoadOptions, from_old_prefill
 
 if TYPE_CHECKING:
-    from ouro_edge.runtime.exits.policies import ExitPolicy
     from ouro_edge.runtime.model import Model
 
 BUILT_IN = (
@@ -19,127 +21,81 @@ BUILT_IN = (
     "name a MODEL for anything else."
 )
 
-_EXIT = (
-    click.option("--exit-threshold", type=float, metavar="Q",
-                 help="Stop looping when the exit gate's cumulative probability reaches Q (0 to 1). "
-                      "Default: the model's own."),
-    click.option("--exit", "rule", metavar="RULE",
-                 help="Another rule to stop looping: agreement, confidence:P, entropy:NATS, change:SHARE, or weighted "
-                      "(all loops, averaged by the gate)."),
-    click.option("--loop-budget", type=float, metavar="MEAN",
-                 help="At most this many loops a token on average over an answer; with any rule above."),
-    click.option("--loops", type=int, metavar="N", help="Use exactly N loops for every token."),
-)  # fmt: skip
-_SAMPLING = (
-    click.option("--temp", "temperature", type=float,
-                 help="Temperature; 0 is greedy. Default: 0 for run and trace, the model's own for chat."),
-    click.option("--top-k", type=int, help="Sample from the K most likely tokens."),
-    click.option("--top-p", type=float, help="Sample from the smallest set of tokens with this probability."),
-    click.option("--min-p", type=float, help="Drop tokens less likely than this share of the likeliest."),
-    click.option("--repeat-penalty", "repetition_penalty", type=float, help="Penalty on tokens seen before; 1 is off."),
-    click.option("--logit-bias", type=(int, float), multiple=True, metavar="ID BIAS", help="Add to a token's logit."),
-    click.option("--seed", type=int, help="Make sampling repeatable."),
-    click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated."),
-    click.option("-n", "--max-tokens", type=int, help="At most this many tokens. Default: what the context holds."),
-    click.option("--speculate/--no-speculate", default=None,
-                 help="Draft tokens with the first loops, check them together: same answer. Default: where it pays."),
-)  # fmt: skip
-_MODEL = (
-    click.option("--kv", default="auto", show_default=True, metavar="auto|fp32|int8|int4",
-                 help="Type of the KV cache. auto: int8 where 4096 positions "
-                      "in float32 would take over a quarter of the free memory."),
-    click.option("--kv-share", default="none", show_default=True, metavar="none|last",
-                 help="last: all loops share one KV cache. A quarter of the memory; answers may change."),
-    click.option("--ctx", "context", type=int, help="At most this many positions. Default: the model's own."),
-    click.option("--prefill", default="auto", show_default=True, metavar="auto|fast|lean",
-                 help="The way of long prompts. fast: with a second copy of the weights, a byte each; lean: without; "
-                      "auto: fast where it pays and memory is plentiful."),
-    click.option("--threads", type=int,
-                 help="CPU threads. Default: what bench --tune found, else the CPUs that this process may use."),
-)  # fmt: skip
-
 Command = Callable[..., Any]
+Decorator = Callable[[Command], Command]
 
-_LOADING = ("kv", "kv_share", "context", "prefill", "threads")
+_TYPES: dict[str, Any] = {"number": float, "whole": int, "text": str, "choice": str, "texts": str}
+
+
+def click_option(option: Option, **more: Any) -> Decorator:
+    """An option of the table, for click. Ranges are not checked here: the option classes check them."""
+    help = f"{option.help} Default: {option.default_text}." if option.default_text else option.help
+    about: dict[str, Any] = {"help": help, "default": option.default, "metavar": option.metavar, **more}
+    if option.kind == "choice":
+        about |= {"metavar": "|".join(option.choices), "show_default": True}
+    if option.kind == "biases":
+        about |= {"type": (int, float), "multiple": True, "default": (), "callback": _as_mapping}
+    elif option.kind == "switch":
+        about["is_flag"] = True
+    else:
+        about |= {"type": _TYPES[option.kind], "multiple": option.kind == "texts"}
+    return click.option(*option.flags, option.name, **about)
 
 
 def exit_options(command: Command) -> Command:
-    """Add the options that `exit_policy` takes."""
-    return _with(_EXIT, command)
+    """Add the options that choose the depth."""
+    return _with([click_option(o) for o in GENERATION_OPTIONS.values() if o.group == "depth"], command)
 
 
 def model_options(command: Command) -> Command:
-    """Add the options that `open_model` takes."""
-    return _with(_MODEL, command)
+    """Add the options of LoadOptions."""
+    shown = [o for o in LOAD_OPTIONS.values() if "cli" in o.interfaces and o.name != "prefill_weights"]
+    return _with([click_option(o) for o in shown], prefill_option(command))
 
 
 def generation_options(command: Command) -> Command:
-    """Add all options above to a command."""
-    return _with(_EXIT + _SAMPLING + _MODEL, command)
+    """Add the options of GenerationOptions and LoadOptions."""
+    shown = [click_option(o) for o in GENERATION_OPTIONS.values() if "cli" in o.interfaces]
+    return _with(shown, model_options(command))
 
 
-def _with(options: Sequence[Command], command: Command) -> Command:
+def prefill_option(command: Command) -> Command:
+    """Add --prefill-weights, and --prefill as its old name."""
+    new = click_option(LOAD_OPTIONS["prefill_weights"], is_eager=True)  # processed before its old name, which sets it
+    old = click.option("--prefill", hidden=True, expose_value=False, callback=_old_prefill)
+    return _with([new, old], command)
+
+
+def _with(options: Sequence[Decorator], command: Command) -> Command:
     return functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
 
-def exit_policy(
-    model: Model, *, exit_threshold: float | None, rule: str | None, loops: int | None, loop_budget: float | None
-) -> ExitPolicy | None:
-    """The policy that the options ask for; None when they ask for none."""
-    from ouro_edge.runtime.exits.loop_budget import LoopBudget
-    from ouro_edge.runtime.exits.parse import parse_exit_rule
-    from ouro_edge.runtime.exits.policies import ExitThreshold, FixedDepth
-
-    policy: ExitPolicy | None = None
-    if sum(option is not None for option in (exit_threshold, rule, loops)) > 1:
-        raise RequestError("--exit-threshold, --exit and --loops exclude each other: give one of them")
-    if rule is not None:
-        policy = parse_exit_rule(rule, "--exit")
-    if exit_threshold is not None:
-        policy = ExitThreshold(exit_threshold)
-    elif loops is not None:
-        policy = FixedDepth(loops)
-    return policy if loop_budget is None else LoopBudget(loop_budget, policy or model.default_exit())
+def _as_mapping(ctx: click.Context, param: click.Parameter, value: Sequence[tuple[int, float]]) -> dict[int, float]:
+    return dict(value)
 
 
-def generation_arguments(
-    model: Model,
-    *,
-    exit_threshold: float | None,
-    rule: str | None,
-    loops: int | None,
-    loop_budget: float | None,
-    max_tokens: int | None,
-    stop: tuple[str, ...],
-    logit_bias: tuple[tuple[int, float], ...],
-    speculate: bool | None = None,
-    **sampling: float | int | None,
-) -> dict[str, Any]:
-    """Keyword arguments for `Model.generate`: what the options say, over the model's own settings."""
-    policy = exit_policy(model, exit_threshold=exit_threshold, rule=rule, loops=loops, loop_budget=loop_budget)
-    changes: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
-    sampler = model.default_sampler(logit_bias=dict(logit_bias), **changes)
-    return {
-        "exit": policy,
-        "sampler": sampler,
-        "stop": stop,
-        "max_tokens": max_tokens,
-        "speculate": "auto" if speculate is None else speculate,
-    }
+def _old_prefill(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is None:
+        return
+    if ctx.get_parameter_source("prefill_weights") == ParameterSource.COMMANDLINE:
+        raise RequestError("--prefill is the old name of --prefill-weights: give one of them")
+    ctx.params["prefill_weights"] = from_old_prefill(value, "--prefill")
 
 
-def open_model(model: str | None, settings: dict[str, Any]) -> Model:
-    """Load MODEL, showing progress when it has to be converted first, and saying what was chosen for the user.
+def take_load_options(settings: dict[str, Any]) -> LoadOptions:
+    """The options of loading, taken out of a command's parameters. RequestError for a wrong value."""
+    return LoadOptions(**{name: settings.pop(name) for name, o in LOAD_OPTIONS.items() if "cli" in o.interfaces})
 
-    Takes the options that loading needs out of `settings`.
-    """
+
+def open_model(model: str | None, options: LoadOptions) -> Model:
+    """Load MODEL, showing progress when it has to be converted first, and saying what was chosen for the user."""
     from ouro_edge.cli.progress import conversion_progress
     from ouro_edge.loading import load
 
     if model is None:
         click.echo(BUILT_IN, err=True)
     with conversion_progress() as progress:
-        loaded = load(model, **{name: settings.pop(name) for name in _LOADING}, progress=progress)
+        loaded = load(model, **options.arguments(), progress=progress)
     for note in loaded.text.notes:
         click.echo(f"Note: {note}", err=True)
     if loaded.kv_reason:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ouro_edge.cli.options import generation_arguments, generation_options, open_model
+from ouro_edge.cli.options import generation_options, open_model, take_load_options
 from ouro_edge.errors import RequestError
+from ouro_edge.runtime.options import GenerationOptions
 
 if TYPE_CHECKING:
     from ouro_edge.runtime.events import Done, Token
@@ -41,8 +42,9 @@ def command(
         raise RequestError("--raw leaves the chat template out, and the system message with it: drop one of them")
     if settings["temperature"] is None:
         settings["temperature"] = 0.0
-    with open_model(model, settings) as loaded:
-        arguments = generation_arguments(loaded, **settings)
+    loading, options = take_load_options(settings), GenerationOptions(**settings)
+    with open_model(model, loading) as loaded:
+        arguments = options.arguments(loaded)
         if ids is not None:
             events = loaded.generate(_parse_ids(ids), **arguments)
         else:

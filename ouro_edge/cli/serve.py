@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from ouro_edge.cli.options import exit_options, exit_policy, model_options, open_model
+from ouro_edge.cli.options import exit_options, model_options, open_model, take_load_options
 from ouro_edge.errors import RequestError
+from ouro_edge.runtime.options import GenerationOptions
 
 _NEEDED = ("starlette", "uvicorn", "llguidance")
 _KEY = "OURO_EDGE_API_KEY"
@@ -78,9 +79,10 @@ def command(
     cache: int,
     **settings: Any,
 ) -> None:
-    """Serve MODEL to OpenAI's clients at http://HOST:PORT/v1, and a page to chat with it at http://HOST:PORT/.
+    """Serve MODEL over HTTP, for OpenAI's clients and browsers.
 
-    Ctrl-C or SIGTERM stops it when running requests are done; twice: at once.
+    The API is at http://HOST:PORT/v1, a page to chat with the model at http://HOST:PORT/. Ctrl-C or SIGTERM stops the
+    server when running requests are done; twice: at once.
     """
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise RequestError(f"serve needs {' and '.join(missing)}: pip install 'ouro-edge[serve]'")
@@ -100,9 +102,10 @@ def command(
     for origin in cors:
         if not re.fullmatch(r"https?://[^/\s]+|\*", origin):
             raise RequestError(f"--cors is {origin!r}; wanted an origin such as https://example.org")
+    loading, options = take_load_options(settings), GenerationOptions(**settings)
     listener = open_socket(host, port)  # before a model is loaded, which may take a minute
-    with listener, open_model(model, settings) as loaded:
-        policy = exit_policy(loaded, **settings)
+    with listener, open_model(model, loading) as loaded:
+        policy = options.exit_policy(loaded.default_exit())
         if policy is not None:
             policy.limit(loaded.config)
         limits = Limits(parallel=parallel, waiting=queue, seconds=timeout, grace=grace, cache_bytes=cache << 20)

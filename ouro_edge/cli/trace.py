@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from ouro_edge.cli.options import generation_arguments, generation_options, open_model
+from ouro_edge.cli.options import generation_options, open_model, take_load_options
 from ouro_edge.errors import RequestError
+from ouro_edge.runtime.options import GenerationOptions
 
 
 @click.command(name="trace")
@@ -28,17 +29,22 @@ def command(
     page: Path | None,
     **settings: Any,
 ) -> None:
-    """Answer a prompt and show, token by token, the exit depth, its probabilities and every loop's candidates."""
+    """Show the exit depth and every loop's candidates of an answer.
+
+    MODEL answers the prompt; then each token is shown with the probabilities of stopping after each loop.
+    """
     from ouro_edge.evaluation.trace import trace
     from ouro_edge.evaluation.trace_page import page as draw
     from ouro_edge.runtime.events import Token
+    from ouro_edge.runtime.exits.loop_budget import LoopBudget
 
-    if settings["loop_budget"] is not None:
-        raise RequestError("a trace looks at each token by itself, and --loop-budget at those before: leave it out")
     if settings["temperature"] is None:
         settings["temperature"] = 0.0
-    with open_model(model, settings) as loaded:
-        arguments = generation_arguments(loaded, **settings)
+    loading, options = take_load_options(settings), GenerationOptions(**settings)
+    if isinstance(options.exit_policy(), LoopBudget):
+        raise RequestError("a trace looks at each token by itself, and a loop budget at those before: leave it out")
+    with open_model(model, loading) as loaded:
+        arguments = options.arguments(loaded)
         text = prompt if raw else loaded.render([{"role": "user", "content": prompt}])
         ids = loaded.tokenizer.encode(text)
         answer = [event.id for event in loaded.generate(ids, **arguments) if isinstance(event, Token)]

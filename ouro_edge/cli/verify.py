@@ -7,7 +7,7 @@ import click
 from ouro_edge.errors import VerificationError
 
 
-@click.command(name="verify")
+@click.command(name="verify", short_help="Check an exported MODEL against a NumPy reference.")
 @click.argument("model")
 @click.option("--against", metavar="CHECKPOINT", help="Also compare every weight with the checkpoint it came from.")
 @click.option("--tokens", type=click.IntRange(1), help="Length of the random input. Default: 24.")

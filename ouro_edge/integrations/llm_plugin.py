@@ -9,13 +9,21 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import llm
-from pydantic import Field
+from pydantic import Field, create_model
 
 import ouro_edge
+from ouro_edge.runtime.options import GENERATION_OPTIONS, GenerationOptions
 
 if TYPE_CHECKING:
     from ouro_edge.runtime.model import Model
     from ouro_edge.runtime.sequence.sequence import TokenSequence
+
+_TYPES: dict[str, type] = {"number": float, "whole": int, "text": str, "switch": bool}
+_OPTIONS = {name: option for name, option in GENERATION_OPTIONS.items() if "llm" in option.interfaces}
+_FIELDS: dict[str, Any] = {
+    "model": (str | None, Field(None, description="Exported directory, checkpoint, .gguf file or hub id")),
+    **{name: (_TYPES[o.kind] | None, Field(None, description=o.help)) for name, o in _OPTIONS.items()},
+}
 
 
 class OuroEdge(llm.Model):
@@ -24,14 +32,7 @@ class OuroEdge(llm.Model):
     model_id = "ouro-edge"
     can_stream = True
 
-    class Options(llm.Options):
-        model: str | None = Field(None, description="Exported directory, checkpoint, .gguf file or hub id")
-        exit_threshold: float | None = Field(None, description="Stop looping at this exit probability, 0 to 1")
-        loops: int | None = Field(None, description="Exactly this many loops for every token")
-        max_tokens: int | None = Field(None, description="At most this many tokens")
-        temperature: float | None = Field(None, description="0 is greedy; default: the model's own")
-        top_p: float | None = Field(None, description="Sample from the smallest set with this probability")
-        seed: int | None = Field(None, description="Make sampling repeatable")
+    Options = create_model("Options", __base__=llm.Options, **_FIELDS)
 
     def __init__(self) -> None:
         self._loaded: dict[str | None, Model] = {}
@@ -40,21 +41,17 @@ class OuroEdge(llm.Model):
     def execute(self, prompt: Any, stream: bool, response: Any, conversation: Any = None) -> Iterator[str]:
         """Yield the answer's text as it comes. llm shows an OuroEdgeError as one line."""
         asked = prompt.options
+        options = GenerationOptions(**{name: getattr(asked, name) for name in _OPTIONS})
         model = self._loaded.get(asked.model) or self._loaded.setdefault(asked.model, ouro_edge.load(asked.model))
+        arguments = options.arguments(model)
         key = (asked.model, conversation.id if conversation else "")
-        sequence = self._kept.pop(key, None) or model.new_sequence()  # taken out, so that nobody else uses it now
-        changes = {name: getattr(asked, name) for name in ("temperature", "top_p", "seed")}
-        depth: ouro_edge.ExitPolicy | None = None
-        if asked.exit_threshold is not None:
-            depth = ouro_edge.ExitThreshold(asked.exit_threshold, ceiling=asked.loops)
-        elif asked.loops is not None:
-            depth = ouro_edge.FixedDepth(asked.loops)
+        sequence = self._kept.pop(key, None) or model.new_sequence()  # taken out: one answer at a time uses it
+        arguments["sequence"] = sequence
         messages = [
             {"role": message.role, "content": "".join(getattr(part, "text", "") for part in message.parts)}
             for message in prompt.messages
         ]
-        sampler = model.default_sampler(**{name: value for name, value in changes.items() if value is not None})
-        for event in model.chat(messages, exit=depth, sampler=sampler, max_tokens=asked.max_tokens, sequence=sequence):
+        for event in model.chat(messages, **arguments):
             if isinstance(event, ouro_edge.Token):
                 yield event.text
             else:

@@ -7,16 +7,18 @@ that change nothing in an answer of ours are listed in IGNORED and skipped.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from ouro_edge.errors import RequestError
-from ouro_edge.runtime.exits.loop_budget import LoopBudget
-from ouro_edge.runtime.exits.parse import parse_exit_rule
-from ouro_edge.runtime.exits.policies import ExitPolicy, ExitThreshold, FixedDepth
+from ouro_edge.runtime.exits.parse import exit_from_options
+from ouro_edge.runtime.exits.policies import ExitPolicy
+from ouro_edge.runtime.option_table import Option
+from ouro_edge.runtime.options import EXIT_RULES, GENERATION_OPTIONS, GenerationOptions
 from ouro_edge.runtime.sampling.sampler import Sampler
 from ouro_edge.server.http.errors import ApiError, bad_field
 from ouro_edge.server.http.fields import Fields
-from ouro_edge.server.limits import MAX_ALTERNATIVES, MAX_CHOICES, MAX_STOPS
+from ouro_edge.server.limits import MAX_CHOICES, MAX_STOPS
 
 if TYPE_CHECKING:
     from ouro_edge.runtime.model import Model
@@ -25,6 +27,12 @@ IGNORED = frozenset(
     "model user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention "
     "reasoning_effort verbosity prediction web_search_options".split()
 )
+_SAMPLING = [
+    option
+    for option in GENERATION_OPTIONS.values()
+    if option.group == "sampling" and option.kind != "biases" and "http" in option.interfaces
+]
+_WHOLE = -(2**63), 2**63 - 1  # what a whole number may be where the option sets no bound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,19 +60,7 @@ class Options:
 def read_options(fields: Fields, model: Model, default_exit: ExitPolicy, least_tokens: int = 1) -> Options:
     """Read the shared fields; ApiError 400 for what cannot be. `max_tokens` below `least_tokens` is refused."""
     _ = fields.text("model")  # there is one model: it serves whatever name the client has for it
-    sampling: dict[str, Any] = {
-        "temperature": fields.number("temperature", 0, 100),
-        "top_p": fields.number("top_p", 0, 1),
-        "top_k": fields.whole("top_k", -1),
-        "min_p": fields.number("min_p", 0, 1),
-        "repetition_penalty": fields.number("repetition_penalty", 0.01, 100),
-        "seed": fields.whole("seed", -(2**63)),
-    }
-    changes = {name: value for name, value in sampling.items() if value is not None}
-    if "top_k" in changes:
-        changes["top_k"] = max(0, changes["top_k"])  # -1 is vLLM's word for no limit
-    if "seed" in changes:
-        changes["seed"] %= 2**64
+    sampling = GenerationOptions(**{o.name: _read(fields, o) for o in _SAMPLING}).sampling()
     for name in ("frequency_penalty", "presence_penalty"):
         if fields.number(name, -2, 2):
             raise bad_field(fields.path(name), "is not supported here: use repetition_penalty")
@@ -73,14 +69,14 @@ def read_options(fields: Fields, model: Model, default_exit: ExitPolicy, least_t
     if "" in stop:
         raise bad_field(fields.path("stop"), "holds an empty text")
     return Options(
-        sampler=model.default_sampler(logit_bias=_logit_bias(fields, model.config.vocab_size), **changes),
+        sampler=model.default_sampler(logit_bias=_logit_bias(fields, model.config.vocab_size), **sampling),
         exit=read_exit(fields, model, default_exit),
         stop=stop,
         max_tokens=_max_tokens(fields, least_tokens),
         choices=fields.whole("n", 1, MAX_CHOICES) or 1,
         stream=stream,
         include_usage=_include_usage(fields, stream),
-        lens=fields.whole("lens", 0, MAX_ALTERNATIVES) or 0,
+        lens=_read(fields, GENERATION_OPTIONS["logit_lens"]) or 0,
     )
 
 
@@ -92,32 +88,25 @@ def _max_tokens(fields: Fields, least: int) -> int | None:
 
 
 def read_exit(fields: Fields, model: Model, default: ExitPolicy) -> ExitPolicy:
-    """The exit policy that exit_threshold, loops or exit ask for, within loop_budget."""
-    threshold = fields.number("exit_threshold", 0, 1)
-    loops = fields.whole("loops", 1, model.config.loops)
-    rule = fields.text("exit")
-    if sum(option is not None for option in (threshold, loops, rule)) > 1:
-        raise bad_field("exit_threshold", "loops and exit exclude each other: give one of them")
-    policy = default
-    if threshold is not None:
-        policy = ExitThreshold(threshold)
-    elif loops is not None:
-        policy = FixedDepth(loops)
-    elif rule is not None:
-        try:
-            policy = parse_exit_rule(rule)
-        except RequestError as problem:
-            raise ApiError(400, str(problem), param="exit") from None
-    budget = fields.number("loop_budget", 1, model.config.loops)
-    if budget is not None:
-        policy = LoopBudget(budget, at_once(policy))
+    """The exit policy that exit, exit_threshold or loops ask for, within loop_budget."""
+    given = {name: _read(fields, GENERATION_OPTIONS[name], model.config.loops if name == "loops" else None)
+             for name in (*EXIT_RULES, "loop_budget")}  # fmt: skip
+    try:
+        policy = exit_from_options(**given, default=default) or default
+    except RequestError as problem:
+        raise ApiError(400, str(problem), param="exit") from None
     policy.limit(model.config)
     return policy
 
 
-def at_once(policy: ExitPolicy) -> ExitPolicy:
-    """The rule for many positions at once: a budget counts generated tokens only."""
-    return policy.rule if isinstance(policy, LoopBudget) else policy
+def _read(fields: Fields, option: Option, most: int | None = None) -> Any:
+    """One field, within the option's range, and at most `most` where the model sets a bound; None when absent."""
+    name, low, high = option.json_name or option.name, option.minimum, most or option.maximum
+    if option.kind == "text":
+        return fields.text(name)
+    if option.kind == "whole":
+        return fields.whole(name, _WHOLE[0] if low is None else int(low), _WHOLE[1] if high is None else int(high))
+    return fields.number(name, -inf if low is None else low, inf if high is None else high)
 
 
 def _logit_bias(fields: Fields, vocab_size: int) -> dict[int, float]:

@@ -17,7 +17,7 @@ from ouro_edge.terminal.input.interrupt import stop_on_interrupt
 from ouro_edge.terminal.saved import SavedChat, read_chat, state_path, write_chat
 from ouro_edge.terminal.settings import changed, shown
 
-Build = Callable[[Mapping[str, Any]], dict[str, Any]]  # settings -> keyword arguments of Model.generate; RequestError
+Build = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # settings -> arguments of Model.generate; RequestError
 
 
 class Repl:

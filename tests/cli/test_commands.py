@@ -261,7 +261,7 @@ def test_two_conversions_at_once_make_one(talker, tmp_path, monkeypatch):
 def test_what_cannot_be_is_said_before_a_conversion(talker, tmp_path, monkeypatch):
     monkeypatch.setattr(convert, "export_directory", None)
     monkeypatch.setenv("OURO_EDGE_CACHE", str(tmp_path / "cache"))
-    for option, value in (("kv", "int16"), ("kv_share", "first"), ("gate", "mine"), ("prefill", "faster")):
+    for option, value in (("kv", "int16"), ("kv_share", "first"), ("gate", "mine"), ("prefill_weights", "faster")):
         with pytest.raises(RequestError, match=f"{option} is '{value}'"):
             loading.load(talker.parent / "checkpoint", **{option: value})
 

@@ -38,7 +38,7 @@ def test_weights_are_packed_one_after_the_other(bundle_of, tmp_path, packs_in_pa
     ouro_edge.export(GOLDEN, tmp_path / "out")
     assert set(packs_in_parallel) == {False}
     packs_in_parallel.clear()
-    ouro_edge.load(path, prefill="lean").close()
+    ouro_edge.load(path, prefill_weights="none").close()
     assert set(packs_in_parallel) == {True}
 
 

@@ -28,17 +28,19 @@ def llm(tmp_path):
 
 
 def test_llm_lists_the_model_and_its_options(llm):
-    assert "exit_threshold: float" in llm("models", "--options", "-m", "ouro-edge")
+    shown = llm("models", "--options", "-m", "ouro-edge")
+    assert "exit_threshold: float" in shown and "exit: str" in shown
 
 
 def test_a_conversation_is_answered_and_logged_with_its_depth(llm):
     assert llm("-m", "ouro-edge", QUESTION).strip() == "Cleo"
     assert llm("-m", "ouro-edge", "--no-stream", "-o", "loops", "4", QUESTION).strip() == "Cleo"
     assert llm("-c", "Ada likes Dan. Ada likes who?").strip() == "Dan"
-    logs = json.loads(llm("logs", "-n", "3", "--json"))
-    assert [log["response"] for log in logs] == ["Cleo", "Cleo", "Dan"]
-    assert len({log["conversation_id"] for log in logs}) == 2
-    assert json.loads(logs[1]["token_details"])["mean_depth"] == 4.0
+    llm("-m", "ouro-edge", "-o", "exit", "confidence:1,ceiling=3", QUESTION)
+    logs = json.loads(llm("logs", "-n", "4", "--json"))
+    assert [log["response"] for log in logs[:3]] == ["Cleo", "Cleo", "Dan"]
+    assert len({log["conversation_id"] for log in logs}) == 3
+    assert [json.loads(logs[i]["token_details"])["mean_depth"] for i in (1, 3)] == [4.0, 3.0]
 
 
 def test_a_chat_keeps_the_state_of_its_turns():
@@ -59,7 +61,9 @@ def test_a_chat_keeps_the_state_of_its_turns():
     [
         (["-o", "model", "/nonsense"], "'/nonsense' is neither a directory"),
         (["-o", "loops", "9"], "trained for 1 to 4 loops"),
-        (["-o", "exit_threshold", "7"], "wanted 0 (one loop) to 1"),
+        (["-o", "exit_threshold", "7"], "expected a number from 0 to 1"),
+        (["-o", "exit_threshold", "0.7", "-o", "loops", "3"], "exclude each other"),
+        (["-o", "exit", "gate:0.7,roof=3"], "floor, ceiling or budget"),
         (["-o", "loop", "2"], "loop"),
     ],
 )

@@ -198,6 +198,6 @@ def test_a_smaller_context(bundle_of):
             model.generate([1] * 9)
         *tokens, _ = model.generate([1] * 6, stop_ids=())
         assert len(tokens) == 3
-    for wrong in (0, 513, True, "x"):
-        with pytest.raises(RequestError, match="1 to 512"):
+    for wrong, says in ((513, "1 to 512"), (0, "at least 1"), (True, "a whole number"), ("x", "a whole number")):
+        with pytest.raises(RequestError, match=says):
             ouro_edge.load(bundle_of(GOLDEN), context=wrong)

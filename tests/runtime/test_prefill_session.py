@@ -52,7 +52,7 @@ def calls_of(model, monkeypatch):
 
 
 def test_close_to_the_lean_way_at_every_depth(bundle, monkeypatch):
-    with ouro_edge.load(bundle, prefill="lean") as lean, ouro_edge.load(bundle, prefill="fast") as fast:
+    with ouro_edge.load(bundle, prefill_weights="none") as lean, ouro_edge.load(bundle, prefill_weights="int8") as fast:
         seen = calls_of(fast, monkeypatch)
         for depth in (1, 4):
             wanted, found = (m.forward(IDS, exit=FixedDepth(depth)).logits for m in (lean, fast))
@@ -100,7 +100,7 @@ def test_attention_is_the_same(kv, sizes, checkpoint_of, bundle_of, tmp_path, mo
 
 def test_rows_do_not_feel_their_neighbours(bundle):
     """A large row elsewhere in the call must not make a token's rounding coarser."""
-    with ouro_edge.load(bundle, prefill="fast") as model:
+    with ouro_edge.load(bundle, prefill_weights="int8") as model:
         a, b = model.new_sequence(), model.new_sequence()
         a.append(IDS[:100])
         b.append([*IDS[:80], *IDS[100:150]])
@@ -112,7 +112,7 @@ def test_rows_do_not_feel_their_neighbours(bundle):
 
 @pytest.mark.parametrize("opened", [False, True])
 def test_few_rows_take_the_exact_way_whatever_came_before(bundle, monkeypatch, opened):
-    with ouro_edge.load(bundle, prefill="lean") as lean, ouro_edge.load(bundle, prefill="fast") as fast:
+    with ouro_edge.load(bundle, prefill_weights="none") as lean, ouro_edge.load(bundle, prefill_weights="int8") as fast:
         if opened:
             fast.forward(IDS)
         seen = calls_of(fast, monkeypatch)
@@ -125,7 +125,7 @@ def test_few_rows_take_the_exact_way_whatever_came_before(bundle, monkeypatch, o
 
 
 def test_a_prompt_is_read_in_even_parts(bundle, monkeypatch):
-    with ouro_edge.load(bundle, prefill="fast") as fast:
+    with ouro_edge.load(bundle, prefill_weights="int8") as fast:
         fast.backend.rows_per_call = 140
         seen = calls_of(fast, monkeypatch)
         fast.forward(IDS, exit=FixedDepth(2))
@@ -134,7 +134,7 @@ def test_a_prompt_is_read_in_even_parts(bundle, monkeypatch):
 
 def test_both_ways_append_to_one_cache(bundle):
     """A long prompt, then single tokens, then a long turn again, which makes the cache grow between the ways."""
-    with ouro_edge.load(bundle, prefill="lean") as lean, ouro_edge.load(bundle, prefill="fast") as fast:
+    with ouro_edge.load(bundle, prefill_weights="none") as lean, ouro_edge.load(bundle, prefill_weights="int8") as fast:
         states = []
         for model in (lean, fast):
             sequence = model.new_sequence()
@@ -147,17 +147,17 @@ def test_both_ways_append_to_one_cache(bundle):
 
 
 def test_made_once_and_again_when_damaged(bundle, cache, monkeypatch):
-    with ouro_edge.load(bundle, prefill="fast"):
+    with ouro_edge.load(bundle, prefill_weights="int8"):
         pass
     (made,) = cache.iterdir()
     assert is_complete(made)
     assert all(snr > 30 for snr in json.loads((made / RECORD_FILE).read_text())["snr_db"].values())
     with monkeypatch.context() as patch:
         patch.setattr("ouro_edge.export.prefill_copy.write_prefill_copy", None)  # would fail if it were called
-        ouro_edge.load(bundle, prefill="fast").close()
+        ouro_edge.load(bundle, prefill_weights="int8").close()
     with (made / DATA_FILE).open("ab") as file:
         file.write(b"x")
-    ouro_edge.load(bundle, prefill="fast").close()
+    ouro_edge.load(bundle, prefill_weights="int8").close()
     assert is_complete(made)
 
 
@@ -165,7 +165,7 @@ def test_made_once_and_again_when_damaged(bundle, cache, monkeypatch):
 def test_a_gguf_file_has_one_too(kind, checkpoint_of, tmp_path):
     checkpoint = checkpoint_of(hidden_size=64, head_dim=16, intermediate_size=96)
     file = ouro_edge.export(checkpoint, tmp_path / f"model-{kind}.gguf", precision=kind).path
-    with ouro_edge.load(file, prefill="lean") as lean, ouro_edge.load(file, prefill="fast") as fast:
+    with ouro_edge.load(file, prefill_weights="none") as lean, ouro_edge.load(file, prefill_weights="int8") as fast:
         wanted, found = (m.forward(IDS, exit=FixedDepth(2)).logits for m in (lean, fast))
     assert not np.array_equal(wanted, found)
     assert np.linalg.norm(wanted - found) < 0.06 * np.linalg.norm(wanted)
@@ -173,23 +173,23 @@ def test_a_gguf_file_has_one_too(kind, checkpoint_of, tmp_path):
 
 @pytest.mark.parametrize("name", ["probe.onnx", "model.onnx"])
 def test_a_bent_graph_is_made_again(bundle, cache, name):
-    ouro_edge.load(bundle, prefill="fast").close()
+    ouro_edge.load(bundle, prefill_weights="int8").close()
     (made,) = cache.iterdir()
     (made / name).write_bytes((made / name).read_bytes()[:-20])
     assert not is_complete(made)
-    ouro_edge.load(bundle, prefill="fast").close()
+    ouro_edge.load(bundle, prefill_weights="int8").close()
     assert is_complete(made)
 
 
 def test_several_may_make_it_at_once(bundle, cache):
     with ThreadPoolExecutor(4) as pool:
-        for model in pool.map(lambda _: ouro_edge.load(bundle, prefill="fast"), range(4)):
+        for model in pool.map(lambda _: ouro_edge.load(bundle, prefill_weights="int8"), range(4)):
             model.close()
     assert [is_complete(made) for made in cache.iterdir()] == [True]
 
 
 def test_a_copy_that_is_cleared_meanwhile_is_told_once_and_not_needed(bundle, cache, caplog):
-    with ouro_edge.load(bundle, prefill="lean") as lean, ouro_edge.load(bundle, prefill="fast") as fast:
+    with ouro_edge.load(bundle, prefill_weights="none") as lean, ouro_edge.load(bundle, prefill_weights="int8") as fast:
         shutil.rmtree(cache)
         wanted, found = (m.forward(IDS, exit=FixedDepth(1)).logits for m in (lean, fast))
         np.testing.assert_array_equal(found, wanted)
@@ -199,7 +199,7 @@ def test_a_copy_that_is_cleared_meanwhile_is_told_once_and_not_needed(bundle, ca
 
 def test_rows_of_odd_width_are_not_rotated(checkpoint_of, bundle_of):
     bundle = bundle_of(checkpoint_of(intermediate_size=99), "int8", block_size=16)
-    with ouro_edge.load(bundle, prefill="lean") as lean, ouro_edge.load(bundle, prefill="fast") as fast:
+    with ouro_edge.load(bundle, prefill_weights="none") as lean, ouro_edge.load(bundle, prefill_weights="int8") as fast:
         wanted, found = (m.forward(IDS, exit=FixedDepth(1)).logits for m in (lean, fast))
     assert 0 < np.linalg.norm(wanted - found) < 0.05 * np.linalg.norm(wanted)
 
@@ -207,7 +207,7 @@ def test_rows_of_odd_width_are_not_rotated(checkpoint_of, bundle_of):
 def test_a_cache_that_cannot_be_written_is_one_line(bundle, cache):
     cache.write_text("a file")
     with pytest.raises(ExportError, match=r"cannot be written: .*use --prefill-weights none"):
-        ouro_edge.load(bundle, prefill="fast")
+        ouro_edge.load(bundle, prefill_weights="int8")
 
 
 def test_nothing_half_written_stays(bundle, tmp_path, monkeypatch):

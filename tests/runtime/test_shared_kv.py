@@ -171,5 +171,5 @@ def test_usage_counts_what_was_skipped_in_this_answer(pair):
 
 
 def test_an_unknown_way_of_sharing_is_refused(bundle_of):
-    with pytest.raises(RequestError, match="kv_share is 'first'; wanted 'none'"):
+    with pytest.raises(RequestError, match="kv_share is 'first'; expected none or last"):
         ouro_edge.load(bundle_of(), kv_share="first")

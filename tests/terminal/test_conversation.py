@@ -113,7 +113,7 @@ def test_a_failed_retry_leaves_the_old_answer(scripted, refusal):
 
 
 def test_a_context_that_is_full_is_refused_and_the_conversation_stays(bundle_of, checkpoint_of):
-    with load(bundle_of(checkpoint_of(vocab_size=300)), context=40) as model:
+    with load(bundle_of(add_tokenizer(checkpoint_of(vocab_size=300))), context=40) as model:
         talk = Conversation(model)
         ask(talk, "hello", max_tokens=3)
         with pytest.raises(ContextOverflowError):

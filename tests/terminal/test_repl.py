@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from ouro_edge.cli.options import generation_arguments
 from ouro_edge.errors import RequestError
 from ouro_edge.loading import load
+from ouro_edge.runtime.options import GenerationOptions
 from ouro_edge.terminal.commands import COMMANDS
 from ouro_edge.terminal.conversation import Conversation
 from ouro_edge.terminal.repl import Repl
@@ -16,9 +16,9 @@ from ouro_edge.terminal.settings import OPTIONS, changed, shown
 
 QUESTION = "Ada likes Ben. Ben likes Cleo. Ada likes someone who likes who?"
 NOTHING_SET = {
-    "exit_threshold": None, "rule": None, "loops": None, "loop_budget": None, "max_tokens": None, "stop": (),
-    "logit_bias": (), "temperature": None, "top_k": None, "top_p": None, "min_p": None, "repetition_penalty": None,
-    "seed": None, "think": None, "show_depth": False,
+    "exit": None, "exit_threshold": None, "loops": None, "loop_budget": None, "max_tokens": None, "stop": (),
+    "logit_bias": {}, "temperature": None, "top_k": None, "top_p": None, "min_p": None, "repetition_penalty": None,
+    "seed": None, "speculate": None, "think": None, "show_depth": False,
 }  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def hold(model, *lines, lasting=True):
     """Hold a conversation; returns what was noted, and the loop."""
     view = Notebook(lasting)
     view.script = lines
-    repl = Repl(Conversation(model), view, NOTHING_SET, lambda values: generation_arguments(model, **values))
+    repl = Repl(Conversation(model), view, NOTHING_SET, lambda values: GenerationOptions(**values).arguments(model))
     repl.run()
     return view, repl
 
@@ -67,8 +67,8 @@ def test_settings_and_the_command_line_have_the_same_names():
 
     options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     assert {f"--{name}" for name in OPTIONS} <= options
-    assert {option.keyword for option in OPTIONS.values()} <= {parameter.name for parameter in command.params}
-    assert set(NOTHING_SET) - {"logit_bias"} == {option.keyword for option in OPTIONS.values()}
+    assert {option.name for option in OPTIONS.values()} <= {parameter.name for parameter in command.params}
+    assert set(NOTHING_SET) - {"logit_bias"} == {option.name for option in OPTIONS.values()}
 
 
 def test_a_conversation(nano):
@@ -96,8 +96,8 @@ def test_set_shows_what_is_set(nano):
         ("/etc/passwd", "is no command"),
         ("/set luck 3", "cannot be set"),
         ("/set luck", "cannot be set"),
-        ("/set temp hot", "wanted a number"),
-        ("/set max-tokens 0", "a whole number from 1"),
+        ("/set temp hot", "expected a number from 0 to 100, or default"),
+        ("/set max-tokens 0", "a whole number of at least 1"),
         ("/set temp -1", "temperature"),
         ("/set think maybe", "on or off"),
         ("/set loops 9", "1 to 4"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
+from ouro_edge.runtime.exits.loop_budget import position_rule
 from ouro_edge.runtime.request import token_budget
 from ouro_edge.server.engine import Engine
 from ouro_edge.server.http.errors import bad_field
@@ -12,7 +13,7 @@ from ouro_edge.server.http.fields import Fields
 from ouro_edge.server.limits import MAX_INPUTS
 from ouro_edge.server.openai.prompts import read_prompts
 from ouro_edge.server.openai.replies import Head
-from ouro_edge.server.options import IGNORED, at_once, read_exit
+from ouro_edge.server.options import IGNORED, read_exit
 
 
 class Embeddings:
@@ -28,7 +29,7 @@ class Embeddings:
         width = model.config.hidden_size
         if fields.whole("dimensions", 1) not in (None, width):
             raise bad_field("dimensions", f"is not {width}, which is what this model has")
-        policy = at_once(read_exit(fields, model, self._engine.default_exit))
+        policy = position_rule(read_exit(fields, model, self._engine.default_exit))
         prompts = await self._engine.prepare(read_prompts, fields, "input", model, MAX_INPUTS)
         fields.finish(IGNORED)
         for prompt in prompts:
