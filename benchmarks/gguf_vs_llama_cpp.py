@@ -117,8 +117,9 @@ def looped_model(path: Path, precision: str) -> Any:
         "tokenizer.ggml.merges": ["\u4e00 \u4e01"],
     }
     write_gguf(path, config, QuantizedWeights(weights, kind), kind, text, arch="nanbeige")
-    stored = Weights(config, tensor_readers(path, read_header(path), config))
-    return GgufBundle(Checkpoint(path, "looped", config, stored, {}, {}))
+    header = read_header(path)
+    stored = Weights(config, tensor_readers(path, header, config))
+    return GgufBundle(Checkpoint(path, "looped", config, stored, {}, {}), header)
 
 
 def main() -> None:

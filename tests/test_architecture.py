@@ -40,7 +40,7 @@ ROWS: dict[str, list[set[str]]] = {
         {"backend", "exits", "text"},
         {"sampling"},
         {"sequence"},
-        {"request", "forward"},
+        {"request", "forward", "async_bridge"},
         {"speculation"},
         {"generate", "asynchronous"},
         {"model"},

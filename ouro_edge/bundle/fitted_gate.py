@@ -7,7 +7,6 @@ fitted gate belongs to the weights that it was fitted on and names their checksu
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,8 @@ from ouro_edge.arch.config import parse_json_object
 from ouro_edge.arch.weights import Array
 from ouro_edge.bundle.bundle import DATA_FILE, Bundle
 from ouro_edge.errors import BundleError, RequestError
+from ouro_edge.system.files import atomic_write
+from ouro_edge.system.numbers import is_number
 
 GATE_FILE = "exit_gate.json"
 _LARGEST = float(np.finfo(np.float32).max)
@@ -39,12 +40,10 @@ def write_gate(bundle: Bundle, gate: FittedGate) -> Path:
     """Store a gate in a bundle, replacing an earlier fitted one; the checkpoint's own stays in the graph."""
     file = bundle.path / GATE_FILE
     data = gate_record(gate, bundle.manifest.files[DATA_FILE]["sha256"])
-    work = file.with_suffix(".partial")
     try:
-        work.write_text(json.dumps(data) + "\n", encoding="utf-8")
-        os.replace(work, file)
+        with atomic_write(file) as content:
+            content.write(json.dumps(data).encode() + b"\n")
     except OSError as problem:
-        work.unlink(missing_ok=True)
         raise BundleError(f"{file} cannot be written: {problem}; the old gate is still there") from None
     return file
 
@@ -86,12 +85,8 @@ def read_gate(bundle: Bundle) -> FittedGate | None:
         raise BundleError(f"{file} was fitted to other weights: fit it again, or delete it")
     weight, bias, threshold = (data.get(name) for name in ("weight", "bias", "threshold"))
     numbers: list[Any] = [*weight, bias] if isinstance(weight, list) else []
-    if len(numbers) != bundle.config.hidden_size + 1 or not all(_is_finite(number) for number in numbers):
+    if len(numbers) != bundle.config.hidden_size + 1 or not all(is_number(number, _LARGEST) for number in numbers):
         raise BundleError(f"{file} does not hold {bundle.config.hidden_size} finite weights and a bias: fit it again")
-    if threshold is not None and not (_is_finite(threshold) and 0.0 <= threshold <= 1.0):
+    if threshold is not None and not (is_number(threshold) and 0.0 <= threshold <= 1.0):
         raise BundleError(f"{file} has threshold {threshold!r}; wanted 0 to 1: fit it again")
     return FittedGate(np.array(weight, np.float32), float(numbers[-1]), threshold, data.get("report") or {})
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST

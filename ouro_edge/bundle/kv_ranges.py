@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
@@ -20,6 +19,7 @@ from ouro_edge.arch.config import ModelConfig, parse_json_object
 from ouro_edge.arch.weights import Array
 from ouro_edge.bundle.bundle import DATA_FILE, Bundle, cache_head_dim
 from ouro_edge.errors import BundleError
+from ouro_edge.system.files import atomic_write
 
 RECORD_FILE = "kv_ranges.json"
 RANGES_FILE = "kv_ranges.npy"
@@ -38,12 +38,8 @@ def write_ranges(bundle: Bundle, ranges: Array, about: Mapping[str, Any]) -> Non
                           f"{list(ranges_shape(bundle.config))}: the model's output is damaged")  # fmt: skip
     try:
         for name, content in ranges_files(ranges, about, bundle.manifest.files[DATA_FILE]["sha256"]).items():
-            work = bundle.path / f"{name}.partial"
-            try:
-                work.write_bytes(content)
-                os.replace(work, bundle.path / name)
-            finally:
-                work.unlink(missing_ok=True)
+            with atomic_write(bundle.path / name) as file:
+                file.write(content)
     except OSError as problem:
         raise BundleError(f"{bundle.path} cannot be written: {problem}; it still works with --kv fp32") from None
 

@@ -6,12 +6,12 @@ Both files lie in the bundle beside its own and use its weights, so one director
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 from ouro_edge.bundle.bundle import cache_head_dim
 from ouro_edge.errors import BundleError
 from ouro_edge.runtime.text.bundle_text import read_json, read_stop_ids
+from ouro_edge.system.files import atomic_write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,12 +31,10 @@ def write_genai(bundle: Bundle) -> Path:
     graph = unrolled_graph(bundle).SerializeToString()
     config = json.dumps(genai_config(bundle), indent=2).encode() + b"\n"
     for name, content in ((GRAPH_FILE, graph), (CONFIG_FILE, config)):  # the config last: genai looks for it
-        work = bundle.path / f"{name}.partial"
         try:
-            work.write_bytes(content)
-            os.replace(work, bundle.path / name)
+            with atomic_write(bundle.path / name) as file:
+                file.write(content)
         except OSError as problem:
-            work.unlink(missing_ok=True)
             raise BundleError(f"{bundle.path / name} cannot be written: {problem}") from None
     return bundle.path / CONFIG_FILE
 

@@ -257,7 +257,7 @@ def test_auto_wants_a_large_model_and_memory(bundle, cache, monkeypatch):
     ouro_edge.load(bundle).close()
     assert not cache.exists()  # small
     monkeypatch.setattr(prefill, "_SMALLEST", 0)
-    monkeypatch.setattr(prefill.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr(prefill, "available_memory", lambda: 1000)
     assert prefill.prefill_copy_for(open_bundle(bundle), "auto") is None
     monkeypatch.setattr(prefill, "available_memory", lambda: 1 << 40)

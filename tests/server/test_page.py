@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 import pytest
 from page_driver import pretend, say
 
-from ouro_edge.server.http.page import FILE, page_response, policy
+from ouro_edge.server.http.page import FOLDER, SCRIPTS, STYLES, joined_page, policy
 
-HTML = FILE.read_text(encoding="utf-8")
+HTML = joined_page() or ""
 VOID = {"meta", "link", "input", "path", "circle", "rect", "br"}
 
 
@@ -25,8 +25,13 @@ def test_it_comes_with_a_policy_for_exactly_its_own_script_and_style(server):
     assert len(re.findall(r"style-src 'sha256-[^']+';", rules)) == 1 == len(re.findall("<style", HTML))
 
 
-def test_a_build_without_it_says_so(tmp_path):
-    assert b"/v1" in page_response(tmp_path / "none.html").body
+def test_every_file_is_part_of_it_once_and_short_enough_to_read():
+    names = {"page.html", *(f"{name}.css" for name in STYLES), *(f"{name}.js" for name in SCRIPTS)}
+    assert names == {file.name for file in FOLDER.iterdir()} and len(names) == 1 + len(STYLES) + len(SCRIPTS)
+    for name in names - {"page.html"}:
+        text = (FOLDER / name).read_text(encoding="utf-8")
+        assert HTML.count(text) == 1 and text.startswith(("/*", '"use strict";\n/*')), name
+        assert len(text.splitlines()) <= 250, name
 
 
 def test_it_is_small_and_names_no_other_host():
