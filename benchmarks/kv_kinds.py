@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 import nano
 import numpy as np
@@ -27,7 +28,7 @@ KINDS = {  # what `load` is told; the first is what the others are compared with
 FULL = ouro_edge.FullDepth()
 END = "<|im_end|>"
 
-Question = dict[str, object]
+Question = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

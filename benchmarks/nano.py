@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -41,7 +42,7 @@ class Answer:
     answer_loops: int  # of loops_run, those of the positions that the answer's tokens came from
 
 
-def questions(file: Path, most: int | None) -> list[dict[str, object]]:
+def questions(file: Path, most: int | None) -> list[dict[str, Any]]:
     """Questions of a file, at most `most` of each family and number of hops."""
     kept, counts = [], defaultdict(int)
     for line in file.read_text(encoding="utf-8").splitlines():
@@ -55,7 +56,7 @@ def questions(file: Path, most: int | None) -> list[dict[str, object]]:
 
 def ask(
     model: ouro_edge.Model,
-    asked: Iterable[dict[str, object]],
+    asked: Iterable[dict[str, Any]],
     policy: ouro_edge.ExitPolicy,
     sequence: ouro_edge.TokenSequence | None = None,
 ) -> list[Answer]:
@@ -115,7 +116,7 @@ def fixed_at(depth: float, fixed: list[float]) -> float:
     return fixed[low - 1] * (1 - share) + fixed[low] * share
 
 
-def evaluate(path: str, most: int | None) -> dict[str, object]:
+def evaluate(path: str, most: int | None) -> dict[str, Any]:
     """Everything about one model, printed as Markdown and returned."""
     with ouro_edge.load(path, kv="fp32") as model:
         validation, test = (questions(DATA / f"questions.{split}.jsonl", most) for split in ("validation", "test"))
@@ -134,7 +135,7 @@ def evaluate(path: str, most: int | None) -> dict[str, object]:
             hops = sorted({a.hops for a in on_test})
             by_hops = [fmean(a.depth for a in on_test if a.hops == h) for h in hops]
             saved = 1 - sum(a.loops_run for a in on_test) / sum(a.loops_full for a in on_test)
-            row = {
+            row: dict[str, Any] = {
                 "threshold": threshold,
                 "validation": accuracy(on_validation),
                 "validation_depth": fmean(a.depth for a in on_validation),
@@ -155,7 +156,7 @@ def evaluate(path: str, most: int | None) -> dict[str, object]:
     return {"model": path, "fixed": fixed, "sweep": sweep, "chosen": chosen["threshold"]}
 
 
-def draw(results: list[dict[str, object]], out: Path) -> None:
+def draw(results: list[dict[str, Any]], out: Path) -> None:
     """Accuracy against mean depth, thresholds as a line and fixed depths as points."""
     try:
         import matplotlib.pyplot as plt

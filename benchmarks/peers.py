@@ -21,12 +21,11 @@ from statistics import median
 from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-from peer_models.contenders import CONTENDERS, Contender, Test, memory_read, run  # noqa: E402 (after the path is set)
-from peer_models.install import FULL, QUICK, Places, Sizes, prepare  # noqa: E402
+from peer_models.contenders import CONTENDERS, Contender, Test, memory_read, run
+from peer_models.install import FULL, QUICK, Places, Sizes, prepare
 
-from ouro_edge.system.cpus import available_threads  # noqa: E402
+from ouro_edge.system.cpus import available_threads
 
 PEERS = ("ouro-edge", "openvino", "llama.cpp", "dense")
 SECTIONS = {

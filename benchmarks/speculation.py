@@ -156,7 +156,7 @@ def main() -> None:
                     raise SystemExit(f"{name}, {policy}: speculation changed an answer")
                 full = full or drafts
                 depths = [depth for tokens in plain.answers for _, depth in tokens[1:]]
-                told = "full" if policy is policies[0] else f"{policy.threshold}"
+                told = "full" if policy is policies[0] else f"{policy.threshold}"  # type: ignore[attr-defined]
                 pairs = [f"{a} -> {b}" for a, b in zip(plain.counts, drafts.counts, strict=True)]
                 speeds = " -> ".join(f"{run.later / run.seconds:.0f}" for run in rates)
                 print(f"| {name} | {told} | {np.mean(depths):.2f} | {plain.later} | {' | '.join(pairs)} "

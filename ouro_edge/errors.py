@@ -22,10 +22,13 @@ class OuroEdgeError(Exception):
     """Base of all errors of this package; the command line prints its text and exits with 1."""
 
 
-def one_line(problem: object) -> str:
-    """A message as one line of at most 1000 printable characters: parts of it may come from a hostile file."""
-    text = "".join(c if c.isprintable() else " " for c in str(problem))
-    return " ".join(text.split())[:1000]
+_JOINERS = "\u200c\u200d"  # not printable to Python, but parts of words and of emoji
+
+
+def one_line(text: object, limit: int = 1000) -> str:
+    """Untrusted text as one line of at most `limit` printable characters; "…" marks what was cut off."""
+    line = " ".join("".join(c for c in str(text) if c.isprintable() or c.isspace() or c in _JOINERS).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 class ConfigError(OuroEdgeError):

@@ -40,7 +40,7 @@ ROWS: dict[str, list[set[str]]] = {
         {"backend", "exits", "text", "option_table"},
         {"sampling", "options"},
         {"sequence"},
-        {"request", "forward"},
+        {"request", "forward", "async_bridge"},
         {"make_token", "forward_model", "asynchronous"},
         {"speculation"},
         {"generate"},

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import re
-import sys
-from pathlib import Path
 
+import kv_kinds
+import nano
 import numpy as np
+import policies
 import pytest
 
 import ouro_edge
 from ouro_edge.runtime.exits.parse import exit_from_options
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-import kv_kinds
-import nano
-import policies
 
 
 @pytest.fixture(scope="module")

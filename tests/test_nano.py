@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -26,7 +27,7 @@ def nano():
         yield model
 
 
-def sample(family: str, hops: int, count: int = 12) -> list[dict[str, object]]:
+def sample(family: str, hops: int, count: int = 12) -> list[dict[str, Any]]:
     return [q for q in QUESTIONS if q["family"] == family and q["hops"] == hops][:count]
 
 

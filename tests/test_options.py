@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 from typing import get_args
 
 import click
@@ -40,7 +41,7 @@ def nano():
 @pytest.fixture
 def plugin(monkeypatch):
     """The plugin for llm, with a stand-in for llm; tests/integrations/test_llm_plugin.py uses the real one."""
-    stub = ModuleType("llm")
+    stub: Any = ModuleType("llm")
     stub.Model, stub.hookimpl = object, lambda function: function
     stub.Options = type("Options", (pydantic.BaseModel,), {"model_config": pydantic.ConfigDict(extra="forbid")})
     monkeypatch.setitem(sys.modules, "llm", stub)

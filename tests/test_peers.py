@@ -7,14 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import peers
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader
+from peer_models.random_gguf import Shape, write_gguf
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
-import peers  # noqa: E402 (from the path above)
-from peer_models.random_gguf import Shape, write_gguf  # noqa: E402
 
 
 def outcome(test: str, contender: str, rate: float, round_: int = 0, section: str = "decode") -> dict[str, object]:
@@ -48,7 +46,7 @@ def test_a_dense_file_is_a_qwen3_with_tied_embeddings(tmp_path):
 
 
 def test_a_program_is_timed_with_its_memory_and_output():
-    command = [sys.executable, BENCHMARKS / "peer_models" / "process.py", sys.executable, "-c"]
+    command: list[str | Path] = [sys.executable, BENCHMARKS / "peer_models" / "process.py", sys.executable, "-c"]
     done = subprocess.run([*command, "x = b'1' * (80 << 20); print('hello')"], capture_output=True, check=True)
     report = json.loads(done.stdout)
     assert report["output"] == "hello\n" and report["peak"] > 80 << 20 and report["seconds"] > 0

@@ -43,7 +43,8 @@ def test_export_is_the_function_in_every_order_of_imports(code):
 
 def test_the_sub_package_stays_a_package():
     package = importlib.import_module("ouro_edge.export")
-    assert isinstance(package, types.ModuleType) and package is not ouro_edge.export
+    function: object = ouro_edge.export
+    assert isinstance(package, types.ModuleType) and package is not function
     assert copy.copy(ouro_edge.export) is ouro_edge.export
     assert list(inspect.signature(ouro_edge.export).parameters)[:2] == ["src", "out"]
 

@@ -7,7 +7,6 @@ so a fitted gate belongs to the weights that it was fitted on, and its file name
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,8 @@ from ouro_edge.arch.weights import Array
 from ouro_edge.bundle.bundle import Bundle
 from ouro_edge.bundle.sidecar import read_sidecar
 from ouro_edge.errors import BundleError, RequestError
+from ouro_edge.system.files import atomic_write
+from ouro_edge.system.numbers import is_number
 
 GATE_FILE = "exit_gate.json"
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
@@ -43,12 +44,10 @@ def write_gate(bundle: Bundle, gate: FittedGate) -> Path:
     """
     file = bundle.writable_directory() / GATE_FILE
     data = _gate_record(gate, bundle.weights_id)
-    work = file.with_suffix(".partial")
     try:
-        work.write_text(json.dumps(data) + "\n", encoding="utf-8")
-        os.replace(work, file)
+        with atomic_write(file) as content:
+            content.write(json.dumps(data).encode() + b"\n")
     except OSError as problem:
-        work.unlink(missing_ok=True)
         raise BundleError(f"{file} cannot be written: {problem}; the old gate is still there") from None
     return file
 
@@ -98,11 +97,7 @@ def read_gate(directory: Path, config: ModelConfig, weights_id: str) -> FittedGa
 
 def check_numbers(weight: Sequence[Any], bias: Any, threshold: Any, config: ModelConfig, source: str) -> None:
     """BundleError, which names `source`, unless these are the numbers of a gate of this model."""
-    if len(weight) != config.hidden_size or not all(map(_is_finite, (*weight, bias))):
+    if len(weight) != config.hidden_size or not all(is_number(number, _MAX_FLOAT32) for number in (*weight, bias)):
         raise BundleError(f"{source} does not hold {config.hidden_size} finite weights and a bias: fit it again")
-    if threshold is not None and not (_is_finite(threshold) and 0.0 <= threshold <= 1.0):
+    if threshold is not None and not (is_number(threshold) and 0.0 <= threshold <= 1.0):
         raise BundleError(f"{source} has threshold {threshold!r}; expected 0 to 1: fit it again")
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _MAX_FLOAT32

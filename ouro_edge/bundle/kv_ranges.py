@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +21,7 @@ from ouro_edge.arch.weights import Array
 from ouro_edge.bundle.bundle import Bundle, cache_head_dim
 from ouro_edge.bundle.sidecar import read_sidecar
 from ouro_edge.errors import BundleError
+from ouro_edge.system.files import atomic_write
 
 RECORD_FILE = "kv_ranges.json"
 RANGES_FILE = "kv_ranges.npy"
@@ -42,12 +42,8 @@ def write_ranges(bundle: Bundle, ranges: Array, about: Mapping[str, Any]) -> Non
         raise BundleError(f"KV ranges cannot be stored, {problem}: the model's output is damaged") from None
     try:
         for name, content in _ranges_files(ranges, about, bundle.weights_id).items():
-            work = directory / f"{name}.partial"
-            try:
-                work.write_bytes(content)
-                os.replace(work, directory / name)
-            finally:
-                work.unlink(missing_ok=True)
+            with atomic_write(directory / name) as file:
+                file.write(content)
     except OSError as problem:
         raise BundleError(f"{bundle.path} cannot be written: {problem}; it still works with --kv fp32") from None
 

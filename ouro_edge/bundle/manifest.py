@@ -14,6 +14,7 @@ from typing import Any
 from ouro_edge.arch.config import ModelConfig
 from ouro_edge.bundle.tensors import ArraySpec, TensorSpec
 from ouro_edge.quant import Scheme
+from ouro_edge.system.numbers import is_whole
 
 VERSION = 1
 PAGE = 4096  # bytes: every array of the data file starts on a page, so that onnxruntime can map it
@@ -95,9 +96,9 @@ def _tensor_to_dict(tensor: StoredTensor) -> dict[str, Any]:
 
 
 def _whole(value: Any) -> int:
-    if type(value) is not int:
+    if not is_whole(value):
         raise ValueError(f"{value!r} is not a whole number")
-    return value
+    return int(value)
 
 
 def _types(record: Mapping[str, Any], *names: str) -> list[type]:

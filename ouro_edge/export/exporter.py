@@ -29,7 +29,7 @@ from ouro_edge.export.data_file import DataFile, store
 from ouro_edge.export.graphs.block_graph import block_graph, head_graph
 from ouro_edge.export.model_card import model_card
 from ouro_edge.quant import Recipe
-from ouro_edge.system.files import new_parents
+from ouro_edge.system.files import parent_directories
 from ouro_edge.system.progress import Progress
 from ouro_edge.version import __version__
 
@@ -122,7 +122,7 @@ def _fresh_directory(out: Path, overwrite: bool, source: Path) -> Iterator[Path]
         _remove_stale(out)
         home = out if _content(out, overwrite, source) == [] else out.parent
         work = home / f".{out.name}.{secrets.token_hex(4)}.partial"
-        with new_parents(work):
+        with parent_directories(work):
             try:
                 work.mkdir()
                 yield work

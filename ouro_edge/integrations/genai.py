@@ -6,13 +6,13 @@ Both files lie in the bundle beside its own and use its weights, so one director
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 from ouro_edge.bundle.added_files import GENAI_CONFIG_FILE, GENAI_GRAPH_FILE
 from ouro_edge.bundle.bundle import cache_head_dim
 from ouro_edge.errors import BundleError
 from ouro_edge.runtime.text.model_text import read_model_text
+from ouro_edge.system.files import atomic_write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,12 +32,10 @@ def write_genai(bundle: DirectoryBundle) -> Path:
     graph = unrolled_graph(bundle).SerializeToString()
     config = json.dumps(genai_config(bundle), indent=2).encode() + b"\n"
     for name, content in ((GRAPH_FILE, graph), (CONFIG_FILE, config)):  # the config last: genai looks for it
-        work = bundle.path / f"{name}.partial"
         try:
-            work.write_bytes(content)
-            os.replace(work, bundle.path / name)
+            with atomic_write(bundle.path / name) as file:
+                file.write(content)
         except OSError as problem:
-            work.unlink(missing_ok=True)
             raise BundleError(f"{bundle.path / name} cannot be written: {problem}") from None
     return bundle.path / CONFIG_FILE
 

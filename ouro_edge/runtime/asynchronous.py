@@ -1,19 +1,18 @@
-"""The calls of a model for asyncio: each runs in a thread of its own and never blocks the event loop. Knows asyncio.
+"""The calls of a model for asyncio: each runs in a thread of its own and never blocks the event loop.
 
-The thread works only while somebody waits for it, so a slow reader holds a generation back and nothing piles up. When
-the waiting task is cancelled, the Cancel of the call is fired at once and the thread is waited for, which takes a part
-of a block call at most: after that the sequence is free for the next one.
+An event is computed when the reader asks for it, so a slow reader holds a generation back. When the waiting task is
+cancelled or the generator is closed, the Cancel of the call is fired at once, and the end of the work is waited for,
+which takes a part of a block call at most: after that the sequence is free for the next call.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol, TypeVar, Unpack
 
 from ouro_edge.arch.weights import Array
+from ouro_edge.runtime.async_bridge import call, iterate
 from ouro_edge.runtime.backend.cancel import Cancel
 from ouro_edge.runtime.events import Event
 from ouro_edge.runtime.exits.policies import ExitPolicy
@@ -75,36 +74,13 @@ class AsyncTwins:
         return await _call(self.embed, texts, exit=exit)
 
 
-async def _stream(
+def _stream(
     generate: Callable[..., Iterator[Event]], *args: Any, cancel: Cancel | None = None, **options: Any
 ) -> AsyncGenerator[Event, None]:
     cancel = cancel or Cancel()
-    thread = ThreadPoolExecutor(1, "ouro-edge")
-    try:
-        events = await _in(thread, cancel, partial(generate, *args, cancel=cancel, **options))
-        while (event := await _in(thread, cancel, partial(next, events, None))) is not None:
-            yield event
-    finally:
-        thread.shutdown(wait=False)
+    return iterate(partial(generate, *args, cancel=cancel, **options), cancel)
 
 
 async def _call(function: Callable[..., T], *args: Any, **options: Any) -> T:
     cancel = Cancel()
-    thread = ThreadPoolExecutor(1, "ouro-edge")
-    try:
-        return await _in(thread, cancel, partial(function, *args, cancel=cancel, **options))
-    finally:
-        thread.shutdown(wait=False)
-
-
-async def _in(thread: ThreadPoolExecutor, cancel: Cancel, function: Callable[[], T]) -> T:
-    """Run a function in the thread; when the waiting task is cancelled, fire `cancel` and wait for the thread."""
-    running = asyncio.get_running_loop().run_in_executor(thread, function)
-    try:
-        await asyncio.wait([running])  # unlike `await running`, this leaves the future alone when it is cancelled
-    except asyncio.CancelledError:
-        cancel.cancel()
-        await asyncio.wait([running])
-        running.exception()  # looked at, because nobody else will
-        raise
-    return running.result()
+    return await call(partial(function, *args, cancel=cancel, **options), cancel)

@@ -6,16 +6,15 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from ouro_edge.errors import RequestError, one_line
+from ouro_edge.system.numbers import is_number, is_whole
 
 
 def check_ids(ids: Any, vocab_size: int, name: str = "ids") -> list[int]:
     """Token ids as plain numbers. RequestError unless each is a whole number inside the vocabulary."""
     ids = list(check_items(name, ids, "token ids"))
     for i in ids:
-        if not _is_whole(i) or not 0 <= i < vocab_size:
+        if not is_whole(i) or not 0 <= i < vocab_size:
             raise RequestError(f"token id {shown(i)} is not in the vocabulary of {vocab_size}")
     return [int(i) for i in ids]
 
@@ -36,13 +35,15 @@ def check_kind(name: str, value: object, kind: type, *, optional: bool = False) 
 
 def check_whole(name: str, value: Any, least: int, most: int, meaning: str = "") -> int:
     """A whole number. RequestError unless it is one from `least` to `most`; `meaning` says where the bound is from."""
-    if not _is_whole(value) or not least <= value <= most:
+    if not is_whole(value) or not least <= value <= most:
         raise RequestError(f"{name} is {shown(value)}; wanted a whole number from {least} to {most}{meaning}")
     return int(value)
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+def check_number(name: str, value: Any, minimum: float, maximum: float, expected: str) -> None:
+    """RequestError unless it is a number from `minimum` to `maximum`; `expected` says so in the words of the option."""
+    if not is_number(value) or not minimum <= value <= maximum:
+        raise RequestError(f"{name} is {shown(value)}; expected {expected}")
 
 
 def shown(value: object) -> str:

@@ -17,14 +17,14 @@ from ouro_edge.server.engine import Engine
 from ouro_edge.server.http.endpoint import Endpoint, Handler, dumps
 from ouro_edge.server.http.errors import ApiError
 from ouro_edge.server.http.guard import HostGuard, KeyGuard
-from ouro_edge.server.http.page import page
+from ouro_edge.server.http.page import page_endpoint
 from ouro_edge.server.limits import Access
 from ouro_edge.server.metrics import CONTENT_TYPE
 from ouro_edge.server.openai.chat import Chat
 from ouro_edge.server.openai.completions import Completions
 from ouro_edge.server.openai.constraints import Schemas
 from ouro_edge.server.openai.embeddings import Embeddings
-from ouro_edge.server.openai.replies import Head
+from ouro_edge.server.openai.replies import ResponseHeader
 
 if TYPE_CHECKING:
     from ouro_edge.runtime.model import Model
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def make_app(engine: Engine, access: Access) -> Starlette:
     """The ASGI application over an engine."""
     model, metrics = engine.model, engine.metrics
-    head = Head(model.name, int(time.time()))
+    header = ResponseHeader(model.name, int(time.time()))
 
     def post(path: str, handler: Handler) -> Route:
         endpoint = Endpoint(
@@ -42,15 +42,15 @@ def make_app(engine: Engine, access: Access) -> Starlette:
         return Route(path, endpoint, methods=["POST"])
 
     async def models(request: Request) -> Response:
-        return _json({"object": "list", "data": [_model_card(model, engine, head)]})
+        return _json({"object": "list", "data": [_model_card(model, engine, header)]})
 
     async def one_model(request: Request) -> Response:
-        if (name := request.path_params["name"]) != head.model:
+        if (name := request.path_params["name"]) != header.model:
             error = ApiError(
-                404, f"there is no model {name[:100]!r}; this server has {head.model}", code="model_not_found"
+                404, f"there is no model {name[:100]!r}; this server has {header.model}", code="model_not_found"
             )
             return _failure(error)
-        return _json(_model_card(model, engine, head))
+        return _json(_model_card(model, engine, header))
 
     async def health(request: Request) -> Response:
         if engine.stopping:
@@ -62,14 +62,14 @@ def make_app(engine: Engine, access: Access) -> Starlette:
 
     app = Starlette(
         routes=[
-            Route("/", page),
+            Route("/", page_endpoint()),
             Route("/health", health),
             Route("/metrics", measured),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", one_model),
-            post("/v1/chat/completions", Chat(engine, Schemas(model), head)),
-            post("/v1/completions", Completions(engine, head)),
-            post("/v1/embeddings", Embeddings(engine, head)),
+            post("/v1/chat/completions", Chat(engine, Schemas(model), header)),
+            post("/v1/completions", Completions(engine, header)),
+            post("/v1/embeddings", Embeddings(engine, header)),
         ],
         middleware=_middleware(access),
         exception_handlers={HTTPException: _refuse},
@@ -92,7 +92,7 @@ def _middleware(access: Access) -> list[Middleware]:
     return guards
 
 
-def _model_card(model: Model, engine: Engine, head: Head) -> dict[str, Any]:
+def _model_card(model: Model, engine: Engine, header: ResponseHeader) -> dict[str, Any]:
     config = model.config
     ours = {
         "loops": config.loops,
@@ -102,7 +102,7 @@ def _model_card(model: Model, engine: Engine, head: Head) -> dict[str, Any]:
         "context": config.max_positions,
         "kv": model.kv,
     }
-    return {"id": head.model, "object": "model", "created": head.since, "owned_by": "ouro-edge", "ouro_edge": ours}
+    return {"id": header.model, "object": "model", "created": header.since, "owned_by": "ouro-edge", "ouro_edge": ours}
 
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -1,7 +1,7 @@
-"""Runs generations on worker threads and hands their events to the event loop. Knows the model, the queue, asyncio.
+"""Runs generations on worker threads and hands their events to the event loop. Knows the model and the queue.
 
 Cancelling the task that iterates (a client that left, a timeout) fires the generation's Cancel, which ends the block
-call in flight, and waits for the thread, so that a place is never given up while its work still runs.
+call in flight, and waits for the end of the work, so that a slot is never given up while its work still runs.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ouro_edge.errors import Cancelled
+from ouro_edge.runtime.async_bridge import call, iterate
 from ouro_edge.runtime.backend.cancel import Cancel
 from ouro_edge.runtime.events import Done, Event, Timings, Usage
 from ouro_edge.runtime.exits.loop_budget import position_rule
@@ -32,10 +33,11 @@ if TYPE_CHECKING:
     from ouro_edge.runtime.sampling.constraint import Constraint
 
 T = TypeVar("T")
+_READ_AHEAD = 4  # events computed before the client has taken the last one: the model need not wait for the network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class GenerationJob:
     """One prompt and what to do with it."""
 
     ids: tuple[int, ...]
@@ -43,7 +45,12 @@ class Plan:
     max_tokens: int
     top_logprobs: int = 0
     score: int | None = None  # score the prompt first, with so many likely tokens in each place
-    constraint: Callable[[], Constraint] | None = None  # made anew for every answer
+    constraint: Callable[[], Constraint] | None = None  # called once per answer
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The request holds its slot: what follows comes from the model."""
 
 
 class Engine:
@@ -65,28 +72,32 @@ class Engine:
         return await asyncio.get_running_loop().run_in_executor(self._helpers, partial(work, *arguments))
 
     async def compute(self, work: Callable[[Cancel], T]) -> T:
-        """Run one blocking call on the model, in turn."""
-        async with self.queue.turn(), aclosing(self._from_thread(lambda cancel: iter((work(cancel),)))) as results:
-            async for result in results:
-                return result
-        raise AssertionError("a call ended without a result")
+        """Run one blocking call on the model, in a slot."""
+        async with self.queue.slot():
+            with self._cancellable() as cancel:
+                result = await call(partial(work, cancel), cancel, self._workers)
+            return result
 
-    async def generate(self, plans: Sequence[Plan]) -> AsyncGenerator[tuple[int, Event | Score] | None, None]:
-        """Answer every plan, one after the other, in one turn.
+    async def generate(
+        self, jobs: Sequence[GenerationJob]
+    ) -> AsyncGenerator[Started | tuple[int, Event | Score], None]:
+        """Answer every job, one after the other, in one slot.
 
-        First yields None, when the turn has come; then every event, or the score of the prompt, with the number of its
-        answer.
+        Yields Started when the request has its slot; then every event, or the score of the prompt, with the number of
+        its answer.
         """
-        async with self.queue.turn():
-            yield None
-            numbered = [(plan, choice) for plan in plans for choice in range(plan.options.choices)]
-            for number, (plan, choice) in enumerate(numbered):
-                async with aclosing(self._from_thread(partial(self._events, plan, choice))) as events:
-                    async for event in events:
-                        if isinstance(event, Done):
-                            self.metrics.count_answer(event)
-                            self._check(event.reason == "cancelled")
-                        yield number, event
+        async with self.queue.slot():
+            yield Started()
+            numbered = [(job, choice) for job in jobs for choice in range(job.options.choices)]
+            for number, (job, choice) in enumerate(numbered):
+                with self._cancellable() as cancel:
+                    work = partial(self._events, job, choice, cancel)
+                    async with aclosing(iterate(work, cancel, self._workers, ahead=_READ_AHEAD)) as events:
+                        async for event in events:
+                            if isinstance(event, Done):
+                                self.metrics.count_answer(event)
+                                self._check(event.reason == "cancelled")
+                            yield number, event
 
     def stop(self) -> None:
         """End all generations now, for a server that stops."""
@@ -99,31 +110,31 @@ class Engine:
         self._workers.shutdown()
         self._helpers.shutdown()
 
-    def _events(self, plan: Plan, choice: int, cancel: Cancel) -> Iterator[Event | Score]:
+    def _events(self, job: GenerationJob, choice: int, cancel: Cancel) -> Iterator[Event | Score]:
         """Generate one answer on a sequence out of the cache; runs on a worker."""
-        sequence = self._cache.checkout(plan.ids)
-        options, rows = plan.options, sequence.work.rows
-        if plan.score is not None:
+        sequence = self._cache.checkout(job.ids)
+        options, rows = job.options, sequence.work.rows
+        if job.score is not None:
             yield self.model.score(
-                plan.ids, exit=position_rule(options.exit), top=plan.score, cancel=cancel, sequence=sequence
+                job.ids, exit=position_rule(options.exit), top=job.score, cancel=cancel, sequence=sequence
             )
-        if plan.max_tokens:
+        if job.max_tokens:
             events = self.model.generate(
-                plan.ids,
-                max_tokens=plan.max_tokens,
+                job.ids,
+                max_tokens=job.max_tokens,
                 exit=options.exit,
                 sampler=options.sampler_of(choice),
                 stop=options.stop,
                 cancel=cancel,
                 sequence=sequence,
-                top_logprobs=plan.top_logprobs,
+                top_logprobs=job.top_logprobs,
                 logit_lens=options.lens,
-                constraint=plan.constraint() if plan.constraint else None,
+                constraint=job.constraint() if job.constraint else None,
             )
         else:
-            events = iter((Done("length", "", Usage(len(plan.ids), 0, 0, 0, 0, 0, 0.0), Timings(0.0, 0.0)),))
+            events = iter((Done("length", "", Usage(len(job.ids), 0, 0, 0, 0, 0, 0.0), Timings(0.0, 0.0)),))
         for event in events:
-            if isinstance(event, Done) and plan.score is not None:  # the score's work is this request's as well
+            if isinstance(event, Done) and job.score is not None:  # the score's work is this request's as well
                 run = sequence.work.rows - rows
                 counts = {"loops_run": run, "loops_saved": sequence.pending_loops}
                 event = replace(event, usage=replace(event.usage, cached_tokens=0, **counts))
@@ -134,33 +145,15 @@ class Engine:
         if self.stopping or cancelled:
             raise ApiError(503, "the server is stopping", code="server_stopping")
 
-    async def _from_thread(self, start: Callable[[Cancel], Iterator[T]]) -> AsyncGenerator[T, None]:
-        """The items of a blocking iterator that runs on a worker."""
+    @contextmanager
+    def _cancellable(self) -> Iterator[Cancel]:
+        """The Cancel of one piece of work, which `stop` fires. ApiError when the server is stopping."""
         self._check()
-        loop, cancel = asyncio.get_running_loop(), Cancel()
-        items: asyncio.Queue[T | None] = asyncio.Queue()
-
-        def put(item: T | None) -> None:
-            loop.call_soon_threadsafe(items.put_nowait, item)
-
-        def work() -> None:
-            try:
-                for item in start(cancel):
-                    put(item)
-            finally:
-                put(None)
-
+        cancel = Cancel()
         self._cancels.add(cancel)
-        thread = loop.run_in_executor(self._workers, work)
         try:
-            while (item := await items.get()) is not None:
-                yield item
-            await asyncio.wait([thread])
-            thread.result()  # raises what it ended with
+            yield cancel
         except Cancelled:
             self._check(cancelled=True)
         finally:
-            cancel.cancel()
-            await asyncio.wait([thread])  # unlike `await thread`, this leaves the future alone when we are cancelled
-            thread.exception()  # looked at, because nobody else may
             self._cancels.discard(cancel)

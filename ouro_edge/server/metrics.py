@@ -49,7 +49,7 @@ class Metrics:
         usage = done.usage
         self.endings[done.reason] += 1
         self.tokens.update(prompt=usage.prompt_tokens, cached=usage.cached_tokens, completion=usage.completion_tokens)
-        self.loops.update(run=usage.loops_run, saved=usage.loops_saved)
+        self.loops.update(run=usage.loops_run, full=usage.loops_full)
         if usage.completion_tokens:
             self.first_token.add(done.timings.first_token)
         self.duration.add(done.timings.total)
@@ -63,8 +63,10 @@ class Metrics:
                     {f'reason="{reason}"': n for reason, n in sorted(self.endings.items())}),
             _family("ouro_edge_tokens_total", "counter", "Tokens; cached ones are part of the prompt.",
                     {f'kind="{kind}"': self.tokens[kind] for kind in ("prompt", "cached", "completion")}),
-            _family("ouro_edge_loops_total", "counter", "Passes of a position through the block, run or saved.",
-                    {f'kind="{kind}"': self.loops[kind] for kind in ("run", "saved")}),
+            _family("ouro_edge_loops_total", "counter", "Passes of a position through the block: run, and at full depth.",
+                    {f'kind="{kind}"': self.loops[kind] for kind in ("run", "full")}),
+            _family("ouro_edge_loops_saved", "gauge", "Loops at full depth less loops run; falls when loops catch up.",
+                    {"": self.loops["full"] - self.loops["run"]}),
             _family("ouro_edge_requests_running", "gauge", "Requests that hold a place.", {"": queue.running}),
             _family("ouro_edge_requests_waiting", "gauge", "Requests in the line.", {"": queue.waiting}),
             _family("ouro_edge_first_token_seconds", "histogram", "From the start of a generation to its first token.")

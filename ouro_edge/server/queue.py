@@ -27,8 +27,8 @@ class Queue:
         return len(self._line)
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Wait for a place and hold it. ApiError 429 at once when the line is full."""
+    async def slot(self) -> AsyncIterator[None]:
+        """Wait for a slot and hold it. ApiError 429 at once when the line is full."""
         await self._enter()
         try:
             yield

@@ -206,7 +206,7 @@ def _explain(problem: Exception, repo: str, file: str | None, revision: str | No
         return f"{constants.ENDPOINT} refuses {what} to this login; check HF_TOKEN or run `hf auth login`"
     if statuses:
         return f"{constants.ENDPOINT} answered {what} with HTTP status {statuses[0]}; try again later"
-    detail = " ".join(str(chain[-1]).split())[:200] or type(chain[-1]).__name__
+    detail = one_line(chain[-1], 200) or type(chain[-1]).__name__
     return f"{what} cannot be fetched from {constants.ENDPOINT} ({detail}); check the network and run it again"
 
 

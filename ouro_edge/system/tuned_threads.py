@@ -7,7 +7,6 @@ version, machine or onnxruntime counts as none, and the defaults hold.
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from ouro_edge.arch.config import read_json_object
 from ouro_edge.errors import ExportError, OuroEdgeError
 from ouro_edge.system.cache_dir import cache_directory
+from ouro_edge.system.files import atomic_write
 
 TUNED_FILE = "tune.json"
 _VERSION = 1
@@ -51,12 +51,8 @@ def save_tuned(threads: int, cpus: int, onnxruntime: str, measured: Mapping[str,
     try:
         path = cache_directory() / TUNED_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        work = path.with_name(f"{TUNED_FILE}.{os.getpid()}")
-        try:
-            work.write_text(content, encoding="utf-8")
-            os.replace(work, path)
-        finally:
-            work.unlink(missing_ok=True)
+        with atomic_write(path) as file:
+            file.write(content.encode())
     except (OSError, RuntimeError) as problem:
         raise ExportError(f"what was found cannot be kept: {problem}; set OURO_EDGE_CACHE to a folder") from None
     return path

@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ouro_edge.errors import ContextOverflowError, RequestError
+from ouro_edge.errors import ContextOverflowError, RequestError, one_line
 from ouro_edge.runtime.saved.state_file import is_saved_sequence, load_sequence, save_sequence
 from ouro_edge.terminal.commands import COMMANDS, LEAVING
 from ouro_edge.terminal.conversation import Conversation
 from ouro_edge.terminal.display.depth import rows
-from ouro_edge.terminal.display.sanitize import one_line
 from ouro_edge.terminal.display.view import View
 from ouro_edge.terminal.input.interrupt import stop_on_interrupt
 from ouro_edge.terminal.saved import SavedChat, read_chat, state_path, write_chat
@@ -57,8 +56,8 @@ class Repl:
                 self.view.notice(f"{problem}; the conversation will be read again")
         talk.resume(chat.system, chat.messages, sequence)
         turns, name = len(chat.messages) // 2, talk.model.name
-        other = "" if chat.model == name else f" (it was held with {one_line(chat.model)}, this is {name})"
-        last = f"; the last question was: {one_line(chat.messages[-2]['content'])}" if chat.messages else ""
+        other = "" if chat.model == name else f" (it was held with {one_line(chat.model, 60)}, this is {name})"
+        last = f"; the last question was: {one_line(chat.messages[-2]['content'], 60)}" if chat.messages else ""
         self.view.notice(f"{turns} turn{'s' * (turns != 1)}{other}{last}")
 
     def _handle(self, line: str) -> None:
@@ -134,7 +133,7 @@ class Repl:
             self.view.notice("the same again, since the likeliest token is taken: /set temp 0.7 varies it")
 
     def _undo(self, _: str) -> None:
-        self.view.notice(f"forgotten: {one_line(self.conversation.undo())}")
+        self.view.notice(f"forgotten: {one_line(self.conversation.undo(), 60)}")
 
     def _clear(self, _: str) -> None:
         self.conversation.clear()

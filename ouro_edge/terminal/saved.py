@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ouro_edge.arch.config import read_json_object
 from ouro_edge.errors import RequestError
+from ouro_edge.system.files import atomic_write
 
 _FORMAT = "ouro-edge chat"
 _VERSION = 1
@@ -35,17 +34,10 @@ def write_chat(path: Path, chat: SavedChat) -> None:
         "system": chat.system,
         "messages": chat.messages,
     }
-    work = None
     try:
-        # mkstemp makes it readable by its owner only: conversations are private.
-        handle, work = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(data, file, indent=1)
-            file.write("\n")
-        os.replace(work, path)
+        with atomic_write(path, private=True) as file:
+            file.write(json.dumps(data, indent=1).encode() + b"\n")
     except (OSError, ValueError) as problem:
-        if work is not None:
-            Path(work).unlink(missing_ok=True)
         raise RequestError(f"{path} cannot be written: {problem}") from None
 
 

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "desktop"))
 import ouro_chat
 
 import ouro_edge
-from ouro_edge.testing import MockModel
+from ouro_edge.testing import MockModel, ScriptedBackend
 
 PARAGRAPH = "\u2029"  # how Qt spells the end of a line
 
@@ -80,7 +80,9 @@ def answers_and_tints() -> None:
 def a_busy_model_does_not_freeze_the_window_and_stop_stops() -> None:
     models: list[MockModel] = []
     window = opened(lambda: models.append(Talkative()) or models[-1])
-    lock = models[0]._parts()[0].lock
+    backend = models[0].backend
+    assert isinstance(backend, ScriptedBackend)
+    lock = backend.lock
     ticks: list[int] = []
     timer = QTimer(interval=0)
     timer.timeout.connect(lambda: ticks.append(1))

@@ -47,4 +47,4 @@ def test_a_process_that_dies_is_an_error():
 def test_giving_up_ends_the_process():
     items = in_own_process(range, 10**9)
     assert next(items) == 0
-    items.close()
+    items.close()  # type: ignore[attr-defined]

@@ -65,7 +65,7 @@ def test_row_ranges_and_gathering_are_parts_of_the_whole(scheme: Scheme) -> None
 def test_gathering_from_mapped_files_copies_only_its_rows(tmp_path: Path) -> None:
     tensor = quantize(matrix(8000, 256), Scheme(8, 64, symmetric=False))
     assert tensor.zero_points is not None
-    arrays = {"packed": tensor.packed, "scales": tensor.scales, "zero_points": tensor.zero_points}
+    arrays = dict[str, np.ndarray](packed=tensor.packed, scales=tensor.scales, zero_points=tensor.zero_points)
     for name, array in arrays.items():
         array.tofile(tmp_path / name)
     mapped = QuantizedTensor(

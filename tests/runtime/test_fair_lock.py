@@ -6,6 +6,7 @@ import threading
 from contextlib import suppress
 
 import pytest
+from metered import onnx_backend
 
 import ouro_edge
 from ouro_edge.runtime.backend.fair_lock import FairLock
@@ -104,7 +105,7 @@ def test_a_cancelled_waiter_leaves_and_the_others_keep_their_order():
 
 def test_block_and_head_of_a_model_share_their_turns(bundle_of):
     with ouro_edge.load(bundle_of()) as model:
-        backend = model.backend
+        backend = onnx_backend(model)
         hidden = model.forward([5, 17, 3]).hidden
         for call in (lambda: model.forward([5, 17, 3]), lambda: backend.head(hidden)):
             with backend.lock.hold():
@@ -117,7 +118,7 @@ def test_block_and_head_of_a_model_share_their_turns(bundle_of):
 def test_a_generation_that_waits_for_its_turn_can_be_cancelled(bundle_of):
     with ouro_edge.load(bundle_of()) as model:
         cancel, events = ouro_edge.Cancel(), []
-        lock = model.backend.lock
+        lock = onnx_backend(model).lock
         with lock.hold():
             thread = start(lambda: events.extend(model.generate([5, 17], stop_ids=(), cancel=cancel)))
             wait_for(lambda: lock.waiting == 1)

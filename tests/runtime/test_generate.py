@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import replace
 
 import numpy as np
+import onnxruntime
 import pytest
 from models import GOLDEN
 
@@ -192,11 +192,19 @@ def test_threads_share_a_model(model):
     assert [found[i] for i in range(len(prompts))] == wanted
 
 
-def test_an_idle_model_burns_no_cpu(model):
-    list(model.generate(PROMPT, max_tokens=8, stop_ids=()))
-    before = time.process_time()
-    time.sleep(0.5)
-    assert time.process_time() - before < 0.1  # spinning threads would take 0.5 each
+def test_the_threads_of_an_idle_model_do_not_spin(bundle_of, monkeypatch):
+    """Spinning threads take a whole CPU each between calls; this option stops them when a call returns."""
+    opened = []
+
+    class Recorded(onnxruntime.InferenceSession):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            opened.append(self.get_session_options().get_session_config_entry("session.force_spinning_stop"))
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Recorded)
+    with ouro_edge.load(bundle_of(GOLDEN), threads=2) as model:
+        list(model.generate(PROMPT, max_tokens=8, stop_ids=()))
+    assert len(opened) >= 2 and set(opened) == {"1"}  # the block and the head
 
 
 def test_threads_must_be_a_number(bundle_of):

@@ -16,6 +16,7 @@ from ouro_edge.bundle.kv_ranges import RANGES_FILE, RECORD_FILE, read_ranges, wr
 from ouro_edge.errors import BundleError, ContextOverflowError, RequestError
 from ouro_edge.fitting.calibrate_kv import calibrate
 from ouro_edge.runtime.backend.kv import kv_bytes_per_token, scales_of
+from ouro_edge.runtime.backend.onnx_cache import OnnxCache
 from ouro_edge.runtime.exits.policies import ExitThreshold, FixedDepth, FullDepth
 
 PROMPT = np.random.default_rng(1).integers(3, 96, 80).tolist()
@@ -173,6 +174,7 @@ def test_a_cache_grows_by_less_when_memory_is_short(bundle, monkeypatch):
         sequence.append([5] * 256)
         sequence.advance(1)
         loop = sequence.kv_of(1)
+        assert isinstance(loop, OnnxCache)
         full = loop.capacity
         per_token = loop.nbytes // full
         monkeypatch.setattr("ouro_edge.runtime.backend.kv.available_memory", lambda: (64 << 20) + 70 * per_token)

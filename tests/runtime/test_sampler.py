@@ -284,7 +284,7 @@ def test_options_out_of_range_are_named(name: str, value: Any) -> None:
     with pytest.raises(RequestError, match=name) as caught:
         Sampler(**{name: value})
     assert "\n" not in str(caught.value)
-    assert "wanted" in str(caught.value)
+    assert "expected" in str(caught.value)
 
 
 def test_blueprint_is_frozen_hashable_and_keeps_its_own_bias() -> None:

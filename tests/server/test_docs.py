@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def test_python(server, capsys):
     blocks = re.findall(r"```python\n(.+?)```", PAGE, re.S)
     assert len(blocks) == 2
     for block in blocks:
-        names: dict[str, object] = {}
+        names: dict[str, Any] = {}
         exec(compile(block.replace("http://localhost:8080", server.url), "docs/server.md", "exec"), names)
         names["client"].close()
     lines = capsys.readouterr().out.splitlines()

@@ -8,7 +8,7 @@ import hashlib
 import pytest
 
 from ouro_edge.server.http.guard import host_name
-from ouro_edge.server.http.page import page_response, policy
+from ouro_edge.server.http.page import joined_page, page_response, policy
 from ouro_edge.server.limits import Access
 from ouro_edge.server.listen import is_loopback
 
@@ -74,11 +74,10 @@ def test_other_origins_need_leave(serve):
     assert "access-control-allow-origin" not in other.headers
 
 
-def test_a_page_may_run_its_own_scripts_only(tmp_path):
+def test_a_page_may_run_its_own_scripts_only():
     script, style = "alert('ü')", "p { color: red }"
     html = f"<html><style>{style}</style><p>x</p><script type=module>{script}</script></html>"
-    (tmp_path / "page.html").write_text(html, encoding="utf-8")
-    response = page_response(tmp_path / "page.html")
+    response = page_response(html)
     rules = dict(rule.split(" ", 1) for rule in response.headers["content-security-policy"].split("; "))
     for name, text in (("script-src", script), ("style-src", style)):
         assert rules[name] == f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
@@ -90,4 +89,4 @@ def test_a_page_may_run_its_own_scripts_only(tmp_path):
 
 
 def test_without_a_page_the_root_says_where_the_api_is(tmp_path):
-    assert b"/v1" in page_response(tmp_path / "none.html").body
+    assert joined_page(tmp_path) is None and b"/v1" in page_response(None).body

@@ -222,5 +222,5 @@ def test_it_waits_for_a_server_that_is_not_there_yet(server, visit):
     page = visit(None)
     page.route("**/v1/models", lambda route: route.abort(), times=1)
     page.goto(server.url)
-    page.locator("#model", has_text="The server is gone").wait_for()
+    page.locator("#model", has_text="The server does not answer").wait_for()
     page.locator("#model", has_text="Ouro-nano").wait_for()

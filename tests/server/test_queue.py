@@ -21,7 +21,7 @@ def test_first_come_first_served():
         queue, order = Queue(parallel=1, waiting=9), []
 
         async def visit(name):
-            async with queue.turn():
+            async with queue.slot():
                 order.append(name)
                 await asyncio.sleep(0)
 
@@ -37,14 +37,14 @@ def test_the_line_has_an_end():
         queue, leave = Queue(parallel=2, waiting=1), asyncio.Event()
 
         async def visit():
-            async with queue.turn():
+            async with queue.slot():
                 await leave.wait()
 
         visits = [asyncio.create_task(visit()) for _ in range(3)]
         await asyncio.sleep(0)
         assert (queue.running, queue.waiting) == (2, 1)
         with pytest.raises(ApiError, match="try again") as refused:
-            async with queue.turn():
+            async with queue.slot():
                 pass
         assert refused.value.status == 429
         leave.set()
@@ -62,7 +62,7 @@ def test_who_leaves_the_line_takes_no_place(ticks):
         queue, leave = Queue(parallel=1, waiting=9), asyncio.Event()
 
         async def visit():
-            async with queue.turn():
+            async with queue.slot():
                 await leave.wait()
 
         first, second, third = (asyncio.create_task(visit()) for _ in range(3))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from metered import onnx_backend
 
 import ouro_edge
 from ouro_edge.runtime.backend import session
@@ -68,7 +69,7 @@ def test_a_process_may_be_held_to_less():
 def test_weights_are_packed_in_parallel_where_memory_is_plentiful(monkeypatch, bundle_of, checkpoint_of, plenty):
     monkeypatch.setattr(session, "available_memory", lambda: 1 << 40 if plenty else 1 << 10)
     with ouro_edge.load(bundle_of(checkpoint_of(), "int4", block_size=32)) as model:
-        options = model.backend.session_for(1).get_session_options()
+        options = onnx_backend(model).session_for(1).get_session_options()
         if plenty:
             assert options.get_session_config_entry(PARALLEL) == "1"
         else:

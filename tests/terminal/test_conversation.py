@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from toy_text import add_tokenizer
 
 from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.loading import load
@@ -30,8 +31,6 @@ def cached(events):
 @pytest.fixture
 def talk(bundle_of, checkpoint_of, tmp_path_factory):
     """A conversation with a random model whose template shows it the whole history."""
-    from toy_text import add_tokenizer
-
     with load(bundle_of(add_tokenizer(checkpoint_of(vocab_size=300)))) as model:
         yield Conversation(model)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 import pytest
 
@@ -24,6 +25,8 @@ NOTHING_SET = {
 
 class Notebook:
     """A view that remembers."""
+
+    script: Iterable[str]
 
     def __init__(self, lasting=True):
         self.lasting, self.said, self.errors, self.answers, self.shows_depth = lasting, [], [], [], []

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ouro_edge.runtime.text.reasoning import KNOWN, ReasoningParser, ReasoningTags, tags_of
 from ouro_edge.terminal.display.blocks import BlockStream
-from ouro_edge.terminal.display.sanitize import clean, one_line
+from ouro_edge.terminal.display.sanitize import clean
 
 THINK = ReasoningTags("<think>", "</think>")
 
@@ -31,7 +31,6 @@ def test_nothing_that_steers_a_terminal_is_left(text):
 def test_what_can_be_seen_stays():
     text = "a\tb\nçà 日本 👩‍👩‍👧 [31m\u200d"
     assert clean(text) == text
-    assert one_line("two\nlines\x1b[0m and more", 12) == "two lines[0…"
 
 
 def split(parts, **start):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ouro_edge.errors import CheckpointError
+from ouro_edge.errors import CheckpointError, one_line
 from ouro_edge.export.gguf.config import brief
 from ouro_edge.export.gguf.header import Metadata
 
@@ -99,7 +99,7 @@ def tokenizer_json(metadata: Metadata) -> tuple[str | None, str | None]:
     try:
         rebuilt = Tokenizer.from_str(text)
     except Exception as problem:
-        raise CheckpointError(f"tokenizer.ggml metadata is not a usable tokenizer: {_line(problem)}") from None
+        raise CheckpointError(f"tokenizer.ggml metadata is not a usable tokenizer: {one_line(problem, 160)}") from None
     if rebuilt.get_vocab_size() != len(tokens) or any(
         rebuilt.token_to_id(tokens[i]) != i for i in (0, -1 % len(tokens))
     ):
@@ -233,7 +233,3 @@ def _template(metadata: Metadata, tokens: list[str], add_bos: bool) -> Json | No
         "pair": around("A", 0) + around("B", 1),
         "special_tokens": {tokens[i]: {"id": tokens[i], "ids": [i], "tokens": [tokens[i]]} for i in bos + eos},
     }
-
-
-def _line(problem: Exception) -> str:
-    return " ".join(str(problem).split())[:160]

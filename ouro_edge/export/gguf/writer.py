@@ -8,7 +8,6 @@ codes of a bundle are copied.
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from ouro_edge.arch.weights import Array, Weights, tensor_shapes
 from ouro_edge.errors import ExportError, RequestError
 from ouro_edge.export.gguf.config import GATE_BIAS, GATE_THRESHOLD, GATE_WEIGHT
 from ouro_edge.export.gguf.reader import gguf_name
-from ouro_edge.system.files import new_parents
+from ouro_edge.system.files import atomic_write, parent_directories
 from ouro_edge.system.progress import Progress
 
 Q = GGMLQuantizationType
@@ -114,14 +113,9 @@ def write_gguf(
     out = Path(os.path.realpath(out))
     if os.path.exists(out) and not (overwrite and out.is_file()):
         raise ExportError(f"{out} exists; choose another name" + ("" if out.is_dir() else " or pass --overwrite"))
-    work = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
     try:
-        with new_parents(out):
-            try:
-                _write(work, config, tensors, kind, metadata, arch or config.model_type, progress)
-                os.replace(work, out)
-            finally:
-                work.unlink(missing_ok=True)
+        with parent_directories(out), atomic_write(out) as file:  # the gguf library opens the path itself
+            _write(Path(file.name), config, tensors, kind, metadata, arch or config.model_type, progress)
     except OSError as problem:
         raise ExportError(f"{out} cannot be written: {problem.strerror or problem}; nothing was kept") from None
 
@@ -156,10 +150,6 @@ def _write(
                 progress(done, total, name)
             writer.write_tensor_data(_tensor(config, tensors, name, shape))
             done += int(np.prod(shape))
-        assert writer.fout is not None
-        for file in writer.fout:
-            file.flush()
-            os.fsync(file.fileno())
         if progress:
             progress(total, total, "")
     finally:

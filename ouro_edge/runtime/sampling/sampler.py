@@ -10,20 +10,23 @@ Ties go to the lower id, everywhere, so that an answer does not depend on how nu
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ouro_edge.errors import RequestError
+from ouro_edge.runtime.checks import check_number
+from ouro_edge.system.numbers import is_number, is_whole
 
 Logits = NDArray[np.float32]
 Ids = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
 Noise = NDArray[np.float64]
 
+_LARGEST = sys.float_info.max  # the largest finite number
 _FIRST_GUESS = 256  # most nuclei are smaller than this; a larger one costs another partition
 
 
@@ -40,25 +43,25 @@ class Sampler:
     seed: int | None = None  # the same seed and the same logits give the same answer; None takes a fresh one
 
     def __post_init__(self) -> None:
-        _check_number("temperature", self.temperature, 0.0, math.inf)
-        _check_number("top_p", self.top_p, 0.0, 1.0)
-        _check_number("min_p", self.min_p, 0.0, 1.0)
-        _check_number("repetition_penalty", self.repetition_penalty, 0.0, math.inf)
+        check_number("temperature", self.temperature, 0.0, _LARGEST, "a finite number of at least 0")
+        check_number("top_p", self.top_p, 0.0, 1.0, "0 to 1")
+        check_number("min_p", self.min_p, 0.0, 1.0, "0 to 1")
+        check_number("repetition_penalty", self.repetition_penalty, 0.0, _LARGEST, "a finite number of at least 0")
         if self.repetition_penalty == 0:
-            raise RequestError("repetition_penalty is 0; wanted more than 0, where 1 changes nothing")
-        if not _is_int(self.top_k) or self.top_k < 0:
-            raise RequestError(f"top_k is {self.top_k!r}; wanted a whole number, 0 for no limit")
-        if self.seed is not None and (not _is_int(self.seed) or self.seed < 0):
-            raise RequestError(f"seed is {self.seed!r}; wanted a whole number of at least 0, or None")
+            raise RequestError("repetition_penalty is 0; expected more than 0, where 1 changes nothing")
+        if not is_whole(self.top_k) or self.top_k < 0:
+            raise RequestError(f"top_k is {self.top_k!r}; expected a whole number, 0 for no limit")
+        if self.seed is not None and (not is_whole(self.seed) or self.seed < 0):
+            raise RequestError(f"seed is {self.seed!r}; expected a whole number of at least 0, or None")
         if not isinstance(self.logit_bias, Mapping):
             raise RequestError(
-                f"logit_bias is {type(self.logit_bias).__name__}; wanted a mapping of token id to number"
+                f"logit_bias is {type(self.logit_bias).__name__}; expected a mapping of token id to number"
             )
         for token, bias in self.logit_bias.items():
-            if not _is_int(token) or token < 0:
-                raise RequestError(f"logit_bias has the key {token!r}; wanted a token id")
-            if not _is_real(bias) or math.isnan(bias) or bias == math.inf:
-                raise RequestError(f"logit_bias of token {token} is {bias!r}; wanted a number or -inf")
+            if not is_whole(token) or token < 0:
+                raise RequestError(f"logit_bias has the key {token!r}; expected a token id")
+            if not is_number(bias) or bias == math.inf:
+                raise RequestError(f"logit_bias of token {token} is {bias!r}; expected a number or -inf")
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))  # the caller's may change later
 
     def start(self) -> Sampling:
@@ -133,7 +136,7 @@ class Sampling:
 def check_logits(logits: Logits) -> tuple[int, float]:
     """The id of the highest logit (the lowest such id) and the logarithm of the sum of exponentials."""
     if logits.ndim != 1 or not len(logits):
-        raise RequestError(f"logits have shape {list(logits.shape)}; wanted one row [V]")
+        raise RequestError(f"logits have shape {list(logits.shape)}; expected one row [V]")
     top = int(np.argmax(logits))  # NaN counts as the highest, so this one value tells of all
     highest = float(logits[top])
     if not math.isfinite(highest):
@@ -193,17 +196,3 @@ def _nucleus(values: Probabilities, share: float) -> Ids:
         if mass[-1] >= wanted or count >= len(values):
             return order[: int(np.searchsorted(mass, wanted)) + 1]
         count *= 8
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _is_real(value: Any) -> bool:
-    return _is_int(value) or isinstance(value, (float, np.floating))
-
-
-def _check_number(name: str, value: Any, low: float, high: float) -> None:
-    if not _is_real(value) or not low <= value <= high or value == math.inf:
-        span = f"{low:g} to {high:g}" if high < math.inf else f"a finite number of at least {low:g}"
-        raise RequestError(f"{name} is {value!r}; wanted {span}")

@@ -12,9 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -27,6 +25,7 @@ from ouro_edge.runtime.backend.kv import kv_bytes_per_token
 from ouro_edge.runtime.checks import check_kind
 from ouro_edge.runtime.model import Model
 from ouro_edge.runtime.sequence.sequence import TokenSequence
+from ouro_edge.system.files import atomic_write
 
 _FORMAT, _VERSION = "ouro-edge sequence", 1
 _LONGEST_HEADER = 1 << 16
@@ -43,10 +42,9 @@ def save_sequence(sequence: TokenSequence, path: str | os.PathLike[str]) -> None
     path = _checked(path)
     if path.exists() and not path.is_file():
         raise RequestError(f"{path} exists and is not a file: choose another name")
-    digest, work = hashlib.sha256(), None
+    digest = hashlib.sha256()
     try:
-        handle, work = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        with atomic_write(path, private=True, sync=False) as file:  # hundreds of megabytes, and checked when read
             for piece in (json.dumps(header).encode() + b"\n", *_content(sequence)):
                 data = (
                     piece if isinstance(piece, bytes) else np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
@@ -54,13 +52,8 @@ def save_sequence(sequence: TokenSequence, path: str | os.PathLike[str]) -> None
                 digest.update(data)
                 file.write(data)
             file.write(digest.digest())
-        os.replace(work, path)
     except OSError as problem:
         raise RequestError(f"{path} cannot be written: {problem.strerror or problem}") from None
-    finally:
-        if work is not None:
-            with suppress(OSError):
-                os.unlink(work)
 
 
 def load_sequence(model: Model, path: str | os.PathLike[str]) -> TokenSequence:

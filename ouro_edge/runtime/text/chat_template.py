@@ -19,7 +19,7 @@ from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ouro_edge.errors import RequestError, TemplateError
+from ouro_edge.errors import RequestError, TemplateError, one_line
 from ouro_edge.runtime.checks import check_kind
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class ChatTemplate:
             self._template: jinja2.Template = _environment().from_string(source)
         except Exception as problem:  # Python's own compiler has its say too
             where = f" in line {problem.lineno}" if hasattr(problem, "lineno") else ""
-            raise TemplateError(f"the chat template cannot be compiled{where}: {_line(problem)}") from None
+            raise TemplateError(f"the chat template cannot be compiled{where}: {_reason(problem)}") from None
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
@@ -86,7 +86,7 @@ class ChatTemplate:
         except TemplateError:
             raise
         except Exception as problem:  # a program by strangers may raise anything
-            raise TemplateError(f"the chat template refuses the messages: {_line(problem)}") from None
+            raise TemplateError(f"the chat template refuses the messages: {_reason(problem)}") from None
         finally:
             _steps_left.reset(before)
         return "".join(parts)
@@ -165,7 +165,7 @@ def _strftime_now(layout: str) -> str:
 
 
 def _raise_exception(message: str) -> NoReturn:
-    raise TemplateError(f"the chat template refuses the messages: {_line(message)}")
+    raise TemplateError(f"the chat template refuses the messages: {_reason(message)}")
 
 
 @cache
@@ -224,5 +224,6 @@ def _environment() -> ImmutableSandboxedEnvironment:
     return environment
 
 
-def _line(problem: object) -> str:
-    return " ".join(str(problem).split())[:300] or type(problem).__name__
+def _reason(problem: object) -> str:
+    """What a failed template says, or the type of its error."""
+    return one_line(problem, 300) or type(problem).__name__

@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ouro_edge.errors import BundleError, RequestError
+from ouro_edge.errors import BundleError, RequestError, one_line
 from ouro_edge.runtime.checks import check_items
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Tokenizer:
         except FileNotFoundError:
             raise BundleError(f"{path} is missing; export the model again, or use it with token ids") from None
         except (OSError, ValueError, TypeError) as problem:
-            raise BundleError(f"{path} cannot be read as text: {_line(problem)}") from None
+            raise BundleError(f"{path} cannot be read as text: {one_line(problem, 300)}") from None
         return cls.from_json(text, name=str(path))
 
     @classmethod
@@ -247,8 +247,4 @@ def _failure(problem: BaseException) -> str:
     """The library's error in one line. Its panics are no Exceptions; whatever else is none (Ctrl-C) goes on."""
     if not isinstance(problem, Exception) and type(problem).__name__ != "PanicException":
         raise problem
-    return _line(problem)
-
-
-def _line(problem: BaseException) -> str:
-    return " ".join(str(problem).split())[:300]
+    return one_line(problem, 300)

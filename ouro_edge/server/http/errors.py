@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ouro_edge.errors import Cancelled, ContextOverflowError, RequestError
-
-_MOST = 1000  # characters of a message: it may quote what the client sent
+from ouro_edge.errors import Cancelled, ContextOverflowError, RequestError, one_line
 
 _TYPES = {
     400: "invalid_request_error",
@@ -32,7 +30,7 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
-        self.message = " ".join("".join(c if c.isprintable() else " " for c in message).split())[:_MOST]
+        self.message = one_line(message)  # it may quote what the client sent
         self.headers = dict(headers or {})
 
     @property

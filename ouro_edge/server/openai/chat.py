@@ -9,7 +9,7 @@ from typing import Any
 
 from ouro_edge.runtime.events import Done, Token
 from ouro_edge.runtime.text.reasoning import opened_by
-from ouro_edge.server.engine import Engine, Plan
+from ouro_edge.server.engine import Engine, GenerationJob, Started
 from ouro_edge.server.http.endpoint import Chunks
 from ouro_edge.server.http.errors import bad_field
 from ouro_edge.server.http.fields import Fields
@@ -17,7 +17,7 @@ from ouro_edge.server.limits import MAX_ALTERNATIVES
 from ouro_edge.server.openai.constraints import Schemas
 from ouro_edge.server.openai.messages import read_format, read_messages, read_template_variables, render
 from ouro_edge.server.openai.reasoning import ReasoningText
-from ouro_edge.server.openai.replies import Head, budget
+from ouro_edge.server.openai.replies import ResponseHeader, budget
 from ouro_edge.server.openai.tokens import chat_logprobs, depth_of, depths_of, usage_of
 from ouro_edge.server.openai.tools import read_tools
 from ouro_edge.server.options import IGNORED, read_options
@@ -26,8 +26,8 @@ from ouro_edge.server.options import IGNORED, read_options
 class Chat:
     """The endpoint's handler."""
 
-    def __init__(self, engine: Engine, schemas: Schemas, head: Head) -> None:
-        self._engine, self._schemas, self._head = engine, schemas, head
+    def __init__(self, engine: Engine, schemas: Schemas, header: ResponseHeader) -> None:
+        self._engine, self._schemas, self._header = engine, schemas, header
         self._tags = engine.model.reasoning_tags
 
     async def __call__(self, fields: Fields) -> dict[str, Any] | Chunks:
@@ -45,7 +45,7 @@ class Chat:
             raise bad_field("modalities", "has more than text, which is all that this model speaks")
         fields.finish(IGNORED)
 
-        def plan() -> tuple[Plan, Callable[[], ReasoningText]]:
+        def prepare() -> tuple[GenerationJob, Callable[[], ReasoningText]]:
             prompt = render(model, messages, tools, variables)
             ids = tuple(model.tokenizer.encode(prompt))
             constraint = None if schema is None else self._schemas.compile(schema, param)
@@ -56,9 +56,11 @@ class Chat:
             def text() -> ReasoningText:
                 return ReasoningText(model.tokenizer, tags, tools.text(), thinking=thinking)
 
-            return Plan(ids=ids, options=options, max_tokens=most, top_logprobs=top or 0, constraint=constraint), text
+            job = GenerationJob(ids=ids, options=options, max_tokens=most, top_logprobs=top or 0, constraint=constraint)
+            return job, text
 
-        answer = Answer(self._engine, *await self._engine.prepare(plan), wanted, self._head.new("chatcmpl"))
+        job, text = await self._engine.prepare(prepare)
+        answer = Answer(self._engine, job, text, wanted, self._header.new("chatcmpl"))
         return answer.chunks() if options.stream else await answer.whole()
 
 
@@ -76,13 +78,18 @@ class Answer:
     """One request being answered."""
 
     def __init__(
-        self, engine: Engine, plan: Plan, text: Callable[[], ReasoningText], logprobs: bool, head: dict[str, Any]
+        self,
+        engine: Engine,
+        job: GenerationJob,
+        text: Callable[[], ReasoningText],
+        logprobs: bool,
+        header: dict[str, Any],
     ) -> None:
-        self._engine, self._plan, self._text, self._logprobs, self._head = engine, plan, text, logprobs, head
+        self._engine, self._job, self._text, self._logprobs, self._header = engine, job, text, logprobs, header
 
     async def whole(self) -> dict[str, Any]:
         """The answer as one object, gathered from the parts."""
-        count = self._plan.options.choices
+        count = self._job.options.choices
         deltas: list[list[dict[str, Any]]] = [[] for _ in range(count)]
         tokens: list[list[Token]] = [[] for _ in range(count)]
         ends: list[Done] = []
@@ -94,11 +101,11 @@ class Answer:
                 if part.done is not None:
                     ends.append(part.done)
         choices = [self._choice(i, *parts) for i, parts in enumerate(zip(deltas, tokens, ends, strict=True))]
-        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage_of(ends, count)}
+        return {**self._header, "object": "chat.completion", "choices": choices, "usage": usage_of(ends, count)}
 
     async def chunks(self) -> Chunks:
         """The answer as chunks: a role, a chunk for each token, an end, and the usage when asked for."""
-        options, model = self._plan.options, self._engine.model
+        options, model = self._job.options, self._engine.model
         called: set[int] = set()
         ends: list[Done] = []
         begun = -1
@@ -120,14 +127,14 @@ class Answer:
                     yield self._chunk(part.number, {}, finish_reason=_finish_reason(part.done, part.number in called))
         if options.include_usage:
             usage = usage_of(ends, options.choices)
-            yield {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
+            yield {**self._header, "object": "chat.completion.chunk", "choices": [], "usage": usage}
 
     async def _parts(self) -> AsyncGenerator[Part, None]:
-        """First an empty part, which says that the turn has come; then one for every event."""
+        """First an empty part, when the request has its slot; then one for every event."""
         number, text = 0, self._text()
-        async with aclosing(self._engine.generate([self._plan])) as events:
+        async with aclosing(self._engine.generate([self._job])) as events:
             async for item in events:
-                if item is None:
+                if isinstance(item, Started):
                     yield Part(0)
                     continue
                 if item[0] != number:
@@ -156,7 +163,7 @@ class Answer:
 
     def _chunk(self, number: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
         choice = {"index": number, "delta": delta, "logprobs": None, "finish_reason": None, **more}
-        return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+        return {**self._header, "object": "chat.completion.chunk", "choices": [choice]}
 
 
 def _finish_reason(done: Done, called: bool) -> str:

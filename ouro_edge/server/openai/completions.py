@@ -8,13 +8,13 @@ from typing import Any
 
 from ouro_edge.runtime.events import Done, Token
 from ouro_edge.runtime.forward import Score
-from ouro_edge.server.engine import Engine, Plan
+from ouro_edge.server.engine import Engine, GenerationJob, Started
 from ouro_edge.server.http.endpoint import Chunks
 from ouro_edge.server.http.errors import bad_field
 from ouro_edge.server.http.fields import Fields
 from ouro_edge.server.limits import MAX_ALTERNATIVES, MAX_INPUTS
 from ouro_edge.server.openai.prompts import Prompt, read_prompts
-from ouro_edge.server.openai.replies import Head, budget
+from ouro_edge.server.openai.replies import ResponseHeader, budget
 from ouro_edge.server.openai.tokens import CompletionLogprobs, depth_of, depths_of, usage_of
 from ouro_edge.server.options import IGNORED, Options, read_options
 
@@ -33,8 +33,8 @@ class _Form:
 class Completions:
     """The endpoint's handler."""
 
-    def __init__(self, engine: Engine, head: Head) -> None:
-        self._engine, self._head = engine, head
+    def __init__(self, engine: Engine, header: ResponseHeader) -> None:
+        self._engine, self._header = engine, header
 
     async def __call__(self, fields: Fields) -> dict[str, Any] | Chunks:
         model = self._engine.model
@@ -51,30 +51,30 @@ class Completions:
         prompts = await self._engine.prepare(read_prompts, fields, "prompt", model, MAX_INPUTS)
         fields.finish(IGNORED)
         form = _Form(options, logprobs, echo)
-        plans = [self._plan(prompt, form) for prompt in prompts]
-        head = {**self._head.new("cmpl"), "object": "text_completion"}
+        jobs = [self._job(prompt, form) for prompt in prompts]
+        header = {**self._header.new("cmpl"), "object": "text_completion"}
         if options.stream:
-            return self._chunks(plans, form, head)
-        return await self._whole(plans, prompts, form, head)
+            return self._chunks(jobs, form, header)
+        return await self._whole(jobs, prompts, form, header)
 
-    def _plan(self, prompt: Prompt, form: _Form) -> Plan:
+    def _job(self, prompt: Prompt, form: _Form) -> GenerationJob:
         wanted = _USUAL if form.options.max_tokens is None else form.options.max_tokens
         most = budget(len(prompt.ids), wanted, self._engine.model.config.max_positions)
         scored = form.logprobs if form.echo else None
-        return Plan(
+        return GenerationJob(
             ids=prompt.ids, options=form.options, max_tokens=most, top_logprobs=form.logprobs or 0, score=scored
         )
 
     async def _whole(
-        self, plans: list[Plan], prompts: list[Prompt], form: _Form, head: dict[str, Any]
+        self, jobs: list[GenerationJob], prompts: list[Prompt], form: _Form, header: dict[str, Any]
     ) -> dict[str, Any]:
-        count = len(plans) * form.options.choices
+        count = len(jobs) * form.options.choices
         tokens: list[list[Token]] = [[] for _ in range(count)]
         scores: list[Score | None] = [None] * count
         ends: list[Done] = []
-        async with aclosing(self._engine.generate(plans)) as events:
+        async with aclosing(self._engine.generate(jobs)) as events:
             async for item in events:
-                if item is None:
+                if isinstance(item, Started):
                     continue
                 number, event = item
                 if isinstance(event, Done):
@@ -87,7 +87,7 @@ class Completions:
             self._choice(i, prompts[i // form.options.choices], form, *parts)
             for i, parts in enumerate(zip(tokens, scores, ends, strict=True))
         ]
-        return {**head, "choices": choices, "usage": usage_of(ends, form.options.choices)}
+        return {**header, "choices": choices, "usage": usage_of(ends, form.options.choices)}
 
     def _choice(
         self, number: int, prompt: Prompt, form: _Form, tokens: list[Token], score: Score | None, done: Done
@@ -111,13 +111,13 @@ class Completions:
             "ouro_edge": depths_of(model, tokens),
         }
 
-    async def _chunks(self, plans: list[Plan], form: _Form, head: dict[str, Any]) -> Chunks:
+    async def _chunks(self, jobs: list[GenerationJob], form: _Form, header: dict[str, Any]) -> Chunks:
         model = self._engine.model
         ends: list[Done] = []
-        offsets = [0] * (len(plans) * form.options.choices)
-        async with aclosing(self._engine.generate(plans)) as events:
+        offsets = [0] * (len(jobs) * form.options.choices)
+        async with aclosing(self._engine.generate(jobs)) as events:
             async for item in events:
-                number, event = item or (0, None)
+                number, event = (0, None) if isinstance(item, Started) else item
                 chunk = {"index": number, "text": "", "logprobs": None, "finish_reason": None}
                 if isinstance(event, Token):
                     chunk |= {"text": event.text, "ouro_edge": depth_of(model, event)}
@@ -129,6 +129,6 @@ class Completions:
                 elif isinstance(event, Done):
                     ends.append(event)
                     chunk["finish_reason"] = event.reason
-                yield {**head, "choices": [chunk]}
+                yield {**header, "choices": [chunk]}
         if form.options.include_usage:
-            yield {**head, "choices": [], "usage": usage_of(ends, form.options.choices)}
+            yield {**header, "choices": [], "usage": usage_of(ends, form.options.choices)}

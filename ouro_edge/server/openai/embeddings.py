@@ -12,15 +12,15 @@ from ouro_edge.server.http.errors import bad_field
 from ouro_edge.server.http.fields import Fields
 from ouro_edge.server.limits import MAX_INPUTS
 from ouro_edge.server.openai.prompts import read_prompts
-from ouro_edge.server.openai.replies import Head
+from ouro_edge.server.openai.replies import ResponseHeader
 from ouro_edge.server.options import IGNORED, read_exit
 
 
 class Embeddings:
     """The endpoint's handler."""
 
-    def __init__(self, engine: Engine, head: Head) -> None:
-        self._engine, self._head = engine, head
+    def __init__(self, engine: Engine, header: ResponseHeader) -> None:
+        self._engine, self._header = engine, header
 
     async def __call__(self, fields: Fields) -> dict[str, Any]:
         model = self._engine.model
@@ -47,4 +47,4 @@ class Embeddings:
             for i, vector in enumerate(vectors)
         ]
         usage = {"prompt_tokens": count, "total_tokens": count}
-        return {"object": "list", "data": data, "model": self._head.model, "usage": usage}
+        return {"object": "list", "data": data, "model": self._header.model, "usage": usage}

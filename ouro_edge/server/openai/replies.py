@@ -12,7 +12,7 @@ from ouro_edge.version import __version__
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class ResponseHeader:
     """The model's name and when it was loaded, in seconds since 1970."""
 
     model: str

@@ -12,9 +12,3 @@ _BREAKS = re.compile("[\u2028\u2029]")
 def clean(text: str) -> str:
     """The text without characters that steer a terminal; newlines, tabs and everything visible stay."""
     return _UNWANTED.sub("", _BREAKS.sub("\n", text))
-
-
-def one_line(text: str, most: int = 60) -> str:
-    """The beginning of a text on one line, for messages about it."""
-    line = " ".join(clean(text).split())
-    return line if len(line) <= most else line[: most - 1] + "…"

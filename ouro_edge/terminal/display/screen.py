@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ouro_edge.errors import one_line
 from ouro_edge.runtime.events import Done, Token
 from ouro_edge.terminal.conversation import Piece
 from ouro_edge.terminal.display.blocks import BlockStream
@@ -38,8 +39,7 @@ class Screen:
 
     def error(self, text: str) -> None:
         """On one line, as wide as the window is."""
-        line = " ".join(clean(text).split())[:1000]
-        self.console.print(Text.assemble(("Error: ", "bold red"), line))
+        self.console.print(Text.assemble(("Error: ", "bold red"), one_line(text)))
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
         """Columns; the last one wraps."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from ouro_edge.errors import RequestError
+from ouro_edge.errors import RequestError, one_line
 from ouro_edge.runtime.events import Done, Token
 from ouro_edge.runtime.text.reasoning import ReasoningTags
 from ouro_edge.terminal.conversation import Piece
@@ -77,7 +77,7 @@ class PlainView:
 
     def error(self, text: str) -> None:
         """On standard error, on one line."""
-        self.notice(f"Error: {' '.join(clean(text).split())[:1000]}")
+        self.notice(f"Error: {one_line(text)}")
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
         """Aligned columns on standard error."""

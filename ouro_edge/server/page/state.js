@@ -1,0 +1,52 @@
+/* What the page knows: the model, the conversation, the settings.
+   A piece of an answer is what one chunk brought: {text, thought, depth, exit, lens}; `thought` says whether its text is
+   reasoning or answer, depth is 0 for text that came without a token. */
+
+class Answer {
+  constructor(saved = {}) {
+    this.role = "assistant";
+    this.pieces = [];
+    this.text = "";
+    this.owner = []; // for each character, the piece it came with
+    this.thoughts = 0; // so many characters are thought, before the answer
+    for (const key of ["usage", "seconds", "finish", "problem"]) this[key] = saved[key] ?? null;
+    for (const piece of saved.pieces ?? []) this.add(piece);
+  }
+
+  add(piece) {
+    for (let i = 0; i < piece.text.length; i += 1) this.owner.push(this.pieces.length);
+    this.pieces.push(piece);
+    this.text += piece.text;
+    if (piece.thought) this.thoughts = this.text.length;
+  }
+
+  get tokens() {
+    return this.pieces.filter((piece) => piece.depth > 0);
+  }
+
+  get said() {
+    return this.text.slice(this.thoughts).trim();
+  }
+}
+
+const state = {
+  model: null, // of /v1/models
+  turns: [], // {role: "user", text} and Answers, in turn
+  views: new Map(), // turn -> its element
+  running: null, // {controller, answer} while an answer comes
+  edited: null, // the user's turn being edited
+};
+const settings = { threshold: null, system: "", temperature: "", most: "", lens: true, tint: true, ...stored.read("settings", {}) };
+let key = stored.read("key", "", sessionStorage);
+
+const loops = () => state.model?.ouro_edge?.loops ?? 4;
+const percent = (p) => (p > 0 && p < 0.005 ? "<1%" : Math.round(p * 100) + "%");
+const count = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
+const shade = (element, depth) => {
+  element.style.setProperty("--d", String(loops() > 1 ? (Math.min(depth, loops()) - 1) / (loops() - 1) : 0));
+  return element;
+};
+/** A token's text such that blanks are seen. */
+const visible = (text) => (/^<\|.*\|>$/.test(text) || text === "" ? "end" : text.replaceAll("\n", "⏎").replace(/^ (?=\S)/, "").replace(/^ +| +$/g, (blanks) => "␣".repeat(blanks.length)));
+
+const rounded = (x) => (x >= 100 ? x.toFixed(0) : x >= 10 ? x.toFixed(1) : x.toFixed(2));
