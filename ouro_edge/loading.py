@@ -46,7 +46,7 @@ def load(
 ) -> Model:
     """Load a model: an exported directory, a checkpoint directory, a .gguf file or a hub id; None: the built-in one.
 
-    `threads` defaults to what `bench --tune` found, else the CPUs that this process may use. A checkpoint is exported
+    `threads` defaults to the number of CPUs that this process may use. A checkpoint is exported
     to int4 into the cache first, which takes a minute for 1.4B parameters; `progress` hears of it. `kv` is the type of
     the cache: fp32, int8, int4, or auto, which takes int8 where 4096 positions in float32 would take over a quarter of
     the free memory. `kv_share="last"` keeps one cache for all loops: a quarter of the memory, and no longer exact.
@@ -69,10 +69,15 @@ def load(
 
 def runnable(model: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> Path:
     """The exported directory or .gguf file that MODEL runs from; a checkpoint is exported first."""
+    found = resolve(named_or_built_in(model))
+    return found.path if is_gguf(found.path) or is_bundle(found.path) else exported(found, progress)
+
+
+def named_or_built_in(model: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
+    """MODEL, or the built-in model for None. RequestError when this build has none."""
     if model is None and (model := default_model()) is None:
         raise RequestError("this build has no model of its own: name an exported directory, a .gguf file or a hub id")
-    found = resolve(model)
-    return found.path if is_gguf(found.path) or is_bundle(found.path) else exported(found, progress)
+    return model
 
 
 def open_runnable(path: Path, progress: Progress | None = None) -> Bundle:

@@ -70,14 +70,14 @@ def feed_forward(x: Array, layer: Mapping[str, Array]) -> Array:
     return ((gate * _sigmoid(gate)) * (x @ layer["up_proj"].T)) @ layer["down_proj"].T
 
 
-def run(config: ModelConfig, weights: Mapping[str, Array], ids: NDArray[np.integer], loops: int | None = None) -> Steps:
-    """All loops over token ids [T]; `loops` may stop earlier than the config's R."""
+def run(config: ModelConfig, weights: Mapping[str, Array], ids: NDArray[np.integer]) -> Steps:
+    """All loops over token ids [T]."""
     eps = config.rms_norm_eps
     cos, sin = rope_tables(config, len(ids))
     norm = weights["norm"]
     h = weights["embedding"][ids]
     hidden, gates = [], []
-    for _ in range(loops or config.loops):
+    for _ in range(config.loops):
         for i in range(config.num_layers):
             layer = _Layer(weights, i)
             mixed = attention(config, rms_norm(h, layer["attn_norm"], eps), layer, cos, sin)
@@ -123,11 +123,6 @@ def exit_depths(gate_logits: NDArray[np.float64], threshold: float) -> NDArray[n
     stop[:, -1] = True
     depths: NDArray[np.int64] = np.argmax(stop, axis=-1) + 1
     return depths
-
-
-def select(hidden: Array, depths: NDArray[np.int64]) -> Array:
-    """The state [T, C] of each position at its own depth, out of hidden [R, T, C]."""
-    return hidden[depths - 1, np.arange(hidden.shape[1])]
 
 
 class _Layer(Mapping[str, Array]):

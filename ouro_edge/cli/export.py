@@ -24,9 +24,9 @@ from ouro_edge.errors import RequestError
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["onnx", "gguf", "genai"]),
-    help="Kind of output; gguf: a file in OUT named after model and type, unless OUT ends in .gguf; genai: onnx, and "
-    "what onnxruntime-genai needs beside it. Default: what OUT's name says.",
+    type=click.Choice(["onnx", "gguf"]),
+    help="Kind of output; gguf: a file in OUT named after model and type, unless OUT ends in .gguf. "
+    "Default: what OUT's name says.",
 )
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--gate-from", metavar="CHECKPOINT", help="Take the exit gate from here; for .gguf files that lack it.")
@@ -82,10 +82,6 @@ def command(
             found, out, recipe, calibration=calibration, gate_from=donor or None, overwrite=overwrite, progress=progress
         )
     _show_notes(notes)
-    if format_ == "genai":
-        from ouro_edge.integrations.genai import write_genai
-
-        write_genai(open_bundle(out))
     manifest = open_bundle(out).manifest
     if report:
         click.echo(error_table(manifest))

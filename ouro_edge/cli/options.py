@@ -55,7 +55,7 @@ _MODEL = (
                  help="The way of long prompts. fast: with a second copy of the weights, a byte each; lean: without; "
                       "auto: fast where it pays and memory is plentiful."),
     click.option("--threads", type=int,
-                 help="CPU threads. Default: what bench --tune found, else the CPUs that this process may use."),
+                 help="CPU threads. Default: the number of CPUs that this process may use."),
 )  # fmt: skip
 
 Command = Callable[..., Any]

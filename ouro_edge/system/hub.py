@@ -14,7 +14,7 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partialmethod
 from pathlib import Path
@@ -58,13 +58,11 @@ class Resolved:
     revision: str | None = None  # the commit hash that was got, whatever branch or tag was asked for
 
 
-def resolve(
-    model: str | os.PathLike[str], *, revision: str | None = None, patterns: Sequence[str] = CHECKPOINT_FILES
-) -> Resolved:
+def resolve(model: str | os.PathLike[str], *, revision: str | None = None) -> Resolved:
     """The local path of a directory, a file or a hub id, which is downloaded unless the cache has it.
 
-    `revision` is a branch, tag or commit of a hub id; `patterns` are the names in the repository's top folder to fetch.
-    HubError in one line when there is no such model or it cannot be had; RequestError for a revision of a local path.
+    `revision` is a branch, tag or commit of a hub id. HubError in one line when there is no such model or it cannot be
+    had; RequestError for a revision of a local path.
     """
     if not isinstance(model, (str, os.PathLike)):
         raise RequestError(f"model is {one_line(repr(model))}; wanted a path or a hub id")
@@ -77,10 +75,10 @@ def resolve(
     if not isinstance(model, str):
         raise HubError(f"{text} does not exist; give a directory or a .gguf file, or a hub id as a string")
     if (chosen := _FILE_IN_REPO.fullmatch(text)) and _may_be_remote(text, chosen[2]):
-        return _from_hub(chosen[1], chosen[2], revision, ())
+        return _from_hub(chosen[1], chosen[2], revision)
     if _PATH.match(text) or not _REPO.fullmatch(text):
         raise HubError(f"{text!r} is {_WANTED}; check the spelling")
-    return _from_hub(text, None, revision, patterns)
+    return _from_hub(text, None, revision)
 
 
 def _may_be_remote(text: str, file: str) -> bool:
@@ -89,7 +87,7 @@ def _may_be_remote(text: str, file: str) -> bool:
     return safe and (":" in text or (text.count("/") == 2 and not os.path.isdir(text.split("/")[0])))
 
 
-def _from_hub(repo: str, file: str | None, revision: str | None, patterns: Sequence[str]) -> Resolved:
+def _from_hub(repo: str, file: str | None, revision: str | None) -> Resolved:
     # Otherwise huggingface_hub asks for a list of agents and reports which one runs it; read once, at its import.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import huggingface_hub
@@ -100,7 +98,7 @@ def _from_hub(repo: str, file: str | None, revision: str | None, patterns: Seque
         if file is not None:
             path = Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
             return Resolved(path, repo, path.parents[file.count("/")].name)
-        path = _snapshot(repo, revision, patterns)
+        path = _snapshot(repo, revision)
     except HubError:
         raise
     except Exception as problem:  # two HTTP libraries and a cache lie below, each with errors of its own
@@ -108,7 +106,7 @@ def _from_hub(repo: str, file: str | None, revision: str | None, patterns: Seque
     return Resolved(path, repo, path.name)
 
 
-def _snapshot(repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
+def _snapshot(repo: str, revision: str | None) -> Path:
     """Folder of the snapshot. Small files come first: they tell a bundle from a checkpoint, and nonsense from both."""
     import huggingface_hub
 
@@ -120,15 +118,15 @@ def _snapshot(repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
         )
 
     weights = _CHECKPOINT_WEIGHTS + _BUNDLE_WEIGHTS
-    path = fetch([name for name in patterns if not name.endswith(weights)], revision)
-    if "config.json" in patterns and not (path / "config.json").exists():
+    path = fetch([name for name in CHECKPOINT_FILES if not name.endswith(weights)], revision)
+    if not (path / "config.json").exists():
         raise HubError(f"{repo} holds no config.json, so it is no model that we read; name a GGUF file in it as "
                        f"{repo}:FILE.gguf")  # fmt: skip
     kind = _BUNDLE_WEIGHTS if (path / "ouro_edge.json").exists() else _CHECKPOINT_WEIGHTS
-    if large := [name for name in patterns if name.endswith(kind)]:
-        fetch(large, path.name)
-        if not any(any(path.glob(name)) for name in large):
-            raise HubError(f"{repo} holds none of {', '.join(large)}; weights in other formats are not read")
+    large = [name for name in CHECKPOINT_FILES if name.endswith(kind)]
+    fetch(large, path.name)
+    if not any(any(path.glob(name)) for name in large):
+        raise HubError(f"{repo} holds none of {', '.join(large)}; weights in other formats are not read")
     return path
 
 

@@ -33,16 +33,16 @@ class Chat:
     async def __call__(self, fields: Fields) -> dict[str, Any] | Chunks:
         model = self._engine.model
         options = read_options(fields, model, self._engine.default_exit)
-        wanted = fields.flag("logprobs")
+        logprobs = fields.flag("logprobs")
         top = fields.whole("top_logprobs", 0, MAX_ALTERNATIVES)
-        if top is not None and not wanted:
-            raise bad_field("top_logprobs", "goes with logprobs: true only")
+        if top is not None and not logprobs:
+            raise bad_field("top_logprobs", "requires logprobs: true")
         messages = read_messages(fields)
         variables = read_template_variables(fields)
         tools = read_tools(fields)
         schema, param = read_format(fields, tools)
         if fields.items("modalities", 8) not in (None, ["text"]):
-            raise bad_field("modalities", "has more than text, which is all that this model speaks")
+            raise bad_field("modalities", "is not ['text'], the only output of this model")
         fields.finish(IGNORED)
 
         def plan() -> tuple[Plan, Callable[[], ReasoningText]]:
@@ -58,7 +58,7 @@ class Chat:
 
             return Plan(ids=ids, options=options, max_tokens=most, top_logprobs=top or 0, constraint=constraint), text
 
-        answer = Answer(self._engine, *await self._engine.prepare(plan), wanted, self._head.new("chatcmpl"))
+        answer = Answer(self._engine, *await self._engine.prepare(plan), logprobs, self._head.new("chatcmpl"))
         return answer.chunks() if options.stream else await answer.whole()
 
 
@@ -78,7 +78,11 @@ class Answer:
     def __init__(
         self, engine: Engine, plan: Plan, text: Callable[[], ReasoningText], logprobs: bool, head: dict[str, Any]
     ) -> None:
-        self._engine, self._plan, self._text, self._logprobs, self._head = engine, plan, text, logprobs, head
+        self._engine = engine
+        self._plan = plan
+        self._text = text
+        self._logprobs = logprobs
+        self._head = head
 
     async def whole(self) -> dict[str, Any]:
         """The answer as one object, gathered from the parts."""
