@@ -116,10 +116,34 @@ def looped_model(path: Path, precision: str) -> Any:
         "tokenizer.ggml.token_type": np.ones(config.vocab_size, np.int32),
         "tokenizer.ggml.merges": ["\u4e00 \u4e01"],
     }
-    write_gguf(path, config, QuantizedWeights(weights, kind), kind, text, arch="nanbeige")
+    ours = path.with_name("ours.gguf")
+    write_gguf(ours, config, QuantizedWeights(weights, kind), kind, text)
+    copy_as(path, ours, "nanbeige")
+    ours.unlink()
     header = read_header(path)
     stored = Weights(config, tensor_readers(path, header, config))
     return GgufBundle(Checkpoint(path, "looped", config, stored, {}, {}), header)
+
+
+def copy_as(out: Path, source: Path, arch: str) -> None:
+    """Write a copy of a GGUF file under the name of another architecture."""
+    from gguf import GGUFReader, GGUFValueType, GGUFWriter
+
+    reader = GGUFReader(source)
+    before = reader.fields["general.architecture"].contents()
+    writer = GGUFWriter(out, arch)
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue  # written by the library
+        key = name.replace(f"{before}.", f"{arch}.", 1) if name.startswith(f"{before}.") else name
+        element = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
+        writer.add_key_value(key, field.contents(), field.types[0], element)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def main() -> None:

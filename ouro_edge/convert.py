@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -60,7 +60,6 @@ def export(
     revision: str | None = None,
     gate_from: str | os.PathLike[str] | None = None,
     calibration: Calibration | None = BUILT_IN_TEXT,
-    steps: Sequence[Step] = (),
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ExportResult:
@@ -78,7 +77,6 @@ def export(
         revision: Branch, tag or commit of a hub id.
         gate_from: A checkpoint whose exit gate a source without one gets.
         calibration: What KV ranges are measured on, so that the cache can be int8 or int4; None measures none.
-        steps: Run in order on the finished directory before it is published; they may add files to `bundle.path`.
         overwrite: Replace an exported model at `out`. Nothing else is ever deleted.
         progress: Called as `Progress` says: a job for a download, one for the conversion.
 
@@ -91,8 +89,7 @@ def export(
     out = Path(out)
     kind = _format(out, format)
     if kind == "gguf":
-        given = {"block size": block_size, "symmetry": symmetric, "calibration text": calibration and calibration.text,
-                 "steps": steps or None}  # fmt: skip
+        given = {"block size": block_size, "symmetry": symmetric, "calibration text": calibration and calibration.text}  # fmt: skip
         if extra := [name for name, value in given.items() if value is not None]:
             raise RequestError(f"a .gguf file takes no {extra[0]}: its blocks are those of its type, and KV ranges "
                                "come with an exported model as source")  # fmt: skip
@@ -104,9 +101,8 @@ def export(
     if recipe is None:
         return _export_gguf(found, out, precision, donor, overwrite, progress)
     return export_directory(
-        found, out, recipe, gate_from=donor, calibration=calibration, steps=steps, overwrite=overwrite,
-        progress=progress,
-    )  # fmt: skip
+        found, out, recipe, gate_from=donor, calibration=calibration, overwrite=overwrite, progress=progress
+    )
 
 
 def export_directory(
@@ -116,7 +112,6 @@ def export_directory(
     *,
     gate_from: Resolved | None = None,
     calibration: Calibration | None = BUILT_IN_TEXT,
-    steps: Sequence[Step] = (),
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ExportResult:
@@ -124,13 +119,13 @@ def export_directory(
     if is_bundle(found.path):
         raise BundleError(f"{found.path} is an exported model already; export its checkpoint instead")
     checkpoint, source, tokenizer = _open_source(found, gate_from)
-    count = 0
+    count, steps = 0, list[Step]()
     if calibration is not None:
         text, tokens = calibration.text, calibration.tokens
         count = len(calibration_ids(tokenizer, checkpoint.config.vocab_size, calibration))  # or refuse now
         del tokenizer  # calibration opens one of its own, where memory is at its peak
         progress, calibrating = stages(progress, _QUANTISING, _CALIBRATING)
-        steps = (lambda bundle: calibrate(bundle, text, tokens=tokens, progress=calibrating), *steps)
+        steps.append(lambda bundle: calibrate(bundle, text, tokens=tokens, progress=calibrating))
     manifest = export_bundle(
         checkpoint, out, recipe, source=source, steps=steps, overwrite=overwrite, progress=progress
     )

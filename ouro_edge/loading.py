@@ -38,7 +38,7 @@ def load(
 ) -> Model:
     """Load a model: an exported directory, a checkpoint directory, a .gguf file or a hub id; None: the built-in one.
 
-    `threads` defaults to what `bench --tune` found, else the CPUs that this process may use. A checkpoint is exported
+    `threads` defaults to the number of CPUs that this process may use. A checkpoint is exported
     to int4 into the cache first, which takes a minute for 1.4B parameters; `progress` is called meanwhile. `kv` is the
     type of the cache: fp32, int8, int4, or auto, which takes int8 where 4096 positions in float32 would take over a
     quarter of the free memory. `kv_share="last"` keeps one cache for all loops: a quarter of the memory, and no longer
@@ -66,14 +66,19 @@ def load(
 
 def resolve_model(model: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> Path:
     """The exported directory or .gguf file that MODEL runs from; a checkpoint is exported first."""
-    if model is None and (model := default_model()) is None:
-        raise RequestError("this build has no model of its own: name an exported directory, a .gguf file or a hub id")
-    found = resolve(model, progress=progress)
+    found = resolve(named_or_built_in(model), progress=progress)
     if is_gguf(found.path) or is_bundle(found.path):
         return found.path
     from ouro_edge.convert import cached_export
 
     return cached_export(found, progress)
+
+
+def named_or_built_in(model: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
+    """MODEL, or the built-in model for None. RequestError when this build has none."""
+    if model is None and (model := default_model()) is None:
+        raise RequestError("this build has no built-in model: name an exported directory, a .gguf file or a hub id")
+    return model
 
 
 def open_model_files(path: Path) -> Bundle:

@@ -141,7 +141,7 @@ def test_packages_are_small_and_have_a_docstring() -> None:
     ("library", "packages"),
     [
         ("onnxruntime", {"runtime"}),
-        ("onnx", {"export", "integrations"}),
+        ("onnx", {"export"}),
         ("gguf", {"export"}),
         ("safetensors", {"export"}),
         ("tokenizers", {"runtime", "export"}),

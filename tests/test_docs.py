@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from click.testing import CliRunner
 
 from ouro_edge.cli import main
 from ouro_edge.loading import default_model
-from ouro_edge.measure import tune
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -46,11 +44,7 @@ def test_console_examples_and_python(desk):
     exec(compile(code, "README.md", "exec"), {})
 
 
-def test_commands_and_options_for_boards(desk, monkeypatch):
-    """Tuning with a small block: what it times takes half a minute."""
-    shapes = replace(tune.SHAPES, hidden_size=256, intermediate_size=256, num_heads=2, num_kv_heads=2, num_layers=1)
-    monkeypatch.setattr(tune, "SHAPES", shapes)
-    monkeypatch.setenv("OURO_EDGE_CACHE", str(desk / "cache"))
+def test_commands_and_options_for_boards(desk):
     boards = (ROOT / "docs" / "boards.md").read_text()
     commands = re.findall(r"^\$ ouro-edge (.+)$", boards, re.M)
     assert len(commands) == 4
@@ -84,7 +78,8 @@ def test_the_examples_of_the_api_print_what_is_shown_below_them(capsys):
 
 def test_documents_link_to_what_exists():
     for name in ("README.md", "docs/api.md", "docs/embedding.md", "docs/ouro-nano.md", "docs/depth.md",
-                 "docs/boards.md", "examples/desktop/README.md", "training/README.md"):  # fmt: skip
+                 "docs/boards.md", "docs/optimum.md", "examples/desktop/README.md", "examples/genai/README.md",
+                 "packaging/optimum-ouro-edge/README.md", "training/README.md"):  # fmt: skip
         text = (ROOT / name).read_text()
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert ((ROOT / name).parent / link).exists(), (name, link)

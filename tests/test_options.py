@@ -7,8 +7,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
-from typing import get_args
+from typing import Any, get_args
 
 import click
 import pydantic

@@ -274,7 +274,6 @@ def test_a_gate_from_the_original(tmp_path: Path, wide: Path) -> None:
         ((bundle, tmp_path / "no.gguf", "-p", "q4_0"), "keeps its number format and gate"),
         ((community, tmp_path / "no.gguf", "--block-size", "32"), "takes no block size"),
         ((wide, tmp_path / "no.gguf", "--format", "onnx"), "is the name of a file: choose another name"),
-        ((wide, tmp_path / "no.gguf", "--format", "genai"), "is the name of a file: choose another name"),
     ):
         done = ouro("export", *arguments)
         assert done.exit_code == 1 and says in done.stderr and done.stderr.count("\n") == 1

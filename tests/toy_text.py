@@ -12,6 +12,12 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+# The chat format of SmolLM2, Qwen and Ouro. Unlike TEMPLATE it accepts a message without content.
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + (message.content or '') + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
 
 def add_tokenizer(checkpoint: Path) -> Path:
     """Put tokenizer.json and chat_template.jinja into a checkpoint directory; every byte has a token."""

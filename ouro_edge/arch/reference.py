@@ -103,12 +103,12 @@ def gate(weights: Mapping[str, Array], hidden: Array) -> NDArray[np.float64]:
     return logits.astype(np.float64)
 
 
-def run(config: ModelConfig, weights: Mapping[str, Array], ids: NDArray[np.integer], loops: int | None = None) -> Steps:
-    """All loops over token ids [T]; `loops` may stop earlier than the config's R."""
+def run(config: ModelConfig, weights: Mapping[str, Array], ids: NDArray[np.integer]) -> Steps:
+    """All loops over token ids [T]."""
     cos, sin = rope_tables(config, len(ids))
     h = weights["embedding"][ids]
     hidden, gates = [], []
-    for _ in range(loops or config.loops):
+    for _ in range(config.loops):
         h = block(config, weights, h, cos, sin)
         hidden.append(h)
         if config.has_gate:
@@ -148,11 +148,6 @@ def exit_depths(gate_logits: NDArray[np.float64], threshold: float) -> NDArray[n
     stop[:, -1] = True
     depths: NDArray[np.int64] = np.argmax(stop, axis=-1) + 1
     return depths
-
-
-def select(hidden: Array, depths: NDArray[np.int64]) -> Array:
-    """The state [T, C] of each position at its own depth, out of hidden [R, T, C]."""
-    return hidden[depths - 1, np.arange(hidden.shape[1])]
 
 
 class _Layer(Mapping[str, Array]):

@@ -4,8 +4,8 @@
     layers.N.attn_norm [C]   .q_proj [H*D, C]   .{k,v}_proj [KV*D, C]   .o_proj [C, H*D]    .attn_post_norm [C]
     layers.N.ffn_norm [C]    .{gate,up}_proj [F, C]                     .down_proj [C, F]   .ffn_post_norm [C]
 
-Rows are outputs and columns inputs, as in the checkpoints. Tensors are read when asked for, in rows if wanted, so that
-a model larger than memory can pass through. Which file they come from is the affair of `export`.
+Rows are outputs and columns inputs, as in the checkpoints. Tensors are read on access, whole or in rows, so that a
+model larger than memory can pass through. `export` defines the files that they come from.
 """
 
 from __future__ import annotations
@@ -99,9 +99,10 @@ class Weights(Mapping[str, Array]):
         return len(self.shapes)
 
 
-def _some(names: list[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _some(names: list[str]) -> str:
+    """The first three names and the number of the others."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def fused_names(config: ModelConfig) -> dict[str, tuple[str, ...]]:

@@ -11,10 +11,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from ouro_edge.cli.options import prefill_option
-from ouro_edge.cli.tune import show_tuning
 from ouro_edge.errors import RequestError
 from ouro_edge.version import __version__
 
@@ -22,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ouro_edge.measure.speed import Plan
+
+KINDS = ("prefill", "decode")
 
 
 def _numbers(least: int) -> Callable[[click.Context, click.Parameter, str], tuple[int, ...]]:
@@ -31,9 +31,9 @@ def _numbers(least: int) -> Callable[[click.Context, click.Parameter, str], tupl
         try:
             numbers = tuple(dict.fromkeys(int(part) for part in value.split(",") if part))
         except ValueError:
-            raise click.BadParameter(f"{value!r} is no list of whole numbers such as 1,2,4") from None
+            raise click.BadParameter(f"{value!r} is not a list of whole numbers such as 1,2,4") from None
         if any(number < least for number in numbers):
-            raise click.BadParameter(f"{value!r} holds a number below {least}")
+            raise click.BadParameter(f"{value!r} contains a number below {least}")
         return numbers
 
     return read
@@ -90,15 +90,12 @@ def _numbers(least: int) -> Callable[[click.Context, click.Parameter, str], tupl
     callback=_numbers(1),
     default="",
     metavar="N,...",
-    help="CPU threads. Default: what --tune found, else the CPUs that this process may use.",
+    help="CPU threads; a list compares them and names the fastest. Default: the CPUs that this process may use.",
 )
 @prefill_option
 @click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each test.")
-@click.option("--tune", is_flag=True, help="Find the best settings of this machine instead; takes half a minute.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object with every repeat.")
-@click.pass_context
 def command(
-    ctx: click.Context,
     model: str | None,
     prompts: tuple[int, ...],
     tokens: tuple[int, ...],
@@ -108,13 +105,11 @@ def command(
     threads: tuple[int, ...],
     prefill_weights: str,
     repeat: int,
-    tune: bool,
     as_json: bool,
 ) -> None:
     """Time prefill and decoding of MODEL: medians, with the range of the repeats.
 
-    --tune needs no MODEL: it times number formats and thread counts on a random block of a large model's shapes, says
-    which options to give, and keeps the thread count for all commands.
+    `--threads 1,2,4` compares thread counts: the last line names the fastest for each kind of test.
 
     Each pair of KV type and thread count is loaded in a process of its own, for its load time and its memory. GB/s is
     what decoding reads: the weights once a call of the block, the head once a token, the keys and values. It stands
@@ -128,14 +123,8 @@ def command(
     from ouro_edge.prefill_weights import prefill_copy_for
     from ouro_edge.runtime.backend.session import default_threads
 
-    if tune:
-        given = [p for p in ctx.command.params if ctx.get_parameter_source(p.name or "") == ParameterSource.COMMANDLINE]
-        if extra := [p.opts[-1] for p in given if p.name not in ("tune", "as_json")]:
-            raise RequestError(f"--tune times this machine and not a model: leave out {', '.join(extra)}")
-        show_tuning(_machine(), _progress, as_json)
-        return
     if not prompts and not tokens:
-        raise RequestError("there is nothing to time: give prompt lengths (-p) or numbers of tokens (-n)")
+        raise RequestError("nothing to time: give prompt lengths (-p) or numbers of tokens (-n)")
     if model is None:
         click.echo(BUILT_IN, err=True)
     with conversion_progress() as progress:
@@ -148,13 +137,28 @@ def command(
         for count in threads or (default_threads(),)
         for kv in kinds.split(",")
     ]
+    fastest = {kind: fastest_threads(runs, kind) for kind in KINDS}
     if as_json:
-        click.echo(json.dumps({"machine": machine, "model": str(path), "runs": runs}))
+        click.echo(json.dumps({"machine": machine, "model": str(path), "runs": runs, "fastest_threads": fastest}))
         return
     click.echo(f"{path.name} on {machine['cpu']}, onnxruntime {machine['onnxruntime']}\n")
     click.echo(_loading_table(runs))
-    for table in filter(None, (_speed_table(runs, kind) for kind in ("prefill", "decode"))):
+    for table in filter(None, (_speed_table(runs, kind) for kind in KINDS)):
         click.echo(f"\n{table}")
+    if named := [f"--threads {count} for {kind}" for kind, count in fastest.items() if count is not None]:
+        click.echo(f"\nfastest: {', '.join(named)}")
+
+
+def fastest_threads(runs: list[dict[str, Any]], kind: str) -> int | None:
+    """The thread count with the least time over all tests of a kind; None unless several counts were timed.
+
+    Each test counts by its median. All thread counts have the same tests, one set per KV type.
+    """
+    seconds: dict[int, float] = {}
+    for run in runs:
+        medians = [median(speed["seconds"]) for speed in run["speeds"] if speed["test"]["kind"] == kind]
+        seconds[run["threads"]] = seconds.get(run["threads"], 0.0) + sum(medians)
+    return min(seconds, key=lambda count: seconds[count]) if len(seconds) > 1 and any(seconds.values()) else None
 
 
 def _run(path: Path, kv: str, threads: int, prefill: str, plan: Plan) -> dict[str, Any]:
@@ -197,7 +201,7 @@ def _progress(text: str) -> None:
 def _machine() -> dict[str, Any]:
     from importlib.metadata import version
 
-    from ouro_edge.system.tuned_threads import cpu_name
+    from ouro_edge.system.cpus import cpu_name
 
     names = ("numpy", "onnxruntime")
     return {"cpu": cpu_name(), "system": platform.platform(), "ouro-edge": __version__} | {n: version(n) for n in names}

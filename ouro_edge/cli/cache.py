@@ -17,15 +17,14 @@ from ouro_edge.system.cache_dir import cache_directory, cache_entries, remove_en
 def command(names: tuple[str, ...], clear: bool, yes: bool) -> None:
     """List what ouro-edge keeps in the user's cache: converted checkpoints, and copies of weights for long prompts.
 
-    All of it is made again when it is needed. tune.json, which bench --tune writes, is not listed: delete it to forget
-    the thread count. OURO_EDGE_CACHE names another directory. Downloads are not here: they
-    are in the cache of huggingface_hub, which `hf cache` shows.
+    All of it is made again when it is needed. OURO_EDGE_CACHE names another directory. Downloads are stored in the
+    cache of huggingface_hub, which `hf cache` shows.
     """
     from ouro_edge.cli.tables import file_size, printable, table
 
     entries = {entry.path.name: entry for entry in cache_entries()}
     if strange := [name for name in names if name not in entries]:
-        raise RequestError(f"{strange[0]!r} is nothing that {cache_directory()} holds: ouro-edge cache lists what is")
+        raise RequestError(f"{strange[0]!r} is not an entry of {cache_directory()}: ouro-edge cache lists them")
     chosen = [entries[name] for name in dict.fromkeys(names or entries)]
     size = file_size(sum(entry.size for entry in chosen))
     if not chosen:

@@ -24,9 +24,9 @@ from ouro_edge.errors import RequestError
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["onnx", "gguf", "genai"]),
-    help="Kind of output; gguf: a file in OUT named after model and type, unless OUT ends in .gguf; genai: onnx, and "
-    "what onnxruntime-genai needs beside it. Default: what OUT's name says.",
+    type=click.Choice(["onnx", "gguf"]),
+    help="Kind of output; gguf: a file in OUT named after model and type, unless OUT ends in .gguf. "
+    "Default: what OUT's name says.",
 )
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--gate-from", metavar="CHECKPOINT", help="Take the exit gate from here; for .gguf files that lack it.")
@@ -56,7 +56,6 @@ def command(
     from ouro_edge.cli.tables import error_table, file_size
     from ouro_edge.convert import export
     from ouro_edge.fitting.calibrate_kv import Calibration
-    from ouro_edge.integrations.genai import write_genai
 
     is_gguf = format_ == "gguf" or (format_ is None and out.suffix.lower() == ".gguf")
     if is_gguf and report:
@@ -67,7 +66,7 @@ def command(
             src, out, precision=precision, block_size=block_size, symmetric=symmetric,
             format="gguf" if is_gguf else "bundle", revision=revision, gate_from=gate_from,
             calibration=None if no_calibration else Calibration(text),
-            steps=[write_genai] if format_ == "genai" else [], overwrite=overwrite, progress=progress,
+            overwrite=overwrite, progress=progress,
         )  # fmt: skip
     for note in result.notes:
         click.echo(f"Note: {note}", err=True)

@@ -1,4 +1,4 @@
-"""`ouro-edge inspect`: what a checkpoint, a .gguf file or an exported model holds."""
+"""`ouro-edge inspect`: the contents of a checkpoint, a .gguf file or an exported model."""
 
 from __future__ import annotations
 
@@ -16,17 +16,21 @@ if TYPE_CHECKING:
 
 
 @click.command(name="inspect", short_help="Show what MODEL contains: sizes, loops, exit gate, KV memory.")
-@click.argument("model")
+@click.argument("model", required=False)
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--tensors", is_flag=True, help="Also list what quantisation cost, tensor by tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object.")
-def command(model: str, revision: str | None, tensors: bool, as_json: bool) -> None:
-    """Show what MODEL holds: sizes, loops, exit gate, types, memory for keys and values."""
+def command(model: str | None, revision: str | None, tensors: bool, as_json: bool) -> None:
+    """Show what MODEL contains: sizes, loops, exit gate, types, memory for keys and values."""
     from ouro_edge.bundle.directory import is_bundle, open_bundle
+    from ouro_edge.cli.options import BUILT_IN
     from ouro_edge.cli.tables import error_table, printable
+    from ouro_edge.loading import named_or_built_in
     from ouro_edge.system.hub import resolve
 
-    found = resolve(model, revision=revision)
+    if model is None:
+        click.echo(BUILT_IN, err=True)
+    found = resolve(named_or_built_in(model), revision=revision)
     if is_bundle(found.path):
         bundle = open_bundle(found.path)
         facts = _bundle_facts(bundle)

@@ -1,1 +1,1 @@
-"""Plugins for other tools: optimum-cli, onnxruntime-genai, llm."""
+"""Plugins for other tools: optimum-cli, llm."""

@@ -1,14 +1,13 @@
-"""`optimum-cli export ouro-edge`: our export behind optimum's door. Knows optimum's command classes; loads no torch.
+"""The command `optimum-cli export ouro-edge`. Knows optimum's command classes; does not load torch.
 
-`REGISTER_COMMANDS` is the list that optimum-cli looks for. Every start of optimum-cli reads this module, so it
-imports nothing large.
+`REGISTER_COMMANDS` is the list that optimum-cli reads through the distribution optimum-ouro-edge, at every start: so
+this module imports nothing large.
 """
 
 from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser
-from importlib.util import find_spec
 from pathlib import Path
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
@@ -59,23 +58,5 @@ class OuroEdgeExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
             print(f"Note: {note}", file=sys.stderr)
         print(f"{args.output}: run it with ouro-edge chat {args.output}")
 
-
-def _teach_onnx_export() -> None:
-    """Let `optimum-cli export onnx` know Ouro once it runs: registering at every start would import torch each time."""
-    from optimum.commands.export.onnx import ONNXExportCommand
-
-    export = ONNXExportCommand.run
-
-    def run(self: ONNXExportCommand) -> None:
-        from ouro_edge.integrations.ouro_onnx_config import register
-
-        register()
-        export(self)
-
-    ONNXExportCommand.run = run
-
-
-if find_spec("optimum.commands.export.onnx"):  # comes with optimum-onnx
-    _teach_onnx_export()
 
 REGISTER_COMMANDS = [(OuroEdgeExportCommand, ExportCommand)]

@@ -1,4 +1,4 @@
-"""How much memory this process holds, and held at the most. Asks the system itself: Linux, macOS, Windows."""
+"""The memory of this process, now and at its peak, as reported by Linux, macOS or Windows."""
 
 from __future__ import annotations
 

@@ -82,7 +82,6 @@ class Loading:
     """A model was loaded and has made one token, at full depth: some weights come in with the first use only."""
 
     kv: str
-    threads: int
     load: float  # seconds, with onnxruntime's import; files as warm as the system had them
     first_token: float  # seconds after that
     memory: ProcessMemory
@@ -93,7 +92,7 @@ class End:
     """All tests are through."""
 
     memory: ProcessMemory
-    idle_cpu: float  # share of one CPU that the loaded model takes while nobody asks it anything
+    idle_cpu: float  # share of one CPU that the idle model takes
 
 
 def time_model(path: Path, kv: str, threads: int, prefill: str, plan: Plan) -> Iterator[str | Loading | Speed | End]:
@@ -110,7 +109,7 @@ def time_model(path: Path, kv: str, threads: int, prefill: str, plan: Plan) -> I
         loaded = time.perf_counter()
         *_, done = model.generate([0], max_tokens=1, exit=FullDepth(), sampler=Sampler())
         assert isinstance(done, Done)
-        yield Loading(model.kv, threads, loaded - began, done.timings.total, process_memory())
+        yield Loading(model.kv, loaded - began, done.timings.total, process_memory())
         rng = np.random.default_rng(0)
         for context in plan.contexts:
             yield f"making a context of {context}"
@@ -151,11 +150,11 @@ def weight_bytes(bundle: Bundle) -> tuple[int, int]:
 
 def _run(model: Model, sequence: TokenSequence, test: Test, rng: np.random.Generator) -> Done:
     sequence.truncate(test.context)
-    new, wanted = (test.tokens, 1) if test.kind == "prefill" else (1, test.tokens)
+    new, count = (test.tokens, 1) if test.kind == "prefill" else (1, test.tokens)
     ids = [*sequence.tokens, *rng.integers(0, model.config.vocab_size, new).tolist()]
     *_, done = model.generate(
         ids,
-        max_tokens=wanted,
+        max_tokens=count,
         exit=FixedDepth(test.depth),
         sampler=Sampler(),
         stop_ids=(),

@@ -44,17 +44,17 @@ class QuantizedTensor:
         for name, (dtype, shape) in self.scheme.parts(self.shape).items():
             array = getattr(self, name)
             if array.shape != shape or array.dtype != dtype:
-                raise BundleError(f"{name} is {array.dtype} {list(array.shape)}; wanted {dtype} {list(shape)}")
+                raise BundleError(f"{name} is {array.dtype} {list(array.shape)}; expected {dtype} {list(shape)}")
 
 
 def quantize(values: Array, scheme: Scheme, *, threads: int | None = None) -> QuantizedTensor:
     """Matrix [N, K] in the scheme's blocks, scales chosen by squared error.
 
     `threads` is the number of CPUs that this process may use unless told. Scales are finite and never zero or
-    subnormal. CheckpointError when a value is not finite, RequestError when `values` is no float32 matrix.
+    subnormal. CheckpointError when a value is not finite, RequestError when `values` is not a float32 matrix.
     """
     if values.ndim != 2 or values.dtype != np.float32:
-        raise RequestError(f"asked to quantise {values.dtype} {list(values.shape)}; wanted a float32 matrix")
+        raise RequestError(f"values are {values.dtype} {list(values.shape)}; expected a float32 matrix")
     rows, width = values.shape
     size, blocks = scheme.block_size, scheme.blocks(width)
     packed = np.empty((rows, blocks, size * scheme.bits // 8), np.uint8)
@@ -100,7 +100,7 @@ def dequantize(tensor: QuantizedTensor, start: int = 0, stop: int | None = None)
     rows = tensor.shape[0]
     stop = rows if stop is None else stop
     if not 0 <= start <= stop <= rows:
-        raise RequestError(f"asked for rows {start} to {stop} of {rows}")
+        raise RequestError(f"rows {start} to {stop} are not a part of {rows} rows")
     return _restore(tensor, range(start, stop))
 
 
@@ -108,7 +108,7 @@ def dequantize_rows(tensor: QuantizedTensor, ids: Sequence[int] | NDArray[np.int
     """The rows with these ids as float32 [len(ids), K]; no other row is touched. RequestError when one is not there."""
     index = np.asarray(ids)
     if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
-        raise RequestError(f"row ids are {index.dtype} {list(index.shape)}; wanted a list of integers")
+        raise RequestError(f"row ids are {index.dtype} {list(index.shape)}; expected a list of integers")
     if index.size and not 0 <= int(index.min()) <= int(index.max()) < tensor.shape[0]:
         raise RequestError(f"row ids reach from {index.min()} to {index.max()}; there are {tensor.shape[0]} rows")
     return _restore(tensor, index.astype(np.intp))
@@ -117,12 +117,12 @@ def dequantize_rows(tensor: QuantizedTensor, ids: Sequence[int] | NDArray[np.int
 def concatenate(tensors: Sequence[QuantizedTensor]) -> QuantizedTensor:
     """The tensors' rows one after the other. RequestError when they differ in scheme or width."""
     if not tensors:
-        raise RequestError("asked to join no tensors; wanted at least one")
+        raise RequestError("tensors is empty; expected at least one to join")
     first = tensors[0]
     for other in tensors[1:]:
         if other.scheme != first.scheme or other.shape[1] != first.shape[1]:
             raise RequestError(f"cannot join {other.scheme} of width {other.shape[1]} to {first.scheme} of width "
-                               f"{first.shape[1]}; wanted the same scheme and width")  # fmt: skip
+                               f"{first.shape[1]}; expected the same scheme and width")  # fmt: skip
     zeros = [tensor.zero_points for tensor in tensors if tensor.zero_points is not None]
     return QuantizedTensor(
         first.scheme,

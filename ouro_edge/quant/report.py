@@ -53,7 +53,7 @@ class ErrorMeter:
     def result(self) -> TensorError:
         """Error of everything added so far. RequestError when that is nothing."""
         if not self._count:
-            raise RequestError("asked for the error of no values; add some first")
+            raise RequestError("the error of no values is undefined; add values first")
         if not self._noise:
             snr = math.inf
         else:

@@ -31,12 +31,12 @@ class Scheme:
 
     def __post_init__(self) -> None:
         if type(self.bits) is not int or self.bits not in (4, 8):
-            raise RequestError(f"bits is {self.bits!r}; wanted 4 or 8")
+            raise RequestError(f"bits is {self.bits!r}; expected 4 or 8")
         size = self.block_size
         if type(size) is not int or not 16 <= size <= 256 or size & (size - 1):
-            raise RequestError(f"block_size is {size!r}; wanted 16, 32, 64, 128 or 256")
+            raise RequestError(f"block_size is {size!r}; expected 16, 32, 64, 128 or 256")
         if type(self.symmetric) is not bool:
-            raise RequestError(f"symmetric is {self.symmetric!r}; wanted true or false")
+            raise RequestError(f"symmetric is {self.symmetric!r}; expected true or false")
 
     def blocks(self, width: int) -> int:
         """Blocks of a row of `width` inputs; the last may be padded."""
@@ -62,7 +62,7 @@ class Scheme:
     def from_dict(cls, data: object) -> Scheme:
         """Read `to_dict`'s form. BundleError names a missing or unknown key, or the value that is not allowed."""
         if not isinstance(data, dict):
-            raise BundleError(f"quantisation scheme is {data!r}; wanted a JSON object")
+            raise BundleError(f"quantisation scheme is {data!r}; expected a JSON object")
         names = [field.name for field in dataclasses.fields(cls)]
         if missing := [name for name in names if name not in data]:
             raise BundleError(f"quantisation scheme lacks {', '.join(missing)}; export the model again")
@@ -100,7 +100,7 @@ class Recipe:
             return self.feed_forward
         if part in _LAYER_NORMS:
             return None
-        raise RequestError(f"no recipe knows the tensor {tensor_name!r}; wanted a name as in ouro_edge/weights.py")
+        raise RequestError(f"the recipe has no tensor {tensor_name!r}; expected a name of ouro_edge/arch/weights.py")
 
 
 def preset(name: str, *, block_size: int | None = None, symmetric: bool | None = None) -> Recipe:
@@ -110,7 +110,7 @@ def preset(name: str, *, block_size: int | None = None, symmetric: bool | None =
     RequestError when the name or the block size is none of the known ones, and for blocks in fp32.
     """
     if name not in PRESETS:
-        raise RequestError(f"precision is {name!r}; wanted one of {', '.join(PRESETS)}")
+        raise RequestError(f"precision is {name!r}; expected one of {', '.join(PRESETS)}")
     if name == "fp32":
         if block_size is not None or symmetric is not None:
             raise RequestError("fp32 has no blocks: leave out the block size and the symmetry, or take int4 or int8")

@@ -63,7 +63,7 @@ class Metrics:
                     {f'reason="{reason}"': n for reason, n in sorted(self.endings.items())}),
             _family("ouro_edge_tokens_total", "counter", "Tokens; cached ones are part of the prompt.",
                     {f'kind="{kind}"': self.tokens[kind] for kind in ("prompt", "cached", "completion")}),
-            _family("ouro_edge_loops_total", "counter", "Passes of a position through the block: run, and at full depth.",
+            _family("ouro_edge_loops_total", "counter", "Passes through the block: run, and at full depth.",
                     {f'kind="{kind}"': self.loops[kind] for kind in ("run", "full")}),
             _family("ouro_edge_loops_saved", "gauge", "Loops at full depth less loops run; falls when loops catch up.",
                     {"": self.loops["full"] - self.loops["run"]}),

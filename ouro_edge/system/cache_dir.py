@@ -1,7 +1,8 @@
-"""Where this program keeps what it can make again, and what lies there. Knows the platform's habits and our names."""
+"""The user's cache: its place on each platform, and the entries in it that belong to this program."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,16 +13,17 @@ from pathlib import Path
 
 from ouro_edge.errors import RequestError
 
-# Conversions, copies for long prompts, and what was left of either when it was killed. The directory may be one that
-# holds other things too, so nothing else counts as ours.
+# Conversions, prefill copies, and remains of either after a kill. The directory may contain other things too, so
+# nothing else counts as ours, except a file of thread counts that earlier versions wrote.
 _OURS = re.compile(
     r"prefill-[0-9a-f]{16}(\.partial-\w+)?|.+-int4-[0-9a-f]{12}|\..+-int4-[0-9a-f]{12}\.[0-9a-f]{8}\.(partial|old)"
 )
+_OLD_TUNING, _OLD_TUNING_KEYS = "tune.json", {"version", "cpu", "cpus", "onnxruntime", "threads", "measured"}
 
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """One directory in the cache."""
+    """One directory in the cache, or the old file of thread counts."""
 
     path: Path
     size: int  # bytes
@@ -42,10 +44,10 @@ def cache_directory() -> Path:
 
 
 def cache_entries() -> list[CacheEntry]:
-    """What is ours in the cache, last used first; links are not followed and not ours. RequestError if unreadable."""
+    """This program's entries, last used first; links are not followed and not ours. RequestError if unreadable."""
     directory = cache_directory()
     try:
-        found = [e for e in os.scandir(directory) if e.is_dir(follow_symlinks=False) and _OURS.fullmatch(e.name)]
+        found = [e for e in os.scandir(directory) if _is_ours(e)]
     except FileNotFoundError:
         return []
     except OSError as problem:
@@ -60,12 +62,30 @@ def cache_entries() -> list[CacheEntry]:
 def remove_entry(entry: CacheEntry) -> None:
     """Delete an entry of `cache_entries`. RequestError when it cannot be deleted."""
     try:
-        shutil.rmtree(entry.path)
+        if entry.path.is_dir():
+            shutil.rmtree(entry.path)
+        else:
+            entry.path.unlink()
     except OSError as problem:
         raise RequestError(f"{entry.path} cannot be deleted: {problem.strerror or problem}") from None
 
 
+def _is_ours(entry: os.DirEntry[str]) -> bool:
+    if entry.is_dir(follow_symlinks=False):
+        return _OURS.fullmatch(entry.name) is not None
+    if entry.name != _OLD_TUNING or not entry.is_file(follow_symlinks=False):
+        return False
+    try:
+        content = json.loads(Path(entry).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.keys() == _OLD_TUNING_KEYS
+
+
 def _entry(path: Path) -> CacheEntry:
-    files = [os.lstat(os.path.join(root, name)) for root, _, names in os.walk(path) for name in names]
+    if path.is_dir():
+        files = [os.lstat(os.path.join(root, name)) for root, _, names in os.walk(path) for name in names]
+    else:
+        files = [os.lstat(path)]
     used = max((max(file.st_atime, file.st_mtime) for file in files), default=0.0)
     return CacheEntry(path, sum(file.st_size for file in files), used)

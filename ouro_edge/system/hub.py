@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -61,17 +61,12 @@ class Resolved:
 
 
 def resolve(
-    model: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    patterns: Sequence[str] = CHECKPOINT_FILES,
-    progress: Progress | None = None,
+    model: str | os.PathLike[str], *, revision: str | None = None, progress: Progress | None = None
 ) -> Resolved:
     """The local path of a directory, a file or a hub id, which is downloaded unless the cache has it.
 
-    `revision` is a branch, tag or commit of a hub id; `patterns` are the names in the repository's top folder to fetch.
-    `progress` is called with bytes while a repository is downloaded, as far as huggingface_hub reports them; without
-    it, a terminal shows the hub's own bars.
+    `revision` is a branch, tag or commit of a hub id. `progress` is called with bytes while a repository is downloaded,
+    as far as huggingface_hub reports them; without it, a terminal shows the hub's own bars.
     HubError in one line when there is no such model or it cannot be had; RequestError for a revision of a local path.
     """
     if not isinstance(model, (str, os.PathLike)):
@@ -85,10 +80,10 @@ def resolve(
     if not isinstance(model, str):
         raise HubError(f"{text} does not exist; give a directory or a .gguf file, or a hub id as a string")
     if (chosen := _FILE_IN_REPO.fullmatch(text)) and _may_be_remote(text, chosen[2]):
-        return _from_hub(chosen[1], chosen[2], revision, (), progress)
+        return _from_hub(chosen[1], chosen[2], revision, progress)
     if _PATH.match(text) or not _REPO.fullmatch(text):
         raise HubError(f"{text!r} is {_WANTED}; check the spelling")
-    return _from_hub(text, None, revision, patterns, progress)
+    return _from_hub(text, None, revision, progress)
 
 
 def _may_be_remote(text: str, file: str) -> bool:
@@ -97,9 +92,7 @@ def _may_be_remote(text: str, file: str) -> bool:
     return safe and (":" in text or (text.count("/") == 2 and not os.path.isdir(text.split("/")[0])))
 
 
-def _from_hub(
-    repo: str, file: str | None, revision: str | None, patterns: Sequence[str], progress: Progress | None
-) -> Resolved:
+def _from_hub(repo: str, file: str | None, revision: str | None, progress: Progress | None) -> Resolved:
     # Otherwise huggingface_hub asks for a list of agents and reports which one runs it; read once, at its import.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import huggingface_hub
@@ -113,7 +106,7 @@ def _from_hub(
             bars = {"tqdm_class": _bar_class(progress)} if takes_bars else {}
             path = Path(download(repo, file, revision=revision, **bars))
             return Resolved(path, repo, path.parents[file.count("/")].name)
-        path = _snapshot(repo, revision, patterns, progress)
+        path = _snapshot(repo, revision, progress)
     except HubError:
         raise
     except Exception as problem:  # two HTTP libraries and a cache lie below, each with errors of its own
@@ -121,7 +114,7 @@ def _from_hub(
     return Resolved(path, repo, path.name)
 
 
-def _snapshot(repo: str, revision: str | None, patterns: Sequence[str], progress: Progress | None) -> Path:
+def _snapshot(repo: str, revision: str | None, progress: Progress | None) -> Path:
     """Folder of the snapshot. Small files come first: they tell a bundle from a checkpoint, and nonsense from both."""
     import huggingface_hub
 
@@ -133,15 +126,15 @@ def _snapshot(repo: str, revision: str | None, patterns: Sequence[str], progress
         )
 
     weights = _CHECKPOINT_WEIGHTS + _BUNDLE_WEIGHTS
-    path = fetch([name for name in patterns if not name.endswith(weights)], revision)
-    if "config.json" in patterns and not (path / "config.json").exists():
+    path = fetch([name for name in CHECKPOINT_FILES if not name.endswith(weights)], revision)
+    if not (path / "config.json").exists():
         raise HubError(f"{repo} holds no config.json, so it is no model that we read; name a GGUF file in it as "
                        f"{repo}:FILE.gguf")  # fmt: skip
     kind = _BUNDLE_WEIGHTS if (path / "ouro_edge.json").exists() else _CHECKPOINT_WEIGHTS
-    if large := [name for name in patterns if name.endswith(kind)]:
-        fetch(large, path.name)
-        if not any(any(path.glob(name)) for name in large):
-            raise HubError(f"{repo} holds none of {', '.join(large)}; weights in other formats are not read")
+    large = [name for name in CHECKPOINT_FILES if name.endswith(kind)]
+    fetch(large, path.name)
+    if not any(any(path.glob(name)) for name in large):
+        raise HubError(f"{repo} holds none of {', '.join(large)}; weights in other formats are not read")
     return path
 
 

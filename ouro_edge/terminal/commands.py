@@ -1,4 +1,4 @@
-"""The commands of a conversation: their names and what they say of themselves. Knows nothing else."""
+"""The commands of a conversation: their names and their help."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMMANDS = (
     Command("help", "", "this list"),
     Command("set", "[NAME VALUE]", "change a setting, or show them all; default takes it back"),
     Command("system", "[TEXT]", "change the system message, or show it; none removes it"),
-    Command("retry", "", "answer the last question anew"),
+    Command("retry", "", "answer the last question again"),
     Command("undo", "", "forget the last question and its answer"),
     Command("clear", "", "forget the conversation"),
     Command("think", "", "show the thought before the last answer"),

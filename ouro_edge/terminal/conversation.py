@@ -35,7 +35,6 @@ class Answer:
 
     tokens: list[Token] = field(default_factory=list)
     thought: str = ""
-    thought_tokens: int = 0
     text: str = ""  # without the thought
     done: Done | None = None
 
@@ -101,7 +100,6 @@ class Conversation:
             for event in events:
                 if isinstance(event, Token):
                     answer.tokens.append(event)
-                    answer.thought_tokens += splitter.in_reasoning
                     text_now = text_with_tags(event, self.model.tokenizer, self.tags)
                     said.append(text_now)
                     yield from _record(answer, splitter.push(text_now) or [("", splitter.in_reasoning)])
@@ -123,7 +121,7 @@ class Conversation:
                 self._remember(prompt, ids, answer, "".join(said[1:]))
 
     def retry(self, *, template: Mapping[str, Any], cancel: Cancel | None, **options: Any) -> Iterator[Piece | Done]:
-        """Answer the last question anew; the old answer comes back when the new one fails before its first token."""
+        """Answer the last question again; the old answer comes back when the new one fails before its first token."""
         before, last, read = self.messages, self.last, list(self._read)
         question = self.undo()
         try:

@@ -68,11 +68,12 @@ class Repl:
             name, *rest = line.split(maxsplit=1)
             command = self._commands.get(name[1:])
             if command is None:
-                raise RequestError(f"{name} is no command; /help lists them, // says a line that begins with a slash")
+                raise RequestError(f"{name} is not a command; /help lists them, // sends a line with a slash")
             command(rest[0] if rest else "")
         except RequestError as problem:
-            self.view.error(f"{problem}{'; /clear starts anew' if isinstance(problem, ContextOverflowError) else ''}")
-        except BrokenPipeError:  # nobody listens any more
+            way_out = "; /clear starts a new conversation" if isinstance(problem, ContextOverflowError) else ""
+            self.view.error(f"{problem}{way_out}")
+        except BrokenPipeError:  # the reader of the output is gone
             raise
         except (Exception, KeyboardInterrupt) as problem:
             if not self.view.lasting:
@@ -87,7 +88,7 @@ class Repl:
             raise
 
     def _say(self, text: str | None) -> None:
-        """Say something, or None to have the last question answered anew."""
+        """Say something, or answer the last question again for None."""
         talk, values = self.conversation, self._values
         said = talk.last
         template = {} if values.get("think") is None else {"enable_thinking": values["think"]}
@@ -114,7 +115,7 @@ class Repl:
             self._values = values
         table = [row for row in shown(self._values) if name in ("", row[0])]
         if not table:
-            raise RequestError(f"{name} cannot be set; /set lists what can")
+            raise RequestError(f"{name} cannot be set; /set lists the settings")
         self.view.table(table)
 
     def _system(self, text: str) -> None:
@@ -130,7 +131,7 @@ class Repl:
         self._turn(None)
         after, sampler = self.conversation.last, self._build(_generation(self._values))["sampler"]
         if before and after and before is not after and before.text == after.text and sampler.temperature == 0:
-            self.view.notice("the same again, since the likeliest token is taken: /set temp 0.7 varies it")
+            self.view.notice("the same answer, because decoding is greedy: /set temp 0.7 varies it")
 
     def _undo(self, _: str) -> None:
         self.view.notice(f"forgotten: {one_line(self.conversation.undo(), 60)}")
@@ -141,7 +142,7 @@ class Repl:
     def _think(self, _: str) -> None:
         last = self.conversation.last
         if last is None or not last.thought.strip():
-            raise RequestError("there is no thought before the last answer")
+            raise RequestError("the last answer has no reasoning")
         self.view.thought(last.thought)
 
     def _depth(self, argument: str) -> None:
@@ -149,7 +150,7 @@ class Repl:
         if last is None:
             raise RequestError("there is no answer yet")
         if argument not in ("", "table"):
-            raise RequestError(f"/depth takes nothing or table, not {argument!r}")
+            raise RequestError(f"/depth has the argument {argument!r}; expected none, or table")
         if argument == "table" or not self.view.depths(last.tokens):
             self.view.table([("token", "depth", "stops at"), *rows(last.tokens)])
 
@@ -165,21 +166,21 @@ class Repl:
             except RequestError as problem:
                 raise RequestError(f"{problem}; it will not be overwritten") from None
         if bare != argument and state_path(path).exists() and not is_saved_sequence(state_path(path)):
-            raise RequestError(f"{state_path(path)} is no saved sequence; it will not be overwritten")
+            raise RequestError(f"{state_path(path)} is not a saved sequence; it will not be overwritten")
         write_chat(path, SavedChat(talk.model.name, talk.system, talk.messages))
         if bare != argument:
             save_sequence(talk.sequence, state_path(path))
-            state_path(path).chmod(0o600)  # it holds the same words
+            state_path(path).chmod(0o600)  # it contains the same text
         self.view.notice(f"saved to {path}")
 
     def _load(self, argument: str) -> None:
         self.load(_path("load", argument))
 
 
-_SLASHES = "A line is a message; // says one that begins with a slash."
+_SLASHES = "A line is a message; // sends one that begins with a slash."
 _KEYS = (
     "Enter sends, Alt-Enter (or Esc, Enter) begins a new line, arrows walk through history; "
-    "Ctrl-C stops an answer; // says a line that begins with a slash."
+    "Ctrl-C stops an answer; // sends a line that begins with a slash."
 )
 
 
@@ -190,7 +191,7 @@ def _generation(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _path(command: str, argument: str) -> Path:
     if not argument:
-        raise RequestError(f"/{command} wants the name of a file")
+        raise RequestError(f"/{command} needs the name of a file")
     try:
         return Path(argument).expanduser()
     except RuntimeError as problem:

@@ -45,24 +45,24 @@ def read_chat(path: Path) -> SavedChat:
     """Read a conversation. RequestError in one line for what is none, is damaged or of another version."""
     data = read_json_object(path, RequestError)
     if data.get("format") != _FORMAT or data.get("version") != _VERSION:
-        raise RequestError(f"{path} is no conversation of version {_VERSION}, as /save writes it")
+        raise RequestError(f"{path} is not a conversation of version {_VERSION}; expected a file that /save wrote")
     system, messages = data.get("system"), data.get("messages")
     if system is not None and not isinstance(system, str):
-        raise RequestError(f"{path} has the system message {system!r:.60}; wanted text")
+        raise RequestError(f"{path} has the system message {system!r:.60}; expected text")
     if not isinstance(messages, list):
         raise RequestError(f"{path} has no list of messages")
     if len(messages) % 2:
-        raise RequestError(f"{path} ends with a question: wanted questions and answers in turns")
+        raise RequestError(f"{path} ends with a question; expected questions and answers in turns")
     return SavedChat(str(data.get("model")), system, [_message(path, i, m) for i, m in enumerate(messages)])
 
 
 def state_path(path: Path) -> Path:
-    """Where the state of the sequence lies, when it was saved too."""
+    """The path of the sequence's state, which /save --kv writes."""
     return path.with_name(f"{path.name}.kv")
 
 
 def _message(path: Path, at: int, message: Any) -> dict[str, str]:
     role = _ROLES[at % 2]
     if not isinstance(message, dict) or message.get("role") != role or not isinstance(message.get("content"), str):
-        raise RequestError(f"{path}: message {at + 1} is not of the {role}, with a text as its content")
+        raise RequestError(f"{path}: message {at + 1} is not of the {role}; expected that role and a text")
     return {"role": role, "content": message["content"]}

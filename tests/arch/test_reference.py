@@ -38,7 +38,8 @@ def test_every_step(golden, model, row):
 def test_thresholds(golden, model, row, threshold):
     config, weights = model
     steps = reference.run(config, weights, golden["input_ids"][row])
-    chosen = reference.select(steps.hidden, reference.exit_depths(steps.gate_logits, float(threshold)))
+    depths = reference.exit_depths(steps.gate_logits, float(threshold))
+    chosen = steps.hidden[depths - 1, np.arange(len(depths))]  # [T, C], each position at its own depth
     np.testing.assert_allclose(reference.head(weights, chosen), golden[f"logits_threshold_{threshold}"][row], atol=1e-4)
 
 

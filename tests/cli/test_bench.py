@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from ouro_edge.cli import main
+from ouro_edge.cli.bench import fastest_threads
 from ouro_edge.measure import bandwidth
 
 
@@ -60,10 +63,44 @@ def test_empty_lists_elsewhere_mean_the_default():
     assert [(s["test"]["context"], s["test"]["depth"]) for s in run["speeds"]] == [(0, 1), (0, 2), (0, 3), (0, 4)]
 
 
+def test_a_list_of_thread_counts_is_compared():
+    options = "-p 5 -n 3 --depths 1,2 --threads 1,2 --repeat 1".split()
+    result = bench(*options)
+    assert result.exit_code == 0, result.output
+    *_, prefill, decode, last = result.stdout.strip().split("\n\n")
+    for table in (prefill, decode):
+        assert [line.split()[1] for line in table.split("\n")] == ["threads", "1", "1", "2", "2"]
+    assert re.fullmatch(r"fastest: --threads [12] for prefill, --threads [12] for decode", last)
+    report = json.loads(bench(*options, "--json").stdout)
+    assert report["fastest_threads"] == {kind: fastest_threads(report["runs"], kind) for kind in ("prefill", "decode")}
+
+
+def test_nothing_is_named_where_nothing_is_compared():
+    result = bench(*"-p 5 -n 3 --depths 1 --threads 1 --kv fp32,int8 --repeat 1".split())
+    assert result.exit_code == 0 and "fastest" not in result.stdout
+    report = json.loads(bench("-p", "", *"-n 3 --depths 1 --threads 1,2 --repeat 1 --json".split()).stdout)
+    assert report["fastest_threads"]["prefill"] is None and report["fastest_threads"]["decode"] in (1, 2)
+
+
+def run_of(threads: int, **seconds: list[list[float]]) -> dict[str, Any]:
+    """One run as the JSON has it; for each kind the seconds of each repeat of each test."""
+    speeds = [{"test": {"kind": kind}, "seconds": times} for kind, tests in seconds.items() for times in tests]
+    return {"threads": threads, "speeds": speeds}
+
+
+def test_the_fastest_count_has_the_least_sum_of_medians():
+    one = run_of(1, prefill=[[4.0, 5.0, 90.0]], decode=[[1.0], [3.0]])
+    two = run_of(2, prefill=[[3.0, 4.0, 4.0]], decode=[[2.0], [3.0]])
+    assert fastest_threads([one, two], "prefill") == 2 and fastest_threads([two, one], "decode") == 1
+    # Over several KV types, the sum over all of them counts.
+    assert fastest_threads([one, run_of(1, prefill=[[1.0]]), two, run_of(2, prefill=[[9.0]])], "prefill") == 1
+    assert fastest_threads([one, one], "decode") is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["-p", "5,x"], "no list of whole numbers"),
+        (["-p", "5,x"], "is not a list of whole numbers"),
         (["-n", "0"], "below 1"),
         (["-p", "", "-n", ""], "nothing to time"),
         (["-p", ",", "-n", ","], "nothing to time"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -66,6 +67,21 @@ def test_clearing_asks_and_leaves_all_else(home, tmp_path):
 def test_one_entry_is_cleared_by_its_name(home):
     assert cache("--clear", "--yes", COPY).stdout == f"deleted {COPY}\n"
     assert not (home / COPY).exists() and (home / MODEL).is_dir()
+
+
+def test_the_thread_counts_of_earlier_versions_are_cleared(tmp_path, monkeypatch):
+    monkeypatch.setenv("OURO_EDGE_CACHE", str(tmp_path))
+    old = {"version": 1, "cpu": "a", "cpus": 2, "onnxruntime": "1.29", "threads": 2, "measured": {}}
+    (tmp_path / "tune.json").write_text(json.dumps(old))
+    assert cache().stdout.splitlines()[1].split()[0] == "tune.json"
+    assert cache("--clear", "--yes").stdout == "deleted tune.json\n" and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 1, "threads": 2}', "[" * 100_000])
+def test_another_file_of_that_name_is_not_ours(tmp_path, monkeypatch, content):
+    monkeypatch.setenv("OURO_EDGE_CACHE", str(tmp_path))
+    (tmp_path / "tune.json").write_text(content)
+    assert cache("--clear", "--yes").stdout == f"nothing is in {tmp_path}\n" and (tmp_path / "tune.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -127,14 +127,14 @@ def test_chat_answers_line_by_line(talker):
     first, second = result.stdout.splitlines()[:2]
     assert result.exit_code == 0
     assert first == second and len(result.stdout.splitlines()) == 2
-    assert "/nonsense is no command" in result.stderr
+    assert "/nonsense is not a command" in result.stderr
 
 
 def test_a_failed_turn_in_a_pipe_is_told_by_the_exit_code(talker):
     result = ouro("chat", talker, "--ctx", 12, stdin="hello there, how are you today my friend\n")
-    assert result.exit_code == 1 and "/clear starts anew" in result.stderr
+    assert result.exit_code == 1 and "/clear starts a new conversation" in result.stderr
     slash = ouro("chat", talker, "-n", 2, stdin="//etc\n")
-    assert slash.exit_code == 0 and "no command" not in slash.stderr
+    assert slash.exit_code == 0 and "not a command" not in slash.stderr
 
 
 def test_what_nobody_thought_of_is_one_line_too(talker, monkeypatch):
@@ -188,6 +188,18 @@ def test_inspect_names_what_matters(talker, bundle_of):
         facts = json.loads(ouro("inspect", source, "--json").stdout)
         assert facts["loops"] == 4 and facts["exit gate"] == "yes"
     assert "down_proj" in ouro("inspect", bundle_of(precision="int4"), "--tensors").stdout
+
+
+def test_the_built_in_model_is_inspected_and_verified_when_none_is_named(monkeypatch):
+    result = ouro("inspect", "--json")
+    assert result.exit_code == 0 and "built-in model" in result.stderr
+    assert json.loads(result.stdout) == json.loads(ouro("inspect", loading.default_model(), "--json").stdout)
+    result = ouro("verify", "--tokens", 4)
+    assert result.exit_code == 0 and "built-in model" in result.stderr and "logits after loop 4" in result.stdout
+    monkeypatch.setattr(loading, "default_model", lambda: None)
+    for command in ("inspect", "verify"):
+        result = ouro(command)
+        assert result.exit_code == 1 and "this build has no built-in model" in result.stderr
 
 
 def test_inspect_shows_the_gate_that_will_be_used(bundle_of, tmp_path):

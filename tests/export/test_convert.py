@@ -13,7 +13,6 @@ from models import GOLDEN, write_checkpoint
 
 import ouro_edge
 from ouro_edge.bundle.directory import is_bundle, open_bundle
-from ouro_edge.cli import main
 from ouro_edge.errors import BundleError, ExportError
 from ouro_edge.export.exporter import export_bundle
 from ouro_edge.export.open_checkpoint import open_checkpoint
@@ -90,13 +89,6 @@ def test_a_step_that_fails_leaves_what_was_there_before(tmp_path, error, wanted)
             ouro_edge.export(GOLDEN, calibration=None, steps=[fail], **options)
     assert open_bundle(tmp_path / "out").manifest.recipe == "int8"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_files_for_genai_are_published_with_the_model(tmp_path):
-    with pytest.raises(SystemExit) as ended:
-        main(["export", str(GOLDEN), str(tmp_path / "out"), "--format", "genai", "--no-calibration"])
-    assert ended.value.code == 0
-    assert {"genai.onnx", "genai_config.json", "ouro_edge.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
 def test_a_cached_conversion_without_kv_ranges_is_made_again(tmp_path, monkeypatch):

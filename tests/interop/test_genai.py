@@ -6,10 +6,10 @@ import shutil
 
 import numpy as np
 import pytest
+from genai_example import write_genai
 
 import ouro_edge
 from ouro_edge.bundle.directory import open_bundle
-from ouro_edge.integrations.genai import write_genai
 from ouro_edge.loading import default_model
 
 og = pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")

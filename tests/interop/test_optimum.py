@@ -1,17 +1,13 @@
-"""optimum's doors, in an environment that has optimum (docs/optimum.md): everywhere else these tests are skipped.
+"""optimum's command line, in an environment that has optimum (docs/optimum.md); in others these tests are skipped.
 
-The commands run as a user runs them, so the package must be installed there, at least as editable.
+The commands run as a user runs them, so ouro-edge and optimum-ouro-edge must be installed there.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import subprocess
 import sys
 from argparse import ArgumentParser
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -25,15 +21,11 @@ pytest.importorskip("optimum.version", reason="optimum is not installed")
 pytestmark = pytest.mark.optimum
 PROMPT, ANSWER = 12, 24
 
-needs_optimum_onnx = pytest.mark.skipif(
-    find_spec("optimum.onnxruntime") is None, reason="optimum-onnx is not installed"
-)
 
-
-def optimum_cli(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def optimum_cli(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run optimum-cli with this interpreter."""
     command = [sys.executable, "-m", "optimum.commands.optimum_cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def schemes(model: Path) -> set[Scheme | None]:
@@ -66,7 +58,7 @@ def test_options_reach_the_export(tmp_path):
     ("arguments", "says"),
     [
         (("-m", "no/such/model"), "neither a directory"),
-        (("-m", str(GOLDEN), "-p", "int3"), "wanted one of int4, int8, fp32"),
+        (("-m", str(GOLDEN), "-p", "int3"), "expected one of int4, int8, fp32"),
         (("-m", str(GOLDEN.parent)), "config.json"),
     ],
 )
@@ -103,40 +95,3 @@ def test_optimum_cli_still_starts_at_once():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "ouro-edge" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
-
-
-@pytest.fixture(scope="module")
-def whole_model(tmp_path_factory):
-    """The golden checkpoint with modelling code beside it, exported by `optimum-cli export onnx`."""
-    root = tmp_path_factory.mktemp("whole")
-    checkpoint = shutil.copytree(GOLDEN, root / "checkpoint")
-    shutil.copy(Path(__file__).with_name("modeling_ouro.py"), checkpoint)
-    config = json.loads((checkpoint / "config.json").read_text())
-    config["auto_map"] = {
-        "AutoConfig": "modeling_ouro.OuroConfig",
-        "AutoModelForCausalLM": "modeling_ouro.OuroForCausalLM",
-    }
-    (checkpoint / "config.json").write_text(json.dumps(config))
-    options = ("--task", "text-generation-with-past", "--trust-remote-code")
-    done = optimum_cli("export", "onnx", "-m", checkpoint, *options, root / "model", HF_HOME=str(root / "hf"))
-    assert done.returncode == 0, done.stderr
-    return root / "model"
-
-
-@needs_optimum_onnx
-@pytest.mark.filterwarnings("ignore")  # torch's and transformers' own
-def test_whole_model_in_onnxruntime(whole_model, golden, monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path))
-    import torch
-    from optimum.onnxruntime import ORTModelForCausalLM
-
-    model = ORTModelForCausalLM.from_pretrained(whole_model, trust_remote_code=True)
-    slots = model.config.num_hidden_layers * model.config.total_ut_steps
-    assert len(model.key_value_input_names) == len(model.key_value_output_names) == 2 * slots
-
-    ids = torch.tensor(golden["input_ids"])
-    logits = model(ids, attention_mask=torch.ones_like(ids)).logits
-    torch.testing.assert_close(logits, torch.tensor(golden["logits_step4"]), atol=1e-3, rtol=0)
-    answers = model.generate(ids[:, :PROMPT], max_new_tokens=ANSWER, do_sample=False, eos_token_id=None)
-    for row, answer in enumerate(answers[:, PROMPT:].tolist()):
-        assert answer == golden[f"greedy_threshold_1.0_row{row}"].tolist()

@@ -118,5 +118,5 @@ def test_from_dict_is_strict(change: dict[str, Any], named: str) -> None:
 
 @pytest.mark.parametrize("data", [None, [], "int4"])
 def test_a_scheme_that_is_no_object_is_named(data: object) -> None:
-    with pytest.raises(BundleError, match="wanted a JSON object"):
+    with pytest.raises(BundleError, match="expected a JSON object"):
         Scheme.from_dict(data)

@@ -7,10 +7,11 @@ import time
 from typing import Any
 
 import pytest
+from toy_text import CHATML
 
 from ouro_edge.errors import RequestError, TemplateError
 from ouro_edge.runtime.text import chat_template as template
-from ouro_edge.runtime.text.chat_template import CHATML, ChatTemplate
+from ouro_edge.runtime.text.chat_template import ChatTemplate
 
 HI = [{"role": "user", "content": "hi"}]
 

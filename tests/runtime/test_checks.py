@@ -37,7 +37,6 @@ CALLS = {
     "run_until_exit": lambda model, value: model.new_sequence().run_until_exit(value),
     "decode": lambda model, value: model.tokenizer.decode(value),
     "token_id": lambda model, value: model.tokenizer.token_id(value),
-    "from_file": lambda model, value: ouro_edge.Tokenizer.from_file(value),
     "cache": lambda model, value: ouro_edge.PrefixCache(value, 1),
     "checkout": lambda model, value: ouro_edge.PrefixCache(model, 1).checkout(value),
     "checkin": lambda model, value: ouro_edge.PrefixCache(model, 1).checkin(value),
@@ -82,7 +81,7 @@ def test_refused_in_one_line(model, call, value):
     with pytest.raises(OuroEdgeError) as refused:
         CALLS[call](model, value)
     assert "\n" not in str(refused.value)
-    assert call in ("load", "from_file") or isinstance(refused.value, RequestError)
+    assert call == "load" or isinstance(refused.value, RequestError)
 
 
 @pytest.mark.parametrize("call", ["generate", "score", "forward"])

@@ -23,7 +23,7 @@ def test_depth_one_follows_the_dequantised_reference(checkpoint_of, bundle_of, p
     checkpoint = checkpoint_of(tie_word_embeddings=tied, hidden_size=72, intermediate_size=200)
     path = bundle_of(checkpoint, precision, block_size=block_size, symmetric=symmetric)
     weights = StoredWeights(open_bundle(path))
-    steps = reference.run(weights._bundle.config, weights, np.array(PROMPT), loops=1)
+    steps = reference.run(weights._bundle.config, weights, np.array(PROMPT))
     wanted = reference.head(weights, steps.hidden[0])
     with ouro_edge.load(path) as model:
         found = model.forward(PROMPT, exit=FixedDepth(1)).logits

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sampling import distribution
 
 from ouro_edge.errors import RequestError
 from ouro_edge.runtime.sampling.sampler import Sampler
@@ -70,13 +71,13 @@ def test_default_is_greedy_and_reports_the_models_logprob() -> None:
 def test_ties_go_to_the_lowest_id() -> None:
     logits = row(0, 5, 5, 5, 1)
     assert Sampler().start().pick(logits)[0] == 1
-    assert np.flatnonzero(Sampler(temperature=1, top_k=2).start().distribution(logits)).tolist() == [1, 2]
-    assert np.flatnonzero(Sampler(temperature=1, top_p=0.4).start().distribution(logits)).tolist() == [1, 2]
+    assert np.flatnonzero(distribution(Sampler(temperature=1, top_k=2).start(), logits)).tolist() == [1, 2]
+    assert np.flatnonzero(distribution(Sampler(temperature=1, top_p=0.4).start(), logits)).tolist() == [1, 2]
 
 
 def test_many_ties_go_to_the_lowest_ids_too() -> None:
     logits = row(*(3.0 * (i % 3 == 0) for i in range(900)))
-    found = Sampler(temperature=1, top_k=400, top_p=0.5).start().distribution(logits)
+    found = distribution(Sampler(temperature=1, top_k=400, top_p=0.5).start(), logits)
     assert np.flatnonzero(found).tolist() == [3 * i for i in range(153)]  # half of 300 e^3 + 100
 
 
@@ -103,25 +104,25 @@ def test_logprob_ignores_everything_but_the_model() -> None:
     ],
 )
 def test_filters_by_hand(options: dict[str, Any], expected: list[float]) -> None:
-    found = Sampler(temperature=1, **options).start().distribution(logs(0.5, 0.3, 0.15, 0.05))
+    found = distribution(Sampler(temperature=1, **options).start(), logs(0.5, 0.3, 0.15, 0.05))
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_repetition_penalty_divides_positive_and_multiplies_negative_logits() -> None:
     logits = row(4, 4, -4, -4)
-    found = Sampler(temperature=1, repetition_penalty=2).start().distribution(logits, [0, 2, 0, 2])
+    found = distribution(Sampler(temperature=1, repetition_penalty=2).start(), logits, [0, 2, 0, 2])
     np.testing.assert_allclose(found, softmax(row(2, 4, -8, -4)), rtol=1e-12)
     assert Sampler(repetition_penalty=2).start().pick(logits, {0})[0] == 1
 
 
 def test_bias_comes_before_the_penalty() -> None:
-    found = Sampler(temperature=1, repetition_penalty=2, logit_bias={0: 3.0}).start().distribution(row(-1, 0), {0})
+    found = distribution(Sampler(temperature=1, repetition_penalty=2, logit_bias={0: 3.0}).start(), row(-1, 0), {0})
     np.testing.assert_allclose(found, softmax(row(1, 0)), rtol=1e-12)
 
 
 def test_temperature_comes_before_the_filters() -> None:
-    flat = Sampler(temperature=100, min_p=0.9).start().distribution(row(5, 0))
+    flat = distribution(Sampler(temperature=100, min_p=0.9).start(), row(5, 0))
     assert np.count_nonzero(flat) == 2
 
 
@@ -149,7 +150,7 @@ def test_distribution_matches_the_plain_definition(
         repetition_penalty=penalty,
         logit_bias={0: 1.7} if biased else {},
     )
-    found = sampler.start().distribution(logits, seen)
+    found = distribution(sampler.start(), logits, seen)
     np.testing.assert_allclose(found, oracle(logits, seen, sampler), atol=1e-9)
     token, logprob = sampler.start().pick(logits, seen)
     assert found[token] > 0
@@ -160,7 +161,7 @@ def test_large_flat_vocabulary_needs_more_than_one_guess() -> None:
     rng = np.random.default_rng(0)
     logits = rng.permutation(np.linspace(0, 0.5, 9000)).astype(np.float32)
     sampler = Sampler(temperature=1, top_p=0.7)
-    np.testing.assert_allclose(sampler.start().distribution(logits), oracle(logits, set(), sampler), atol=1e-12)
+    np.testing.assert_allclose(distribution(sampler.start(), logits), oracle(logits, set(), sampler), atol=1e-12)
 
 
 def test_pick_draws_from_the_distribution() -> None:
@@ -168,7 +169,7 @@ def test_pick_draws_from_the_distribution() -> None:
     sampling = Sampler(temperature=0.8, top_k=8, top_p=0.95, seed=3).start()
     n = 8_000
     counts = np.bincount([sampling.pick(logits)[0] for _ in range(n)], minlength=12)
-    expected = sampling.distribution(logits)
+    expected = distribution(sampling, logits)
     assert not counts[expected == 0].any()
     kept = expected > 0
     chi2 = float((((counts - n * expected) ** 2)[kept] / (n * expected[kept])).sum())
@@ -187,10 +188,10 @@ def test_seed_makes_answers_repeatable_and_none_does_not() -> None:
     assert draw(None) != draw(None)
 
 
-def test_distribution_draws_nothing() -> None:
+def test_survivors_draw_nothing() -> None:
     logits = np.zeros(1000, np.float32)
     one, other = Sampler(temperature=1, seed=1).start(), Sampler(temperature=1, seed=1).start()
-    one.distribution(logits)
+    one.survivors(logits, ())
     assert one.pick(logits) == other.pick(logits)
 
 
@@ -213,7 +214,7 @@ def test_the_same_noise_chooses_alike_from_similar_distributions() -> None:
     logits = rng.normal(size=50).astype(np.float32)
     near = (logits + rng.normal(scale=0.2, size=50)).astype(np.float32)
     sampling = Sampler(temperature=1, seed=0).start()
-    distance = np.abs(sampling.distribution(logits) - sampling.distribution(near)).sum() / 2
+    distance = np.abs(distribution(sampling, logits) - distribution(sampling, near)).sum() / 2
     noises = [sampling.draw(50) for _ in range(2000)]
     alike = np.mean([sampling.pick(logits, noise=n)[0] == sampling.pick(near, noise=n)[0] for n in noises])
     assert alike > (1 - distance) / (1 + distance) - 0.03
@@ -221,7 +222,7 @@ def test_the_same_noise_chooses_alike_from_similar_distributions() -> None:
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-6, 1e300])
 def test_extreme_temperatures(temperature: float) -> None:
-    found = Sampler(temperature=temperature).start().distribution(row(3e38, -3e38, 3e38))
+    found = distribution(Sampler(temperature=temperature).start(), row(3e38, -3e38, 3e38))
     assert found.sum() == pytest.approx(1)
     assert found[0] == found[2]
 
@@ -236,8 +237,6 @@ def test_damaged_logits_are_refused(options: dict[str, float], logits: Row) -> N
     sampling = Sampler(**options).start()  # type: ignore[arg-type]
     with pytest.raises(RequestError, match=r"logit"):
         sampling.pick(logits)
-    with pytest.raises(RequestError, match=r"logit"):
-        sampling.distribution(logits)
 
 
 @pytest.mark.parametrize(

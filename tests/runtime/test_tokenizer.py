@@ -6,7 +6,6 @@ import json
 import threading
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -299,12 +298,9 @@ def test_what_is_no_text_is_refused(text: Any, special: bool) -> None:
     ],
     ids=range(6),
 )
-def test_damaged_files_are_refused_in_one_line(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "tokenizer.json"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(BundleError, match=r"tokenizer\.json is no tokenizer") as caught:
-        Tokenizer.from_file(path)
-    assert str(path) in str(caught.value)
+def test_damaged_files_are_refused_in_one_line(text: str) -> None:
+    with pytest.raises(BundleError, match=r"^a/tokenizer\.json is no tokenizer") as caught:
+        Tokenizer.from_json(text, name="a/tokenizer.json")
     assert "\n" not in str(caught.value)
 
 
@@ -327,16 +323,3 @@ def test_an_interrupt_is_no_damaged_tokenizer(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Tokenizer, "__init__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Tokenizer.from_json(byte_level().to_str())
-
-
-def test_files_are_read_and_missing_ones_named(tmp_path: Path) -> None:
-    path = tmp_path / "tokenizer.json"
-    with pytest.raises(BundleError, match="is missing"):
-        Tokenizer.from_file(path)
-    with pytest.raises(BundleError, match="cannot be read"):
-        Tokenizer.from_file(tmp_path)
-    path.write_bytes(b"\xff\xfe")
-    with pytest.raises(BundleError, match="cannot be read"):
-        Tokenizer.from_file(path)
-    byte_level().save(str(path))
-    assert Tokenizer.from_file(path).encode("Paris") == byte_level().encode("Paris").ids

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from toy_text import CHATML
 
 from ouro_edge.errors import TemplateError
-from ouro_edge.runtime.text.chat_template import CHATML, ChatTemplate
+from ouro_edge.runtime.text.chat_template import ChatTemplate
 from ouro_edge.server.http.errors import ApiError
 from ouro_edge.server.http.fields import Fields
 from ouro_edge.server.openai.messages import read_messages, read_template_variables, render
@@ -45,7 +46,7 @@ def test_tools_calls_and_their_results_reach_the_template():
 def test_a_template_that_shows_no_tools_can_only_be_forced():
     messages = [{"role": "user", "content": "hello"}]
     blind, tools = ChatTemplate(CHATML), read_tools(Fields({"tools": [TOOL]}, ""))
-    with pytest.raises(TemplateError, match="shows it no tools"):
+    with pytest.raises(TemplateError, match="does not show it tools"):
         render(blind, messages, tools, {})
     forced = read_tools(Fields({"tools": [TOOL], "tool_choice": "required"}, ""))
     assert render(blind, messages, forced, {}) == render(blind, messages, Tools(), {})
@@ -53,5 +54,5 @@ def test_a_template_that_shows_no_tools_can_only_be_forced():
 
 @pytest.mark.parametrize("name", ["self", "messages", "tools", "add_generation_prompt"])
 def test_some_variables_are_not_for_clients(name):
-    with pytest.raises(ApiError, match="not for you"):
+    with pytest.raises(ApiError, match="name that is not reserved"):
         read_template_variables(Fields({"chat_template_kwargs": {name: True}}, ""))

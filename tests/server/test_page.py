@@ -85,7 +85,9 @@ def test_a_first_visit_shows_deeper_answers_to_harder_questions(page):
         answer.locator(".actions").wait_for()
         assert answer.locator(".tok").first.inner_text() == ["Ben", "Cleo", "Dan"][hops]
         depths.append(int(re.search(r"took (\d) of 4 loops", answer.locator(".path .caption").inner_text())[1]))
-        assert re.search(r"2 tokens · .+ · mean depth [\d.]+ · \d+ loops run, \d+ (saved|caught up)", answer.inner_text())
+        assert re.search(
+            r"2 tokens · .+ · mean depth [\d.]+ · \d+ loops run, \d+ (saved|caught up)", answer.inner_text()
+        )
         page.click("#new")
     assert depths == sorted(depths) and depths[0] < depths[-1]
     assert page.locator("#welcome").is_visible() and page.locator("#legend i").count() == 4

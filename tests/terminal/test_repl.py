@@ -95,8 +95,8 @@ def test_set_shows_what_is_set(nano):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("/nonsense", "is no command"),
-        ("/etc/passwd", "is no command"),
+        ("/nonsense", "is not a command"),
+        ("/etc/passwd", "is not a command"),
         ("/set luck 3", "cannot be set"),
         ("/set luck", "cannot be set"),
         ("/set temp hot", "expected a number from 0 to 100, or default"),
@@ -108,7 +108,7 @@ def test_set_shows_what_is_set(nano):
         ("/undo", "nothing has been said"),
         ("/retry", "nothing has been said"),
         ("/depth", "no answer yet"),
-        ("/think", "no thought"),
+        ("/think", "no reasoning"),
         ("/save", "name of a file"),
         ("/save --kv", "name of a file"),
         ("/load", "name of a file"),
@@ -138,7 +138,7 @@ def test_help_names_every_command(nano):
 def test_undo_retry_and_a_slash(nano):
     view, repl = hold(nano, QUESTION, "/retry", "//etc", "/undo")
     assert view.answers[:2] == ["Cleo", "Cleo"] and len(view.answers) == 3
-    assert any("the same again" in line for line in view.said) and view.said[-1] == "forgotten: /etc"
+    assert any("the same answer" in line for line in view.said) and view.said[-1] == "forgotten: /etc"
     assert len(repl.conversation.messages) == 2
 
 
@@ -216,7 +216,7 @@ def test_a_closed_pipe_ends_it(nano, monkeypatch):
 
 def test_a_full_context_says_what_to_do(talker):
     view, repl = hold(talker, "x" * 5000)
-    assert view.errors[0].endswith("; /clear starts anew") and repl.failed
+    assert view.errors[0].endswith("; /clear starts a new conversation") and repl.failed
 
 
 def test_a_thought_can_be_shown(scripted):

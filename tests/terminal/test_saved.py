@@ -51,7 +51,7 @@ TURN = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         ("not json", "JSON"),
         ("[]", "wanted a JSON object"),
         ({**GOOD, "version": 2}, "version 1"),
-        ({**GOOD, "format": "x"}, "no conversation"),
+        ({**GOOD, "format": "x"}, "is not a conversation"),
         ({**GOOD, "system": 5}, "system message 5"),
         ({**GOOD, "messages": "x"}, "no list of messages"),
         ({**GOOD, "messages": TURN[:1]}, "ends with a question"),

@@ -101,21 +101,20 @@ def write_gguf(
     kind: GGMLQuantizationType,
     metadata: Mapping[str, Any],
     *,
-    arch: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Write a model to the file `out`; `metadata` is added to the config's, and `kind` names the file's type.
 
-    Values of metadata are strings, bools, NumPy scalars and arrays, and lists of strings. `arch` defaults to the
-    config's. ExportError when `out` exists or cannot be written; an earlier file is replaced at the very end.
+    Values of metadata are strings, bools, NumPy scalars and arrays, and lists of strings. ExportError when `out` exists
+    or cannot be written; an earlier file is replaced at the very end.
     """
     out = Path(os.path.realpath(out))
     if os.path.exists(out) and not (overwrite and out.is_file()):
         raise ExportError(f"{out} exists; choose another name" + ("" if out.is_dir() else " or pass --overwrite"))
     try:
         with parent_directories(out), atomic_write(out) as file:  # the gguf library opens the path itself
-            _write(Path(file.name), config, tensors, kind, metadata, arch or config.model_type, progress)
+            _write(Path(file.name), config, tensors, kind, metadata, progress)
     except OSError as problem:
         raise ExportError(f"{out} cannot be written: {problem.strerror or problem}; nothing was kept") from None
 
@@ -126,15 +125,14 @@ def _write(
     tensors: TensorSource,
     kind: GGMLQuantizationType,
     metadata: Mapping[str, Any],
-    arch: str,
     progress: Progress | None,
 ) -> None:
-    writer = GGUFWriter(path, arch)
+    writer = GGUFWriter(path, config.model_type)
     shapes = {name: shape for name, shape in tensor_shapes(config).items() if not name.startswith("exit_gate")}
     try:
         writer.add_file_type(_FILE_TYPES[kind])
         writer.add_quantization_version(2)
-        for key, value in (_config_metadata(config, arch) | _gate_metadata(config, tensors) | dict(metadata)).items():
+        for key, value in (_config_metadata(config) | _gate_metadata(config, tensors) | dict(metadata)).items():
             add_pair(writer, key, value)
         for name, shape in shapes.items():
             stored = tensors.kind(name)
@@ -168,7 +166,8 @@ def _tensor(config: ModelConfig, tensors: TensorSource, name: str, shape: tuple[
     return np.ascontiguousarray(whole)
 
 
-def _config_metadata(config: ModelConfig, arch: str) -> dict[str, Any]:
+def _config_metadata(config: ModelConfig) -> dict[str, Any]:
+    arch = config.model_type
     counts = {
         "block_count": config.num_layers,
         "context_length": config.max_positions,

@@ -1,1 +1,1 @@
-"""ONNX graphs of the shared block, the head, the prefill copy and the unrolled model."""
+"""ONNX graphs of the shared block, the head and the prefill copy."""

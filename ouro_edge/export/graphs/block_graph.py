@@ -14,7 +14,7 @@ from ouro_edge.arch.config import ModelConfig
 from ouro_edge.arch.weights import head_tensor
 from ouro_edge.bundle.bundle import cache_head_dim
 from ouro_edge.bundle.tensors import TensorSpec
-from ouro_edge.export.graphs.builder import CACHE_TYPES, GraphBuilder
+from ouro_edge.export.graphs.builder import CACHE_TYPES, MICROSOFT, GraphBuilder
 
 
 def block_graph(
@@ -61,7 +61,7 @@ def block_graph(
         weight, bias = (g.initializer(f"exit_gate.{part}", "values") for part in ("weight", "bias"))
         g.inputs(weight, "float32", [1, config.hidden_size])
         g.inputs(bias, "float32", [1])
-        g.node("Add", [g.node("FusedMatMul", [normed, weight], domain=True, transB=1), bias], "exit_logit")
+        g.node("Add", [g.node("FusedMatMul", [normed, weight], domain=MICROSOFT, transB=1), bias], "exit_logit")
     return g.model("ouro_edge_block")
 
 

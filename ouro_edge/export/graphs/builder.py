@@ -21,7 +21,8 @@ from ouro_edge.bundle.directory import DATA_FILE
 from ouro_edge.bundle.manifest import StoredArray
 from ouro_edge.bundle.tensors import ArraySpec, TensorSpec
 
-OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+MICROSOFT = "com.microsoft"  # the domain of onnxruntime's own operators
+OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid(MICROSOFT, 1)]
 IR_VERSION = 10  # the oldest that carries opset 21, so that older onnxruntime loads it
 _TYPES = {
     "float32": TensorProto.FLOAT,
@@ -37,10 +38,11 @@ INT8_COMPUTE = 4
 class GraphBuilder:
     """Collects nodes, values and the initializers that nodes name."""
 
-    accuracy_level = INT8_COMPUTE
-
     def __init__(self, config: ModelConfig, tensors: Mapping[str, TensorSpec], kv: str = "fp32", rank: int = 3) -> None:
-        self.config, self.tensors, self.kv, self.rank = config, tensors, kv, rank
+        self.config = config
+        self.tensors = tensors
+        self.kv = kv
+        self.rank = rank  # axes of what `linear` gets: [B, T, C] or [T, C]
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._in: list[onnx.ValueInfoProto] = []
@@ -52,14 +54,20 @@ class GraphBuilder:
     def outputs(self, name: str, dtype: str, shape: list[Any]) -> None:
         self._out.append(_value(name, dtype, shape))
 
-    def node(self, op: str, inputs: list[str], *outputs: str, domain: bool = False, **attributes: Any) -> str:
+    def node(self, op: str, inputs: list[str], *outputs: str, domain: str = "", **attributes: Any) -> str:
+        """Append an operator of `domain` ("" is ONNX's own) and return the name of its first output."""
         index = len(self._nodes)
         outputs = outputs or (f"{op}_{index}",)
-        where = "com.microsoft" if domain else ""
-        self._nodes.append(helper.make_node(op, inputs, list(outputs), f"{op}_{index}", domain=where, **attributes))
+        self._nodes.append(helper.make_node(op, inputs, list(outputs), f"{op}_{index}", domain=domain, **attributes))
         return outputs[0]
 
     def initializer(self, tensor: str, part: str) -> str:
+        """The name of one array of a stored tensor, as an initializer.
+
+        A tensor [N, K] has the parts `values` (float32), or `packed`, `scales` and unless symmetric `zero_points` (see
+        `Scheme.parts`), with `offsets` [N, blocks] where a GGUF type adds a number to each block, or `columns` [K, N]
+        int8 and `column_scales` [N] (prefill weights).
+        """
         name = f"{tensor}.{part}"
         self._initializers.setdefault(name, external(name, self.tensors[tensor].parts[part]))
         return name
@@ -86,7 +94,7 @@ class GraphBuilder:
         inputs = [residual, x, self.initializer(weight, "values")]
         names = (f"normed_{index}", "", "", total)
         op = "SkipSimplifiedLayerNormalization"
-        return self.node(op, inputs, *names, domain=True, epsilon=self.config.rms_norm_eps), total
+        return self.node(op, inputs, *names, domain=MICROSOFT, epsilon=self.config.rms_norm_eps), total
 
     def linear(self, x: str, weight: str, *outputs: str) -> str:
         """x @ weight.T in the format that the tensor is stored in."""
@@ -95,7 +103,8 @@ class GraphBuilder:
             return self.node("Concat", parts, *outputs, axis=-1)
         tensor = self.tensors[weight]
         if tensor.scheme is None:
-            return self.node("FusedMatMul", [x, self.initializer(weight, "values")], *outputs, domain=True, transB=1)
+            inputs = [x, self.initializer(weight, "values")]
+            return self.node("FusedMatMul", inputs, *outputs, domain=MICROSOFT, transB=1)
         if "offsets" in tensor.parts:
             return self.with_offsets(x, weight, *outputs)
         return self.matmul_nbits(x, weight, *outputs)
@@ -107,7 +116,7 @@ class GraphBuilder:
         blocked = self.node("Reshape", [x, self.constant([*lead, blocks, -1])])
         sums = self.node("ReduceSum", [blocked, self.constant([self.rank])], keepdims=0)
         offsets = self.initializer(weight, "offsets")
-        added = self.node("FusedMatMul", [sums, offsets], domain=True, transB=1)
+        added = self.node("FusedMatMul", [sums, offsets], domain=MICROSOFT, transB=1)
         return self.node("Add", [self.matmul_nbits(x, weight), added], *outputs)
 
     def matmul_nbits(self, x: str, weight: str, *outputs: str) -> str:
@@ -119,8 +128,8 @@ class GraphBuilder:
         if not tensor.scheme.symmetric:
             inputs.append(self.initializer(weight, "zero_points"))
         return self.node(
-            "MatMulNBits", inputs, *outputs, domain=True, K=k, N=n,
-            bits=tensor.scheme.bits, block_size=tensor.scheme.block_size, accuracy_level=self.accuracy_level,
+            "MatMulNBits", inputs, *outputs, domain=MICROSOFT, K=k, N=n,
+            bits=tensor.scheme.bits, block_size=tensor.scheme.block_size, accuracy_level=INT8_COMPUTE,
         )  # fmt: skip
 
     def attention(self, qkv: str, layer: int) -> str:
@@ -149,7 +158,7 @@ class GraphBuilder:
             kinds = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
             attributes = {**kinds, "kv_cache_bit_width": int(self.kv.removeprefix("int"))}
         return self.node(
-            "GroupQueryAttention", inputs, *outputs, domain=True, do_rotary=1, rotary_interleaved=0,
+            "GroupQueryAttention", inputs, *outputs, domain=MICROSOFT, do_rotary=1, rotary_interleaved=0,
             num_heads=config.num_heads, kv_num_heads=config.num_kv_heads, scale=config.head_dim**-0.5, **attributes,
         )  # fmt: skip
 
@@ -158,7 +167,7 @@ class GraphBuilder:
         index = len(self._nodes)
         gate, up = f"gate_{index}", f"up_{index}"
         self.node("Split", [gate_up], gate, up, axis=-1, num_outputs=2)
-        return self.node("Mul", [self.node("QuickGelu", [gate], domain=True, alpha=1.0), up])
+        return self.node("Mul", [self.node("QuickGelu", [gate], domain=MICROSOFT, alpha=1.0), up])
 
     def model(self, name: str) -> onnx.ModelProto:
         graph = helper.make_graph(self._nodes, name, self._in, self._out, list(self._initializers.values()))

@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from ouro_edge.bundle.bundle import cache_head_dim
-from ouro_edge.export.graphs.builder import IR_VERSION, OPSETS, GraphBuilder
+from ouro_edge.export.graphs.builder import IR_VERSION, MICROSOFT, OPSETS, GraphBuilder
 from ouro_edge.quant.rotation import rotation, rotation_size
 
 
@@ -55,7 +55,7 @@ class PrefillBuilder(GraphBuilder):
         rounded = self.node("QuantizeLinear", [x, flat, middle], axis=1)
         columns, scales = (self.initializer(weight, part) for part in ("columns", "column_scales"))
         inputs = [rounded, columns, self.number(1.0), scales, self.number(128)]
-        return self.node("Mul", [self.node("MatMulIntegerToFloat", inputs, domain=True), scale], *outputs)
+        return self.node("Mul", [self.node("MatMulIntegerToFloat", inputs, domain=MICROSOFT), scale], *outputs)
 
     def rotated(self, x: str, width: int) -> str:
         """x in the space in which the weights were rounded."""
@@ -80,7 +80,7 @@ class PrefillBuilder(GraphBuilder):
             q = self.node("Mul", [q, self.scale_of_heads(f"scale.{layer}.key")])
         keys, values = self.cached(k, f"{layer}.key"), self.cached(v, f"{layer}.value")
         mixed = self.node(
-            "MultiHeadAttention", [q, keys, values, "", "", self._causal], domain=True,
+            "MultiHeadAttention", [q, keys, values, "", "", self._causal], domain=MICROSOFT,
             num_heads=config.num_heads, scale=config.head_dim**-0.5,
         )  # fmt: skip
         return mixed if self.kv == "fp32" else self.node("Mul", [mixed, self.scale_of_heads(f"scale.{layer}.value")])
@@ -88,7 +88,7 @@ class PrefillBuilder(GraphBuilder):
     def rope(self, x: str, heads: int) -> str:
         """Queries or keys [1, T, heads * D], turned by their positions."""
         inputs = [x, self._start, "cos_cache", "sin_cache"]
-        return self.node("RotaryEmbedding", inputs, domain=True, num_heads=heads)
+        return self.node("RotaryEmbedding", inputs, domain=MICROSOFT, num_heads=heads)
 
     def cached(self, x: str, name: str) -> str:
         """All keys or values [1, H, positions, D] in float32 after x [1, T, KV * D] was appended to the cache."""
@@ -155,7 +155,7 @@ def probe_graph() -> onnx.ModelProto:
         helper.make_tensor("one", TensorProto.FLOAT, [], [1.0]),
         helper.make_tensor("zero", TensorProto.UINT8, [], [0]),
     )
-    node = helper.make_node("MatMulIntegerToFloat", ["x", "w", "one", "one", "zero"], ["y"], domain="com.microsoft")
+    node = helper.make_node("MatMulIntegerToFloat", ["x", "w", "one", "one", "zero"], ["y"], domain=MICROSOFT)
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 16])
     graph = helper.make_graph([node], "ouro_edge_probe", values, [y], [one, zero])
     return helper.make_model(graph, opset_imports=OPSETS, ir_version=IR_VERSION, producer_name="ouro-edge")

@@ -1,7 +1,7 @@
 """Opens onnxruntime sessions the way this runtime wants them. The only place that imports onnxruntime.
 
 Telemetry is switched off before the import (wheels since 1.29 send it on Linux and macOS); the thread count is
-what `bench --tune` found here, else the CPUs that the process may use (onnxruntime would take all of the machine's);
+the number of CPUs that the process may use (onnxruntime would take all of the machine's);
 threads stop spinning when a call returns, so that an idle model costs no CPU.
 """
 
@@ -14,7 +14,6 @@ from ouro_edge.bundle.bundle import Graph
 from ouro_edge.errors import BundleError, RequestError, one_line
 from ouro_edge.system.cpus import available_threads
 from ouro_edge.system.memory import available_memory
-from ouro_edge.system.tuned_threads import tuned_threads
 
 _MIN_FREE_TO_WEIGHTS_RATIO = 4  # free memory that makes packing in parallel safe, in sizes of the weights
 
@@ -28,9 +27,8 @@ def import_onnxruntime() -> Any:
 
 
 def default_threads() -> int:
-    """What `bench --tune` found best here, else the CPUs that this process may run on."""
-    available = available_threads()
-    return tuned_threads(available, import_onnxruntime().__version__) or available
+    """The number of CPUs that this process may use."""
+    return available_threads()
 
 
 def check_threads(threads: int | None) -> None:

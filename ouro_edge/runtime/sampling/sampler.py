@@ -97,7 +97,7 @@ class Sampling:
         sampler = self.sampler
         if sampler.temperature == 0 and sampler.repetition_penalty == 1 and not sampler.logit_bias:
             return top, float(logits[top]) - norm
-        ids, probabilities = self._survivors(logits, seen)
+        ids, probabilities = self.survivors(logits, seen)
         if noise is None:
             noise = self.draw(len(logits))
         token = int(ids[0])
@@ -106,16 +106,8 @@ class Sampling:
             token = int(ids[np.argmax(probabilities / np.maximum(noise[ids], np.finfo(np.float64).tiny))])
         return token, float(logits[token]) - norm
 
-    def distribution(self, logits: Logits, seen: Sequence[int] | Set[int] = ()) -> Probabilities:
-        """The exact probabilities [V] that `pick` draws from, after all filters; draws nothing itself."""
-        check_logits(logits)
-        ids, probabilities = self._survivors(logits, seen)
-        full = np.zeros(len(logits), np.float64)  # [V]
-        full[ids] = probabilities
-        return full
-
-    def _survivors(self, logits: Logits, seen: Sequence[int] | Set[int]) -> tuple[Ids, Probabilities]:
-        """Ids [S] that the filters leave and their probabilities [S], which sum to 1."""
+    def survivors(self, logits: Logits, seen: Sequence[int] | Set[int]) -> tuple[Ids, Probabilities]:
+        """Ids [S] that the filters leave and their probabilities [S], which sum to 1; draws nothing."""
         sampler = self.sampler
         scores = _adjusted(logits, seen, sampler)  # [V]
         if sampler.temperature == 0:

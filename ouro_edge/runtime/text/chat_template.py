@@ -26,12 +26,6 @@ if TYPE_CHECKING:
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-# For models that ship no template, when the caller asks for it: the format of SmolLM2, Qwen and Ouro.
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + (message.content or '') + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
 _MAX_TEXT = 1 << 24  # characters of a rendered chat
 _MAX_STEPS = 1_000_000  # loop turns and calls of one rendering
 _MAX_PRODUCT = 1 << 20  # elements of a repeated string or list, bits of a number

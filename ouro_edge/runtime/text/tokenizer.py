@@ -16,7 +16,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ouro_edge.errors import BundleError, RequestError, one_line
@@ -39,17 +38,6 @@ class Tokenizer:
         self._special = frozenset(i for i, token in library.get_added_tokens_decoder().items() if token.special)
         # The pickled state is the decoder's part of tokenizer.json; to_str would write the whole vocabulary as well.
         self._rules = _rules(json.loads(library.decoder.__getstate__()) if library.decoder else None)
-
-    @classmethod
-    def from_file(cls, path: str | Path) -> Tokenizer:
-        """Read a tokenizer.json. BundleError when it is absent or damaged."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise BundleError(f"{path} is missing; export the model again, or use it with token ids") from None
-        except (OSError, ValueError, TypeError) as problem:
-            raise BundleError(f"{path} cannot be read as text: {one_line(problem, 300)}") from None
-        return cls.from_json(text, name=str(path))
 
     @classmethod
     def from_json(cls, text: str, *, name: str = "tokenizer.json") -> Tokenizer:

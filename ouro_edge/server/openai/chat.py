@@ -33,16 +33,16 @@ class Chat:
     async def __call__(self, fields: Fields) -> dict[str, Any] | Chunks:
         model = self._engine.model
         options = read_options(fields, model, self._engine.default_exit)
-        wanted = fields.flag("logprobs")
+        logprobs = fields.flag("logprobs")
         top = fields.whole("top_logprobs", 0, MAX_ALTERNATIVES)
-        if top is not None and not wanted:
-            raise bad_field("top_logprobs", "goes with logprobs: true only")
+        if top is not None and not logprobs:
+            raise bad_field("top_logprobs", "requires logprobs: true")
         messages = read_messages(fields)
         variables = read_template_variables(fields)
         tools = read_tools(fields)
         schema, param = read_format(fields, tools)
         if fields.items("modalities", 8) not in (None, ["text"]):
-            raise bad_field("modalities", "has more than text, which is all that this model speaks")
+            raise bad_field("modalities", "is not ['text'], the only output of this model")
         fields.finish(IGNORED)
 
         def prepare() -> tuple[GenerationJob, Callable[[], ReasoningText]]:
@@ -60,7 +60,7 @@ class Chat:
             return job, text
 
         job, text = await self._engine.prepare(prepare)
-        answer = Answer(self._engine, job, text, wanted, self._header.new("chatcmpl"))
+        answer = Answer(self._engine, job, text, logprobs, self._header.new("chatcmpl"))
         return answer.chunks() if options.stream else await answer.whole()
 
 
@@ -85,7 +85,11 @@ class Answer:
         logprobs: bool,
         header: dict[str, Any],
     ) -> None:
-        self._engine, self._job, self._text, self._logprobs, self._header = engine, job, text, logprobs, header
+        self._engine = engine
+        self._job = job
+        self._text = text
+        self._logprobs = logprobs
+        self._header = header
 
     async def whole(self) -> dict[str, Any]:
         """The answer as one object, gathered from the parts."""

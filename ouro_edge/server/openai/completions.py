@@ -43,9 +43,9 @@ class Completions:
         logprobs = fields.whole("logprobs", 0, MAX_ALTERNATIVES)
         best_of = fields.whole("best_of", 1)
         if best_of not in (None, options.choices):
-            raise bad_field("best_of", "differs from n: every answer is shown here")
+            raise bad_field("best_of", "differs from n: this server returns every answer, so leave it out")
         if fields.text("suffix"):
-            raise bad_field("suffix", "is not supported: this model only continues")
+            raise bad_field("suffix", "is not supported, because this model only continues a prompt; leave it out")
         if echo and options.stream:
             raise bad_field("echo", "and stream exclude each other")
         prompts = await self._engine.prepare(read_prompts, fields, "prompt", model, MAX_INPUTS)

@@ -38,7 +38,7 @@ class Schemas:
 
         text = json.dumps(schema)
         if len(text) > MAX_SCHEMA:
-            raise ApiError(400, f"{param} has {len(text)} characters; wanted at most {MAX_SCHEMA}", param=param)
+            raise ApiError(400, f"{param} has {len(text)} characters; expected at most {MAX_SCHEMA}", param=param)
         # Our settings after the schema's own "x-guidance", which may not undo them.
         layout: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
         grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=layout)

@@ -28,7 +28,7 @@ class Embeddings:
         form = fields.choice("encoding_format", ("float", "base64"), "float")
         width = model.config.hidden_size
         if fields.whole("dimensions", 1) not in (None, width):
-            raise bad_field("dimensions", f"is not {width}, which is what this model has")
+            raise bad_field("dimensions", f"is not {width}, the only size of this model; leave it out")
         policy = position_rule(read_exit(fields, model, self._engine.default_exit))
         prompts = await self._engine.prepare(read_prompts, fields, "input", model, MAX_INPUTS)
         fields.finish(IGNORED)

@@ -37,7 +37,7 @@ def read_messages(fields: Fields) -> list[dict[str, Any]]:
             try:
                 arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
             except (ValueError, RecursionError):
-                raise bad_field(f"messages[{i}].tool_calls", "has arguments that are no JSON") from None
+                raise bad_field(f"messages[{i}].tool_calls", "has arguments that are not JSON") from None
             calls.append({**call, "function": {**call["function"], "arguments": arguments}})
         messages.append({**item, "tool_calls": calls} if calls else dict(item))
     return messages
@@ -48,7 +48,8 @@ def read_template_variables(fields: Fields) -> dict[str, Any]:
     found = dict(fields.mapping("chat_template_kwargs") or {})
     for name, value in found.items():
         if name in _OURS or not isinstance(value, (bool, int, float, str)):
-            raise bad_field("chat_template_kwargs", f"has {name[:40]!r}, which is no plain value or not for you to set")
+            problem = f"has {name[:40]!r}; expected text, a number, true or false under a name that is not reserved"
+            raise bad_field("chat_template_kwargs", problem)
     return found
 
 
@@ -63,7 +64,9 @@ def read_format(fields: Fields, tools: Tools) -> tuple[Mapping[str, Any] | None,
             schema = ANY_OBJECT
         elif kind == "json_schema":
             inner = wanted.required("json_schema", wanted.object("json_schema"))
-            inner.text("name"), inner.text("description"), inner.flag("strict")
+            for name in ("name", "description"):  # checked, not used
+                inner.text(name)
+            inner.flag("strict")
             schema = inner.required("schema", inner.mapping("schema"))
             inner.finish()
         wanted.finish()
@@ -81,7 +84,7 @@ def render(model: Model, messages: Sequence[Mapping[str, Any]], tools: Tools, va
     text = model.render(messages, **variables, tools=tools.offered)
     if not tools.forced and text == model.render(messages, **variables):
         raise TemplateError(
-            "this model's chat template shows it no tools, so it cannot choose one: "
+            "this model's chat template does not show it tools, so it cannot choose one: "
             "force a call with tool_choice, or leave tools out"
         )
     return text

@@ -29,7 +29,7 @@ def read_prompts(fields: Fields, name: str, model: Model, most: int) -> list[Pro
     if not isinstance(value, list) or not value:
         raise bad_field(name, "is neither text, a list of texts, token ids nor lists of token ids")
     if len(value) > most:
-        raise bad_field(name, f"has {len(value)} items; wanted at most {most}")
+        raise bad_field(name, f"has {len(value)} items; expected at most {most}")
     return [_prompt(item, f"{name}[{i}]", model) for i, item in enumerate(value)]
 
 

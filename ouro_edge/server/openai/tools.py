@@ -59,7 +59,8 @@ def read_tools(fields: Fields) -> Tools:
         function = tool.object("function")
         function = tool.required("function", function)
         name = function.required("name", function.text("name"))
-        function.text("description"), function.flag("strict")
+        function.text("description")  # checked here, used by the template
+        function.flag("strict")
         if name in found:
             raise bad_field(f"tools[{i}].function.name", "is the name of another tool")
         found[name] = function.mapping("parameters") or {"type": "object", "properties": {}}
@@ -70,7 +71,7 @@ def read_tools(fields: Fields) -> Tools:
     if parallel not in (None, True, False):
         raise bad_field("parallel_tool_calls", "is neither true nor false")
     if choice not in (None, "none") and not found and choice != "auto":
-        raise bad_field("tool_choice", "asks for a tool, and there are no tools")
+        raise bad_field("tool_choice", "requires a tool, and tools is empty")
     forced: tuple[str, ...] = ()
     if isinstance(choice, dict):
         named = Fields(choice, "tool_choice")
@@ -78,7 +79,7 @@ def read_tools(fields: Fields) -> Tools:
         function = named.required("function", named.object("function"))
         name = function.required("name", function.text("name"))
         if name not in found:
-            raise bad_field("tool_choice.function.name", "is the name of no tool")
+            raise bad_field("tool_choice.function.name", "is not the name of a tool")
         function.finish()
         named.finish()
         forced = (name,)

@@ -24,7 +24,7 @@ class View(Protocol):
         """What the user says, until the end; `status` may be shown while waiting."""
 
     def notice(self, text: str) -> None:
-        """Say something that is no answer."""
+        """Show a line that is not part of an answer."""
 
     def error(self, text: str) -> None:
         """Say in one line what went wrong."""
@@ -50,7 +50,7 @@ class PlainView:
         self.lasting = sys.stdin.isatty()
 
     def lines(self, status: Callable[[], str]) -> Iterator[str]:
-        """A line is a message. RequestError when standard input is no text."""
+        """A line is a message. RequestError when standard input is not text."""
         if self.lasting:
             with suppress(ImportError):  # Windows has none; its console edits lines by itself
                 import readline  # noqa: F401  (importing it is what gives input() a history)
@@ -63,7 +63,7 @@ class PlainView:
             except EOFError:
                 return
             except UnicodeDecodeError as problem:
-                raise RequestError(f"standard input is no {problem.encoding} text: {problem.reason}") from None
+                raise RequestError(f"standard input is not {problem.encoding} text: {problem.reason}") from None
             except KeyboardInterrupt:
                 if not self.lasting:
                     raise

@@ -43,7 +43,7 @@ def _make_private(file: Path) -> None:
     handle = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o600)
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(f"{file} is no plain file")
+            raise OSError(f"{file} is not a plain file")
         if hasattr(os, "fchmod"):
             os.fchmod(handle, 0o600)
     finally:

@@ -1,20 +1,21 @@
-"""The unrolled graph in plain onnxruntime against the bundle that it was made from, and genai's description of it."""
+"""The example for genai: its graph in plain onnxruntime against the bundle it was made from, and genai's config."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import onnxruntime
 import pytest
-from models import GOLDEN
+from genai_example import CONFIG_FILE, GRAPH_FILE, SCRIPT, write_genai
 
 import ouro_edge
 from ouro_edge.bundle.bundle import cache_head_dim
 from ouro_edge.bundle.directory import open_bundle
 from ouro_edge.errors import BundleError
-from ouro_edge.integrations.genai import CONFIG_FILE, GRAPH_FILE, write_genai
 
 IDS = [5, 77, 3, 41, 60, 8, 19, 90]
 
@@ -94,13 +95,18 @@ def test_a_place_that_cannot_be_written_is_one_line(bundle_of, tmp_path):
     assert not list(path.glob("*.partial"))
 
 
-def test_the_command_line_writes_both(tmp_path):
-    from click.testing import CliRunner
+def run_script(model):
+    return subprocess.run([sys.executable, SCRIPT, model], capture_output=True, text=True)
 
-    from ouro_edge.cli import main
 
+def test_the_script_writes_both(bundle_of, tmp_path):
+    path = shutil.copytree(bundle_of(), tmp_path / "model")
     for _ in range(2):  # again, over its own output
-        arguments = ["export", str(GOLDEN), str(tmp_path / "out"), "--format", "genai", "--overwrite"]
-        result = CliRunner().invoke(main, arguments)
-        assert result.exit_code == 0, result.output
-        assert {GRAPH_FILE, CONFIG_FILE} <= {file.name for file in (tmp_path / "out").iterdir()}
+        done = run_script(path)
+        assert (done.returncode, done.stdout.strip()) == (0, str(path / CONFIG_FILE)), done.stderr
+    assert (path / GRAPH_FILE).is_file()
+
+
+def test_what_is_not_an_exported_model_is_one_line(tmp_path):
+    done = run_script(tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
