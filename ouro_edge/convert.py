@@ -89,7 +89,8 @@ def export(
     out = Path(out)
     kind = _format(out, format)
     if kind == "gguf":
-        given = {"block size": block_size, "symmetry": symmetric, "calibration text": calibration and calibration.text}  # fmt: skip
+        text = None if calibration is None else calibration.text
+        given = {"block size": block_size, "symmetry": symmetric, "calibration text": text}
         if extra := [name for name, value in given.items() if value is not None]:
             raise RequestError(f"a .gguf file takes no {extra[0]}: its blocks are those of its type, and KV ranges "
                                "come with an exported model as source")  # fmt: skip

@@ -101,7 +101,6 @@ def test_a_file_for_llama_cpp_from_a_checkpoint_and_from_an_exported_model(tmp_p
         ({"format": "onnx"}, "format is 'onnx'; expected bundle or gguf"),
         ({"format": "gguf", "block_size": 32}, "takes no block size"),
         ({"format": "gguf", "symmetric": True}, "takes no symmetry"),
-        ({"format": "gguf", "steps": [print]}, "takes no steps"),
         ({"format": "gguf", "calibration": ouro_edge.Calibration("some text")}, "takes no calibration text"),
         ({"calibration": "some text"}, "calibration is 'some text'"),
         ({"calibration": ouro_edge.Calibration("some text")}, "has no tokenizer"),
