@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,24 @@ def test_packages_are_small_and_have_a_docstring() -> None:
         if folder.name != "cli":
             assert len(list(folder.glob("*.py"))) <= MOST_FILES + 1, folder  # besides __init__.py
     assert len(list(PACKAGE.glob("*.py"))) <= 8
+
+
+def test_other_packages_import_only_what_a_package_lists() -> None:
+    """`__all__` of a package: the modules and names that code outside the package may import."""
+    packages = {module for module, path in MODULES.items() if path.name == "__init__.py" and module != "ouro_edge"}
+    listed = {package: set(importlib.import_module(package).__all__) for package in packages}
+    wrong = set()
+    for module in MODULES:
+        for other in imported_modules(module):
+            package, _, child = other.rpartition(".")
+            while package in packages:
+                if module != package and not module.startswith(package + ".") and child not in listed[package]:
+                    wrong.add(f"{module} imports {package}.{child}")
+                package, _, child = package.rpartition(".")
+    assert wrong == set()
+    for package, names in listed.items():
+        for name in names:
+            assert f"{package}.{name}" in MODULES or hasattr(importlib.import_module(package), name), (package, name)
 
 
 @pytest.mark.parametrize(

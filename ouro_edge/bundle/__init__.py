@@ -4,4 +4,18 @@ from ouro_edge.bundle.bundle import Bundle
 from ouro_edge.bundle.directory import DirectoryBundle, is_bundle, open_bundle
 from ouro_edge.bundle.fitted_gate import FittedGate
 
-__all__ = ["Bundle", "DirectoryBundle", "FittedGate", "is_bundle", "open_bundle"]
+__all__ = [
+    "Bundle",
+    "DirectoryBundle",
+    "FittedGate",
+    "added_files",
+    "bundle",
+    "directory",
+    "fitted_gate",
+    "is_bundle",
+    "kv_ranges",
+    "manifest",
+    "open_bundle",
+    "prefill_copy",
+    "tensors",
+]

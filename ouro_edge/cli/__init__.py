@@ -92,3 +92,6 @@ def main() -> None:
     calibrate, fit-gate and verify need an exported directory. Without MODEL, commands that only read it take the
     built-in model.
     """
+
+
+__all__ = []

@@ -1,1 +1,3 @@
 """Plugins for other tools: optimum-cli, llm."""
+
+__all__ = []

@@ -2,3 +2,5 @@
 
 Measures only: the command line prints.
 """
+
+__all__ = ["bandwidth", "own_process", "speed"]

@@ -18,6 +18,8 @@ __all__ = [
     "concatenate",
     "dequantize",
     "dequantize_rows",
+    "packing",
     "preset",
     "quantize",
+    "rotation",
 ]

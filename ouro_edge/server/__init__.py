@@ -1,1 +1,3 @@
 """OpenAI's protocol over HTTP, and the chat page."""
+
+__all__ = ["app", "engine", "limits", "listen"]

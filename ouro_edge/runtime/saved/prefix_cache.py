@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ouro_edge.errors import RequestError
 from ouro_edge.runtime.checks import check_ids, check_kind, shown
+from ouro_edge.runtime.sequence.old_names import renamed
 from ouro_edge.runtime.sequence.sequence import TokenSequence, common_prefix
 
 if TYPE_CHECKING:
@@ -75,6 +76,9 @@ class PrefixCache:
         with self._lock:
             self._entries.clear()
             self._held = 0
+
+    take = renamed("take", "checkout")
+    give = renamed("give", "checkin")
 
     def _remove(self, key: int) -> TokenSequence:
         sequence = self._entries.pop(key)

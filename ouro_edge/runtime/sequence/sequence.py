@@ -24,6 +24,7 @@ from ouro_edge.runtime.exits.loop_states import LoopStates
 from ouro_edge.runtime.exits.policies import ExitPolicy
 from ouro_edge.runtime.sequence.depth_run import DepthRun, Exited
 from ouro_edge.runtime.sequence.hidden_queue import HiddenQueue
+from ouro_edge.runtime.sequence.old_names import renamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +211,11 @@ class TokenSequence:
             if exited.positions:
                 return exited.states
         raise AssertionError("a run ended without an exit")
+
+    feed = renamed("feed", "append")
+    resume = renamed("resume", "set_prompt")
+    rewind = renamed("rewind", "truncate")
+    fork = renamed("fork", "copy_prefix")
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

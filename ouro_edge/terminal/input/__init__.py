@@ -1,1 +1,3 @@
 """What `chat` reads: the prompt line, its history, keys and interrupts."""
+
+__all__ = ["history", "interrupt", "keyboard", "prompt"]
