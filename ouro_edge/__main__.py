@@ -1,4 +1,4 @@
-"""`ouro-edge` and `python -m ouro_edge`: the command line, imported where Ctrl-C is already waited for."""
+"""Entry point of `ouro-edge` and `python -m ouro_edge`: handles Ctrl-C also while the command line is imported."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C ends it with status 130."""
+    """Run the command line; Ctrl-C exits with status 130."""
     try:
         from ouro_edge.cli import main as command_line
 

@@ -1,25 +1,25 @@
-"""Every error that ouro-edge raises on purpose. Knows nothing else of the package.
+"""The exceptions of ouro-edge. Must not import any other module of the package.
 
     OuroEdgeError
-    ├── ConfigError          config.json (or its GGUF equivalent) is missing, incomplete or not a model that we run
-    ├── CheckpointError      the weights or the tokenizer of a source cannot be read as the config promises
-    ├── BundleError          an exported directory is incomplete, damaged or of another version
+    ├── ConfigError          config.json (or its GGUF equivalent) is missing, incomplete or not supported
+    ├── CheckpointError      the weights or the tokenizer of a source do not match its config or cannot be read
+    ├── BundleError          an exported model is incomplete, damaged or of another version
     ├── ExportError          the destination cannot be written
-    ├── HubError             a model cannot be fetched or found
-    ├── VerificationError    a bundle disagrees with the reference
-    ├── Cancelled            a Cancel was fired; `generate` reports it as Done, `forward` raises it
-    └── RequestError         a call asks for what cannot be done
+    ├── HubError             a model cannot be found or downloaded
+    ├── VerificationError    an exported model differs from the reference
+    ├── Cancelled            a Cancel was fired; `generate` reports this in Done, `forward` raises it
+    └── RequestError         a call has invalid arguments or is not possible
         ├── NoGateError          an exit threshold on a model without an exit gate
-        ├── NoTokenizerError     text asked of a model without a tokenizer
-        ├── TemplateError        a chat template is missing or refuses the messages
-        └── ContextOverflowError the prompt or the answer does not fit the context or the memory
+        ├── NoTokenizerError     text input or output of a model without a tokenizer
+        ├── TemplateError        a chat template is missing or rejects the messages
+        └── ContextOverflowError a prompt or an answer does not fit the context or the memory
 
-A message says what was found, what was wanted and what to do next, on one line.
+A message states what was found, what was expected and what to do next, on one line.
 """
 
 
 class OuroEdgeError(Exception):
-    """Base of all errors of this package; the command line prints its text and exits with 1."""
+    """Base class of all errors of this package; the command line prints the message and exits with status 1."""
 
 
 _JOINERS = "\u200c\u200d"  # not printable to Python, but parts of words and of emoji
@@ -36,7 +36,7 @@ class ConfigError(OuroEdgeError):
 
 
 class CheckpointError(OuroEdgeError):
-    """The tensors or the tokenizer of a checkpoint cannot be read as promised."""
+    """The tensors or the tokenizer of a checkpoint do not match its config or cannot be read."""
 
 
 class BundleError(OuroEdgeError):
@@ -48,32 +48,32 @@ class ExportError(OuroEdgeError):
 
 
 class HubError(OuroEdgeError):
-    """A model name cannot be turned into files on this machine."""
+    """A model cannot be found or downloaded."""
 
 
 class VerificationError(OuroEdgeError):
-    """A bundle disagrees with the reference beyond its tolerance."""
+    """An exported model differs from the reference by more than the tolerance."""
 
 
 class Cancelled(OuroEdgeError):
-    """A Cancel was fired while this was computed."""
+    """A Cancel was fired during the computation."""
 
 
 class RequestError(OuroEdgeError, ValueError):
-    """A call asks for something that the model or its arguments do not allow."""
+    """A call has invalid arguments, or the model does not support it."""
 
 
 class NoGateError(RequestError):
-    """An exit threshold was asked of a model without an exit gate."""
+    """An exit threshold was set for a model without an exit gate."""
 
 
 class NoTokenizerError(RequestError):
-    """Text was given to, or asked of, a model without a tokenizer."""
+    """Text input or output was requested from a model without a tokenizer."""
 
 
 class TemplateError(RequestError):
-    """A chat template is missing, fails, or refuses the messages."""
+    """A chat template is missing, fails, or rejects the messages."""
 
 
 class ContextOverflowError(RequestError):
-    """More positions were asked for than the model's context holds."""
+    """A prompt or an answer does not fit the context or the memory."""

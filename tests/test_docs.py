@@ -77,12 +77,23 @@ def test_the_examples_of_the_api_print_what_is_shown_below_them(capsys):
 
 
 def test_documents_link_to_what_exists():
-    for name in ("README.md", "docs/api.md", "docs/embedding.md", "docs/ouro-nano.md", "docs/depth.md",
-                 "docs/boards.md", "docs/optimum.md", "examples/desktop/README.md", "examples/genai/README.md",
-                 "packaging/optimum-ouro-edge/README.md", "training/README.md"):  # fmt: skip
-        text = (ROOT / name).read_text()
-        for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-            assert ((ROOT / name).parent / link).exists(), (name, link)
+    for pattern in ("*.md", "docs/*.md", "examples/*/README.md", "packaging/*/README.md", "training/README.md"):
+        for document in ROOT.glob(pattern):
+            for link in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
+                assert (document.parent / link).exists(), (document.name, link)
+
+
+def test_the_architecture_names_files_that_exist():
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    table = text[text.index("## Where do I change X?") : text.index("## Deliberate deviations")]
+    rows = [row for row in table.splitlines() if row.startswith("| ") and "---" not in row]
+    assert len(rows) > 15
+    paths = re.findall(
+        r"`([a-z_/]+(?:\.py|/))`", text[text.index("## Engine interface") : text.index("## Deliberate deviations")]
+    )
+    assert len(paths) > 40
+    folders = [ROOT, ROOT / "ouro_edge", *(ROOT / "ouro_edge").glob("*/"), *(ROOT / "ouro_edge").glob("*/*/")]
+    assert [path for path in paths if not any((folder / path).exists() for folder in folders)] == []
 
 
 def test_the_model_in_the_box_is_the_checkpoint_in_the_repository():

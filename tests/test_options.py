@@ -286,7 +286,7 @@ def test_a_trace_refuses_a_budget_in_the_rule_as_well(monkeypatch):
     monkeypatch.setattr("ouro_edge.loading.load", None)
     for budget in (["--exit", "gate:0.5,budget=2"], ["--loop-budget", "2"]):
         result = CliRunner().invoke(main, ["trace", "-p", "x", *budget])
-        assert result.exit_code == 1 and "leave it out" in result.stderr
+        assert result.exit_code == 1 and "omit it" in result.stderr
 
 
 @pytest.mark.parametrize(("old", "new"), [("fast", "int8"), ("lean", "none"), ("auto", "auto")])

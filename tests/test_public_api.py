@@ -104,7 +104,7 @@ def test_a_file_for_llama_cpp_from_a_checkpoint_and_from_an_exported_model(tmp_p
         ({"format": "gguf", "calibration": ouro_edge.Calibration("some text")}, "takes no calibration text"),
         ({"calibration": "some text"}, "calibration is 'some text'"),
         ({"calibration": ouro_edge.Calibration("some text")}, "has no tokenizer"),
-        ({"revision": "main"}, "revision 'main' does nothing"),
+        ({"revision": "main"}, "revision 'main' has no effect"),
     ],
 )
 def test_what_an_export_refuses_before_it_begins(tmp_path, arguments, says):

@@ -268,8 +268,8 @@ def test_a_gate_from_the_original(tmp_path: Path, wide: Path) -> None:
             assert tokens(model, PROMPT, 0.5) == tokens(original, PROMPT, 0.5)
     other = write_checkpoint(tmp_path / "other", **{**WIDE, "num_hidden_layers": 3})
     for arguments, says in (
-        ((file, tmp_path / "no.gguf", "--gate-from", wide), "has an exit gate already"),
-        ((community, tmp_path / "no.gguf", "--gate-from", community), "has no exit gate to take"),
+        ((file, tmp_path / "no.gguf", "--gate-from", wide), "already has an exit gate"),
+        ((community, tmp_path / "no.gguf", "--gate-from", community), "has no exit gate"),
         ((community, tmp_path / "no.gguf", "--gate-from", other), "num_layers 3"),
         ((bundle, tmp_path / "no.gguf", "-p", "q4_0"), "keeps its number format and gate"),
         ((community, tmp_path / "no.gguf", "--block-size", "32"), "takes no block size"),

@@ -1,8 +1,8 @@
-"""The blueprint of a model: sizes, loops, which norms, gate or none, token ids. Knows errors only.
+"""The configuration of a model: sizes, number of loops, norms, exit gate, token ids. Imports `errors` only.
 
-`ModelConfig` is what the whole package speaks; `from_hf` reads a Hugging Face config.json into it, strictly: upstream's
-configuration class has defaults that differ from the published checkpoints, so a field that is absent is an error and
-never a default, and a field that we do not know is an error and never ignored.
+`ModelConfig` is the form used in the whole package; `from_hf` reads a Hugging Face config.json into it, strictly. The
+upstream configuration class has defaults that differ from the published checkpoints, so a missing field is an error
+instead of a default, and an unknown field is an error instead of being ignored.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import Any
 
 from ouro_edge.errors import ConfigError
 
-# Fields that change nothing in a forward pass with these weights.
-_HARMLESS = frozenset(
+# Fields without effect on a forward pass with these weights.
+_IGNORED_FIELDS = frozenset(
     "_name_or_path architectures attention_dropout auto_map chunk_size dtype initializer_range layer_types "
     "max_window_layers model_type pretraining_tp sliding_window tokenizer_class torch_dtype transformers_version "
     "transformers.js_config use_cache bos_token_id eos_token_id pad_token_id unk_token_id is_llama_config".split()
 )
 # Fields with the only value that the runtime implements.
-_FIXED: dict[str, Any] = {
+_ONLY_VALUES: dict[str, Any] = {
     "hidden_act": "silu",
     "rope_scaling": None,
     "rope_parameters": None,  # an object with the default rope_type is read
-    "rope_interleaved": False,  # another rotary layout
+    "rope_interleaved": False,  # a different rotary layout
     "quantization_config": None,
     "use_sliding_window": False,
     "attention_bias": False,
@@ -36,16 +36,16 @@ _FIXED: dict[str, Any] = {
     "use_weighted_exit": False,
 }
 _MODEL_TYPES = ("ouro", "llama")
-_MAX_DIMENSION = 1 << 24  # a lying header must not make us allocate
-_MAX_DEPTH = 4096
-_MAX_JSON = 64 << 20
+_MAX_DIMENSION = 1 << 24  # bounds what a corrupt header can make the reader allocate
+_MAX_LAYERS_OR_LOOPS = 4096
+_MAX_JSON_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Sizes and switches of a looped transformer; a plain one is `loops=1`, no gate, no sandwich norms."""
+    """Sizes and switches of a looped transformer; a plain transformer has `loops=1`, no gate and no sandwich norms."""
 
-    model_type: str  # "ouro" or "llama": where it came from, never branched on in the forward pass
+    model_type: str  # "ouro" or "llama": the source format; the forward pass does not depend on it
     vocab_size: int  # V
     hidden_size: int  # C
     intermediate_size: int  # F
@@ -60,7 +60,7 @@ class ModelConfig:
     tie_word_embeddings: bool
     sandwich_norms: bool  # a second norm after attention and after the MLP, before the residual sum
     has_gate: bool
-    exit_threshold: float  # the checkpoint's own; 1.0 means that every token runs all loops
+    exit_threshold: float  # the checkpoint's default; 1.0 means that every token runs all loops
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
@@ -69,26 +69,26 @@ class ModelConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type == "int" and (type(value) is not int or not 1 <= value <= _MAX_DIMENSION):
-                raise ConfigError(f"{field.name} is {value!r}; wanted an integer from 1 to {_MAX_DIMENSION}")
-            if field.name in ("num_layers", "loops") and value > _MAX_DEPTH:
-                raise ConfigError(f"{field.name} is {value}; wanted at most {_MAX_DEPTH}")
+                raise ConfigError(f"{field.name} is {value!r}; expected an integer from 1 to {_MAX_DIMENSION}")
+            if field.name in ("num_layers", "loops") and value > _MAX_LAYERS_OR_LOOPS:
+                raise ConfigError(f"{field.name} is {value}; expected at most {_MAX_LAYERS_OR_LOOPS}")
             if field.type == "bool" and type(value) is not bool:
-                raise ConfigError(f"{field.name} is {value!r}; wanted true or false")
+                raise ConfigError(f"{field.name} is {value!r}; expected true or false")
             if field.type == "int | None" and value is not None and (type(value) is not int or value < 0):
-                raise ConfigError(f"{field.name} is {value!r}; wanted a token id or null")
+                raise ConfigError(f"{field.name} is {value!r}; expected a token id or null")
             if field.type == "float" and type(value) not in (int, float):
-                raise ConfigError(f"{field.name} is {value!r}; wanted a number")
+                raise ConfigError(f"{field.name} is {value!r}; expected a number")
         if self.model_type not in _MODEL_TYPES:
-            raise ConfigError(f"model_type is {self.model_type!r}; wanted 'ouro' or 'llama'")
+            raise ConfigError(f"model_type is {self.model_type!r}; expected 'ouro' or 'llama'")
         if self.num_heads % self.num_kv_heads:
-            raise ConfigError(f"num_attention_heads {self.num_heads} is no multiple of num_key_value_heads "
+            raise ConfigError(f"num_attention_heads {self.num_heads} is not a multiple of num_key_value_heads "
                               f"{self.num_kv_heads}")  # fmt: skip
         if self.head_dim % 2:
-            raise ConfigError(f"head_dim is {self.head_dim}; rotary positions need an even number")
+            raise ConfigError(f"head_dim is {self.head_dim}; rotary position embeddings need an even number")
         if not 0.0 < self.rms_norm_eps < 1.0 or not 0.0 < self.rope_theta < 1e12:
             raise ConfigError(f"rms_norm_eps {self.rms_norm_eps} or rope_theta {self.rope_theta} is out of range")
         if not 0.0 <= self.exit_threshold <= 1.0:
-            raise ConfigError(f"early_exit_threshold is {self.exit_threshold}; wanted 0 to 1")
+            raise ConfigError(f"early_exit_threshold is {self.exit_threshold}; expected 0 to 1")
 
     @property
     def q_size(self) -> int:
@@ -102,7 +102,7 @@ class ModelConfig:
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer. Ouro's published configs name 0 alone, but chats end with 2, so both always count."""
+        """Ids that end an answer. The published Ouro configs name only 0, but chats end with 2, so both count."""
         ids = set(self.eos_token_ids)
         if self.model_type == "ouro":
             ids |= {0, 2}
@@ -116,7 +116,7 @@ class ModelConfig:
     def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
         """Read `to_dict`'s form. ConfigError names a missing or unknown key."""
         if not isinstance(data, dict):
-            raise ConfigError("model description is no JSON object")
+            raise ConfigError("model description is not a JSON object")
         names = {field.name for field in dataclasses.fields(cls)}
         if missing := sorted(names - data.keys()):
             raise ConfigError(f"model description lacks {', '.join(missing)}")
@@ -128,66 +128,66 @@ class ModelConfig:
 def _token_ids(value: Any, name: str) -> tuple[int, ...]:
     ids = () if value is None else tuple(value) if isinstance(value, (list, tuple)) else (value,)
     if not all(type(i) is int and i >= 0 for i in ids):
-        raise ConfigError(f"{name} is {value!r}; wanted a token id or a list of them")
+        raise ConfigError(f"{name} is {value!r}; expected a token id or a list of token ids")
     return ids
 
 
 def read_json_object(path: Path, error: type[Exception] = ConfigError) -> dict[str, Any]:
-    """The JSON object in a file; `error` with one line when it is absent, not UTF-8, not JSON or no object."""
+    """The JSON object in a file; raises `error` when the file is missing, not UTF-8, not JSON or not an object."""
     try:
         status = path.stat()
-        ordinary = S_ISREG(status.st_mode) and status.st_size <= _MAX_JSON  # a pipe would hang us, a device fill memory
+        ordinary = S_ISREG(status.st_mode) and status.st_size <= _MAX_JSON_BYTES  # no pipes
         content = path.read_bytes() if ordinary else b""
     except FileNotFoundError:
         raise error(f"{path} is missing") from None
-    except (OSError, ValueError) as problem:  # ValueError: a name that no file can have
+    except (OSError, ValueError) as problem:  # ValueError: not a valid file name
         raise error(f"{path} cannot be read: {problem}") from None
     if not ordinary:
-        raise error(f"{path} is no file of at most {_MAX_JSON >> 20} MiB")
+        raise error(f"{path} is not a regular file of at most {_MAX_JSON_BYTES >> 20} MiB")
     return parse_json_object(content, str(path), error)
 
 
 def parse_json_object(content: bytes, name: str, error: type[Exception] = ConfigError) -> dict[str, Any]:
-    """The JSON object in the content of the file `name`; `error` with one line when there is none."""
+    """The JSON object in the content of the file `name`; raises `error` when the content is not a JSON object."""
     try:
         data = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as problem:
         raise error(f"{name} cannot be read as JSON: {problem}") from None
     if not isinstance(data, dict):
-        raise error(f"{name} holds {type(data).__name__}, wanted a JSON object")
+        raise error(f"{name} contains {type(data).__name__}; expected a JSON object")
     return data
 
 
 def from_hf(data: dict[str, Any]) -> ModelConfig:
     """ModelConfig of a Hugging Face config.json (model_type `ouro` or `llama`).
 
-    ConfigError names the field that is missing, unknown or of a value that the runtime does not implement.
+    ConfigError names the field that is missing, unknown or has a value that the runtime does not implement.
     """
     model_type = data.get("model_type")
     if model_type not in _MODEL_TYPES:
-        raise ConfigError(f"model_type is {model_type!r}; wanted 'ouro' or 'llama'")
+        raise ConfigError(f"model_type is {model_type!r}; expected 'ouro' or 'llama'")
     ouro = model_type == "ouro"
     known = {
         "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim",
         "num_key_value_heads", "max_position_embeddings", "rope_theta", "rms_norm_eps", "tie_word_embeddings",
     } | ({"total_ut_steps", "early_exit_threshold"} if ouro else set())  # fmt: skip
-    rope = data.get("rope_parameters")  # transformers 5 moved rope_theta in here
+    rope = data.get("rope_parameters")  # transformers 5 stores rope_theta here
     if isinstance(rope, dict):
         if set(rope) - {"rope_theta", "rope_type"} or rope.get("rope_type", "default") != "default":
             raise ConfigError(f"rope_parameters is {rope!r}; only the default rope_type is implemented")
         data = {"rope_theta": rope.get("rope_theta"), **{k: v for k, v in data.items() if k != "rope_parameters"}}
-    for name in sorted(data.keys() - known - _HARMLESS):
-        if name not in _FIXED:
-            raise ConfigError(f"config.json has the unknown field {name!r}; remove it if it changes nothing")
-        if data[name] != _FIXED[name]:
-            raise ConfigError(f"config.json has {name} = {data[name]!r}; only {_FIXED[name]!r} is implemented")
+    for name in sorted(data.keys() - known - _IGNORED_FIELDS):
+        if name not in _ONLY_VALUES:
+            raise ConfigError(f"config.json has the unknown field {name!r}; remove it if it has no effect")
+        if data[name] != _ONLY_VALUES[name]:
+            raise ConfigError(f"config.json has {name} = {data[name]!r}; only {_ONLY_VALUES[name]!r} is implemented")
     layers = data.get("layer_types")
     if layers is not None and not (isinstance(layers, list) and all(kind == "full_attention" for kind in layers)):
         raise ConfigError(f"config.json has layer_types = {layers!r}; only a list of full_attention is implemented")
 
     def need(name: str) -> Any:
         if data.get(name) is None:
-            raise ConfigError(f"config.json lacks {name!r}; upstream's defaults differ from its checkpoints, so add it")
+            raise ConfigError(f"config.json lacks {name!r}; add it: upstream's defaults differ from its checkpoints")
         return data[name]
 
     need("hidden_act")
@@ -195,7 +195,9 @@ def from_hf(data: dict[str, Any]) -> ModelConfig:
     head_dim = data.get("head_dim")
     if head_dim is None:
         if type(hidden) is not int or type(heads) is not int or heads < 1 or hidden % heads:
-            raise ConfigError(f"hidden_size {hidden!r} is no multiple of num_attention_heads {heads!r}: give head_dim")
+            raise ConfigError(
+                f"hidden_size {hidden!r} is not a multiple of num_attention_heads {heads!r}: set head_dim"
+            )
         head_dim = hidden // heads
     return ModelConfig(
         model_type=model_type,
@@ -221,15 +223,15 @@ def from_hf(data: dict[str, Any]) -> ModelConfig:
 
 
 def check_same(model: ModelConfig, original: ModelConfig) -> None:
-    """ConfigError unless a manifest's model is that of its config.json, where only the gate has no word of its own."""
+    """ConfigError unless a manifest's model equals that of its config.json, which has no field for the gate."""
     for field in dataclasses.fields(model):
-        said, wanted = getattr(model, field.name), getattr(original, field.name)
-        if field.name != "has_gate" and said != wanted:
-            raise ConfigError(f"{field.name} is {wanted!r}, but {said!r} in the manifest")
+        found, expected = getattr(model, field.name), getattr(original, field.name)
+        if field.name != "has_gate" and found != expected:
+            raise ConfigError(f"{field.name} is {expected!r} in config.json, but {found!r} in the manifest")
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
-    """A Hugging Face config.json for a model that came without one (a GGUF file); `from_hf` reads it back."""
+    """A Hugging Face config.json for a model without one (read from a GGUF file); `from_hf` reads it back."""
     eos = config.eos_token_ids
     data: dict[str, Any] = {
         "model_type": config.model_type,

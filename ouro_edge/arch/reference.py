@@ -1,10 +1,10 @@
-"""The model in plain NumPy: the specification and the oracle of the tests. Knows config and weights, nothing faster.
+"""The model in plain NumPy: the specification, and the oracle of the tests. Must not import anything faster.
 
-Shapes: T positions, C width, H heads, KV key heads, D head dim, V vocabulary, R loops. Semantics are those of the
+Shapes: T positions, C width, H heads, KV key heads, D head dim, V vocabulary, R loops. The semantics are those of the
 published modelling code (modeling_ouro.py; arXiv 2510.25741): one block of layers is applied R times, the final norm
-closes every loop, and its output feeds the next loop, the exit gate and the head. `weights` is any mapping from the
-names of `ouro_edge.arch.weights` to float32 arrays; each tensor is looked up when its layer is at hand, so a lazy
-mapping keeps one layer in memory at a time.
+closes every loop, and its output is the input of the next loop, the exit gate and the head. `weights` is any mapping
+from the names of `ouro_edge.arch.weights` to float32 arrays; each tensor is looked up when its layer is computed, so a
+lazy mapping keeps one layer in memory at a time.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Extend = Callable[[Array, Array], tuple[Array, Array]]
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """What every loop leaves behind for every position."""
+    """The output of every loop at every position."""
 
     hidden: Array  # [R, T, C], after the norm that closes the loop
     gate_logits: NDArray[np.float64]  # [T, R]; empty [T, 0] without a gate
 
 
 def rope_tables(config: ModelConfig, length: int) -> tuple[Array, Array]:
-    """cos and sin [length, D/2], in float32 throughout like the published code, whose rounding is part of the model."""
+    """cos and sin [length, D/2], computed in float32 as in the published code, whose rounding is part of the model."""
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     frequencies = np.float32(1.0) / np.float32(config.rope_theta) ** exponents
     angles = np.arange(length, dtype=np.float32)[:, None] * frequencies[None, :]
@@ -125,8 +125,8 @@ def head(weights: Mapping[str, Array], hidden: Array) -> Array:
 def exit_probabilities(gate_logits: NDArray[np.float64], loops: int) -> NDArray[np.float64]:
     """p [T, R] of stopping at each of `loops` loops, from the gate logits [T, r] of the loops that ran.
 
-    p_r = lambda_r * prod_{j<r}(1 - lambda_j), and the last loop takes what is left, whatever its gate says. NaN where a
-    loop that did not run would have to be known.
+    p_r = lambda_r * prod_{j<r}(1 - lambda_j); the last loop gets the remaining probability, whatever its gate says. NaN
+    for loops whose probability depends on a loop that did not run.
     """
     ran = gate_logits.shape[1]
     p = np.full((len(gate_logits), loops), np.nan)
@@ -167,5 +167,5 @@ class _Layer(Mapping[str, Array]):
 
 
 def _sigmoid(x: NDArray[Any]) -> NDArray[Any]:
-    with np.errstate(invalid="ignore"):  # NaN in, NaN out: a loop whose gate is not known
+    with np.errstate(invalid="ignore"):  # NaN in, NaN out: a loop with an unknown gate
         return np.exp(-np.logaddexp(x.dtype.type(0), -x))  # exact at both ends, no overflow

@@ -1,11 +1,11 @@
-"""The tensors of a model under our own names, with the shapes that a config implies. Knows config and errors.
+"""The tensors of a model: canonical names, shapes that a config implies, lazy reading.
 
     embedding [V, C]   head [V, C]   norm [C]   exit_gate.weight [1, C]   exit_gate.bias [1]
     layers.N.attn_norm [C]   .q_proj [H*D, C]   .{k,v}_proj [KV*D, C]   .o_proj [C, H*D]    .attn_post_norm [C]
     layers.N.ffn_norm [C]    .{gate,up}_proj [F, C]                     .down_proj [C, F]   .ffn_post_norm [C]
 
-Rows are outputs and columns inputs, as in the checkpoints. Tensors are read on access, whole or in rows, so that a
-model larger than memory can pass through. `export` defines the files that they come from.
+Rows are outputs and columns are inputs, as in the checkpoints. Tensors are read on demand, whole or by rows, so that a
+model larger than memory can be converted. The file formats that they are read from are implemented in `export`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Array = NDArray[np.float32]
 
 
 class TensorReader(Protocol):
-    """One tensor in a file: its shape is known, its values are read on demand."""
+    """One tensor in a file: the shape is known, the values are read on demand."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -57,10 +57,10 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 class Weights(Mapping[str, Array]):
-    """Checked, lazily read tensors: `weights[name]` is a fresh float32 array, `rows` reads a part of one.
+    """Checked, lazily read tensors: `weights[name]` is a new float32 array, `rows` reads a part of a tensor.
 
-    CheckpointError at construction when a tensor is missing, left over or of another shape than the config implies,
-    and at reading when a value is not finite.
+    CheckpointError at construction when a tensor is missing, unexpected or has a different shape than the config
+    implies, and on reading when a value is not finite.
     """
 
     def __init__(self, config: ModelConfig, readers: Mapping[str, TensorReader]) -> None:
@@ -71,7 +71,7 @@ class Weights(Mapping[str, Array]):
             raise CheckpointError(f"checkpoint has tensors that this model does not use: {_some(extra)}")
         for name, shape in shapes.items():
             if tuple(readers[name].shape) != shape:
-                raise CheckpointError(f"{name} has shape {list(readers[name].shape)}, the config implies {list(shape)}")
+                raise CheckpointError(f"{name} has shape {list(readers[name].shape)}; the config implies {list(shape)}")
         self.config = config
         self.shapes = shapes
         self._readers = readers
@@ -84,7 +84,7 @@ class Weights(Mapping[str, Array]):
         return values
 
     def reader(self, name: str) -> TensorReader:
-        """What reads a tensor, for those who know its file's format."""
+        """The reader of a tensor, for code that depends on the format of its file."""
         return self._readers[name]
 
     def __getitem__(self, name: str) -> Array:
@@ -108,7 +108,7 @@ def _some(names: list[str]) -> str:
 def fused_names(config: ModelConfig) -> dict[str, tuple[str, ...]]:
     """Name in a bundle -> the tensors whose rows it concatenates, in graph order.
 
-    Projections that read the same input are one matrix: a call less each, at the same speed per weight.
+    Projections with the same input are stored as one matrix: fewer calls at the same speed per weight.
     """
     fused: dict[str, tuple[str, ...]] = {}
     for name in tensor_shapes(config):

@@ -1,4 +1,4 @@
-"""The command line: click, one file a command. A command's module is imported only when the command is used."""
+"""The command line, one module per command. The module of a command is imported only when the command is used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COMMANDS = ("bench", "cache", "calibrate", "chat", "export", "fit-gate", "inspe
 
 
 class _Commands(click.Group):
-    """Finds a command in the module of its name, and prints our own errors as one line."""
+    """Imports a command from the module with its name, and prints expected errors on one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -37,7 +37,7 @@ class _Commands(click.Group):
             return super().make_context(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        for stream in (sys.stdout, sys.stderr):  # a pipe in an old code page must not end an answer in the middle
+        for stream in (sys.stdout, sys.stderr):  # a pipe with a legacy code page must not abort an answer half-way
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
         with _termination_unwinds(), _interrupt_is_quiet():
@@ -52,18 +52,18 @@ class _Commands(click.Group):
             except Exception as problem:
                 if os.environ.get("OURO_EDGE_DEBUG"):
                     raise
-                _fail(f"unexpected {type(problem).__name__}: {problem}; OURO_EDGE_DEBUG=1 shows where")
+                _fail(f"unexpected {type(problem).__name__}: {problem}; set OURO_EDGE_DEBUG=1 for a traceback")
 
 
 def _fail(text: str) -> NoReturn:
-    """One line on stderr, and exit 1."""
+    """Print one line on stderr and exit with status 1."""
     click.echo(f"Error: {one_line(text)}", err=True)
     sys.exit(1)
 
 
 @contextmanager
 def _interrupt_is_quiet() -> Iterator[None]:
-    """Ctrl-C ends the program with the status that shells have for it, and without click's "Aborted!"."""
+    """Ctrl-C exits with status 130, as shells expect, and without click's "Aborted!"."""
     try:
         yield
     except KeyboardInterrupt:
@@ -72,7 +72,7 @@ def _interrupt_is_quiet() -> Iterator[None]:
 
 @contextmanager
 def _termination_unwinds() -> Iterator[None]:
-    """SIGTERM ends the program through its clean-up, as Ctrl-C does, so that no half-written export stays behind."""
+    """SIGTERM exits through the clean-up handlers, as Ctrl-C does, so that no partial export is left behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""`ouro-edge bench`: how fast a model runs on this machine, and how fast its memory would let it."""
+"""`ouro-edge bench`: speed, load time and memory of a model, compared with the memory bandwidth of this machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS = ("prefill", "decode")
 
 
 def _numbers(least: int) -> Callable[[click.Context, click.Parameter, str], tuple[int, ...]]:
-    """A callback that reads whole numbers separated by commas, none below `least`."""
+    """A click callback that parses whole numbers separated by commas, each at least `least`."""
 
     def read(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
         try:
@@ -129,7 +129,8 @@ def command(
         click.echo(BUILT_IN, err=True)
     with conversion_progress() as progress:
         path = resolve_model(model, progress)
-        prefill_copy_for(open_model_files(path), prefill_weights, progress)  # made here, so that no load time has it
+        # Created here, so that it does not count as load time.
+        prefill_copy_for(open_model_files(path), prefill_weights, progress)
     plan = Plan(prompts, tokens, depths, contexts or (0,), repeat)
     machine = _machine()
     runs = [
@@ -162,7 +163,7 @@ def fastest_threads(runs: list[dict[str, Any]], kind: str) -> int | None:
 
 
 def _run(path: Path, kv: str, threads: int, prefill: str, plan: Plan) -> dict[str, Any]:
-    """One load of the model, as plain values."""
+    """The results of one load of the model, as plain values."""
     from ouro_edge.loading import open_model_files
     from ouro_edge.measure.bandwidth import memory_read
     from ouro_edge.measure.own_process import in_own_process
@@ -170,7 +171,7 @@ def _run(path: Path, kv: str, threads: int, prefill: str, plan: Plan) -> dict[st
     from ouro_edge.runtime.backend.kv_choice import choose_kv
     from ouro_edge.runtime.backend.session import check_threads
 
-    bundle = open_model_files(path)  # refuse what cannot be done before anything is measured
+    bundle = open_model_files(path)  # report errors before measuring anything
     check_plan(bundle, plan)
     check_threads(threads)
     choose_kv(bundle, kv)
@@ -193,7 +194,7 @@ def _run(path: Path, kv: str, threads: int, prefill: str, plan: Plan) -> dict[st
 
 
 def _progress(text: str) -> None:
-    """One line on stderr, written over the one before."""
+    """A status line on stderr that replaces the previous one."""
     if sys.stderr is not None and sys.stderr.isatty():
         click.echo(f"\r\x1b[K{text}", err=True, nl=False)
 
@@ -237,5 +238,5 @@ def _speed_table(runs: list[dict[str, Any]], kind: str) -> str | None:
 
 
 def _short(number: float) -> str:
-    """Three digits, and no exponent where there are more before the point."""
+    """A number with three significant digits, without an exponent for large numbers."""
     return f"{number:.0f}" if number >= 100 else f"{number:.3g}"

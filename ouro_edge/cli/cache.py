@@ -1,4 +1,4 @@
-"""`ouro-edge cache`: what this program keeps on disk, and how to delete it."""
+"""`ouro-edge cache`: lists and deletes cached files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ouro_edge.system.cache_dir import cache_directory, cache_entries, remove_en
 
 @click.command(name="cache", short_help="List or delete what ouro-edge keeps on disk.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("--clear", is_flag=True, help="Delete the entries named, or all.")
-@click.option("--yes", is_flag=True, help="Delete without asking.")
+@click.option("--clear", is_flag=True, help="Delete the named entries, or all.")
+@click.option("--yes", is_flag=True, help="Delete without confirmation.")
 def command(names: tuple[str, ...], clear: bool, yes: bool) -> None:
-    """List what ouro-edge keeps in the user's cache: converted checkpoints, and copies of weights for long prompts.
+    """List or delete the files in the user's cache: converted checkpoints and prefill copies of weights.
 
-    All of it is made again when it is needed. OURO_EDGE_CACHE names another directory. Downloads are stored in the
-    cache of huggingface_hub, which `hf cache` shows.
+    All of them are regenerated on demand. OURO_EDGE_CACHE sets another directory. Downloads are stored in the cache of
+    huggingface_hub, which `hf cache` manages.
     """
     from ouro_edge.cli.tables import file_size, printable, table
 
@@ -28,7 +28,7 @@ def command(names: tuple[str, ...], clear: bool, yes: bool) -> None:
     chosen = [entries[name] for name in dict.fromkeys(names or entries)]
     size = file_size(sum(entry.size for entry in chosen))
     if not chosen:
-        click.echo(f"nothing is in {cache_directory()}")
+        click.echo(f"{cache_directory()} has no entries")
     elif not clear:
         days = [time.strftime("%Y-%m-%d", time.localtime(entry.used)) for entry in chosen]
         rows = [(printable(e.path.name), file_size(e.size), day) for e, day in zip(chosen, days, strict=True)]

@@ -1,4 +1,4 @@
-"""`ouro-edge chat`: a conversation in the terminal, or line by line in a pipe."""
+"""`ouro-edge chat`: an interactive conversation in a terminal, or line by line in a pipe."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ouro_edge.terminal.settings import CHAT_OPTIONS
     "--resume",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Go on with a conversation that /save has written.",
+    help="Continue a conversation saved by /save.",
 )
 @generation_options
 def command(
@@ -35,23 +35,23 @@ def command(
     resume: Path | None,
     **settings: Any,
 ) -> None:
-    """Talk with MODEL in the terminal.
+    """Chat with MODEL in the terminal.
 
-    /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the conversation. In a terminal answers are drawn as
-    Markdown, and Alt-Enter begins a new line. In a pipe a line is a message, answers go to standard output, everything
-    else to standard error.
-    OURO_EDGE_HISTORY names the file that remembers your lines; empty, none is kept.
+    /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the conversation. In a terminal, answers are rendered
+    as Markdown and Alt-Enter inserts a new line. In a pipe, each line is a message; answers go to standard output,
+    everything else to standard error.
+    OURO_EDGE_HISTORY sets the file of the input history; an empty value disables it.
     """  # fmt: skip
     from ouro_edge.terminal.conversation import Conversation
     from ouro_edge.terminal.repl import Repl
     from ouro_edge.terminal.start import open_view, run
 
     if sys.stdin is None:
-        raise RequestError("standard input is closed: chat needs one, run -p does not")
+        raise RequestError("standard input is closed; chat needs it, use run -p instead")
     if resume is not None and system is not None:
-        raise RequestError("--resume brings its own system message: leave --system out, or change it with /system")
+        raise RequestError("--resume restores the saved system message: omit --system, or change it with /system")
     loading = take_load_options(settings)
-    GenerationOptions(**settings)  # refuse wrong values before a model is loaded
+    GenerationOptions(**settings)  # report invalid values before loading the model
     with open_model(model, loading) as loaded:
 
         def build(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -60,13 +60,13 @@ def command(
         build(settings)
         _ = loaded.tokenizer
         conversation = Conversation(loaded, system=system)
-        conversation.prompt([{"role": "user", "content": ""}])  # refuse now what cannot work later
+        conversation.prompt([{"role": "user", "content": ""}])  # report template errors now
         view = open_view(conversation)
         repl = Repl(conversation, view, {**settings, "think": think, "show_depth": show_depth}, build)
         if resume is not None:
             repl.load(resume)
         elif view.lasting:
-            view.notice("/help lists the commands, /bye (or Ctrl-D) leaves, Ctrl-C stops an answer.")
+            view.notice("/help lists the commands, /bye (or Ctrl-D) quits, Ctrl-C stops an answer.")
         run(repl)
     if repl.failed and not view.lasting:
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""The options that several commands share, made from the table of options. Knows click; imports a model when asked."""
+"""The options that several commands share, generated from the table of options. Imports a model only when needed."""
 
 from __future__ import annotations
 

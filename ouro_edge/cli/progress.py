@@ -1,4 +1,4 @@
-"""Progress of long work, on stderr and only where a person can see it. Knows click."""
+"""Progress bars of long operations, on stderr and only in a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ouro_edge.system.progress import Progress
 
 @contextmanager
 def conversion_progress(label: str = "Preparing") -> Iterator[Progress]:
-    """A callback for long operations that draws a bar once there is something to draw, and a new one for each job."""
+    """A callback for long operations that draws a progress bar from its first call on, a new one for each job."""
     bars: list[Any] = []
 
     def show(done: int, total: int, what: str, /) -> None:

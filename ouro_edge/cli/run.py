@@ -1,4 +1,4 @@
-"""`ouro-edge run`: one prompt, one answer."""
+"""`ouro-edge run`: answers one prompt."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("-p", "--prompt", help="The prompt. Default: standard input.")
 @click.option("--ids", help="The prompt as token ids, such as '504 3575 282'; needs no tokenizer.")
 @click.option("--system", help="System message.")
-@click.option("--raw", is_flag=True, help="Continue the prompt as it stands, without the chat template.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object: text, ids, depth per token, usage, timings.")
 @generation_options
 def command(
@@ -37,9 +37,9 @@ def command(
     from ouro_edge.terminal.display.sanitize import clean
 
     if ids is not None and (prompt is not None or system is not None or raw):
-        raise RequestError("--ids is a whole prompt: it goes with neither -p nor --system nor --raw")
+        raise RequestError("--ids is a complete prompt: omit -p, --system and --raw")
     if raw and system is not None:
-        raise RequestError("--raw leaves the chat template out, and the system message with it: drop one of them")
+        raise RequestError("--raw omits the chat template, which holds the system message: omit --system or --raw")
     if settings["temperature"] is None:
         settings["temperature"] = 0.0
     loading, options = take_load_options(settings), GenerationOptions(**settings)
@@ -48,7 +48,7 @@ def command(
         if ids is not None:
             events = loaded.generate(_parse_ids(ids), **arguments)
         else:
-            _ = loaded.tokenizer  # refuse before waiting for standard input
+            _ = loaded.tokenizer  # report a missing tokenizer before waiting for standard input
             text = prompt if prompt is not None else _standard_input()
             if raw:
                 events = loaded.generate(text, **arguments)
@@ -78,14 +78,14 @@ def _standard_input() -> str:
     try:
         return sys.stdin.read().rstrip("\n")
     except UnicodeDecodeError as problem:
-        raise RequestError(f"standard input is no {problem.encoding} text: {problem.reason}") from None
+        raise RequestError(f"standard input is not valid {problem.encoding} text: {problem.reason}") from None
 
 
 def _parse_ids(text: str) -> list[int]:
     try:
         return [int(part) for part in text.replace(",", " ").split()]
     except ValueError:
-        raise RequestError(f"--ids is {text!r}; wanted whole numbers, such as '504 3575 282'") from None
+        raise RequestError(f"--ids is {text!r}; expected whole numbers, such as '504 3575 282'") from None
 
 
 def _json(tokens: list[Token], done: Done) -> str:

@@ -1,4 +1,4 @@
-"""`ouro-edge serve`: an OpenAI-compatible server, and a page to try it."""
+"""`ouro-edge serve`: an OpenAI-compatible server with a chat page."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ouro_edge.cli.options import exit_options, model_options, open_model, take_
 from ouro_edge.errors import RequestError
 from ouro_edge.runtime.options import GenerationOptions
 
-_NEEDED = ("starlette", "uvicorn", "llguidance")
-_KEY = "OURO_EDGE_API_KEY"
-_LONGEST = 86_400  # seconds
+_REQUIRED_PACKAGES = ("starlette", "uvicorn", "llguidance")
+_KEY_VARIABLE = "OURO_EDGE_API_KEY"
+_MAX_SECONDS = 86_400  # for --timeout and --grace
 
 
 @click.command(name="serve")
 @click.argument("model", required=False)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
-@click.option("--api-key", metavar="KEY", help=f"Ask clients for this key. Default: the environment's {_KEY}, if set.")
-@click.option("--cors", multiple=True, metavar="ORIGIN", help="Let pages of this origin call; may be repeated.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 chooses a free port.")
+@click.option("--api-key", metavar="KEY", help=f"Require this key from clients. Default: {_KEY_VARIABLE}, if set.")
+@click.option("--cors", multiple=True, metavar="ORIGIN", help="Allow pages of this origin; may be repeated.")
 @click.option(
     "--allow-host",
     multiple=True,
     metavar="NAME",
-    help="Answer to this Host header as well, on loopback; may be repeated.",
+    help="Also accept this Host header, on loopback; may be repeated.",
 )
 @click.option("--parallel", type=click.IntRange(1, 64), default=4, show_default=True, help="Requests that run at once.")
 @click.option(
@@ -37,7 +37,7 @@ _LONGEST = 86_400  # seconds
     type=click.IntRange(0, 10_000),
     default=32,
     show_default=True,
-    help="Requests that may wait; further ones hear 429.",
+    help="Requests that may wait; further requests get 429.",
 )
 @click.option(
     "--timeout",
@@ -45,7 +45,7 @@ _LONGEST = 86_400  # seconds
     default=600.0,
     show_default=True,
     metavar="SECONDS",
-    help="For a request, waiting included.",
+    help="Time limit of a request, including waiting.",
 )
 @click.option(
     "--grace",
@@ -53,7 +53,7 @@ _LONGEST = 86_400  # seconds
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="For running requests when the server is told to stop.",
+    help="Time for running requests to finish when the server stops.",
 )
 @click.option(
     "--cache",
@@ -61,7 +61,7 @@ _LONGEST = 86_400  # seconds
     default=1024,
     show_default=True,
     metavar="MIB",
-    help="Memory for the state of earlier conversations.",
+    help="Memory for the states of earlier conversations.",
 )
 @exit_options
 @model_options
@@ -81,10 +81,10 @@ def command(
 ) -> None:
     """Serve MODEL over HTTP, for OpenAI's clients and browsers.
 
-    The API is at http://HOST:PORT/v1, a page to chat with the model at http://HOST:PORT/. Ctrl-C or SIGTERM stops the
-    server when running requests are done; twice: at once.
+    The API is at http://HOST:PORT/v1, a chat page at http://HOST:PORT/. Ctrl-C or SIGTERM stops the server when running
+    requests are done; a second one stops it immediately.
     """
-    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+    if missing := [name for name in _REQUIRED_PACKAGES if find_spec(name) is None]:
         raise RequestError(f"serve needs {' and '.join(missing)}: pip install 'ouro-edge[serve]'")
     from ouro_edge.cli.tables import printable
     from ouro_edge.server.app import make_app
@@ -92,18 +92,18 @@ def command(
     from ouro_edge.server.limits import Access, Limits
     from ouro_edge.server.listen import is_loopback, open_socket, run
 
-    key = os.environ.get(_KEY) if api_key is None else api_key
-    key = None if key is None else key.strip()  # clients' keys come without white space around them
+    key = os.environ.get(_KEY_VARIABLE) if api_key is None else api_key
+    key = None if key is None else key.strip()  # keys in headers arrive without surrounding white space
     if key == "":
-        raise RequestError(f"the API key is empty: give --api-key or {_KEY} a value, or leave both out")
+        raise RequestError(f"the API key is empty: set a value for --api-key or {_KEY_VARIABLE}, or omit both")
     for name, seconds in (("--timeout", timeout), ("--grace", grace)):
-        if not seconds <= _LONGEST:
-            raise RequestError(f"{name} is {seconds}; wanted seconds, at most {_LONGEST}")
+        if not seconds <= _MAX_SECONDS:
+            raise RequestError(f"{name} is {seconds}; expected at most {_MAX_SECONDS} seconds")
     for origin in cors:
         if not re.fullmatch(r"https?://[^/\s]+|\*", origin):
-            raise RequestError(f"--cors is {origin!r}; wanted an origin such as https://example.org")
+            raise RequestError(f"--cors is {origin!r}; expected an origin such as https://example.org")
     loading, options = take_load_options(settings), GenerationOptions(**settings)
-    listener = open_socket(host, port)  # before a model is loaded, which may take a minute
+    listener = open_socket(host, port)  # before the model is loaded, which may take a minute
     with listener, open_model(model, loading) as loaded:
         policy = options.exit_policy(loaded.default_exit())
         if policy is not None:
@@ -114,7 +114,7 @@ def command(
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
         engine = Engine(loaded, limits, policy)
         if not is_loopback(host) and key is None:
-            click.echo("Anyone who reaches this machine can use this server: set --api-key.", err=True)
+            click.echo("Warning: anyone who can reach this address can use the server; set --api-key.", err=True)
         name = f"[{host}]" if ":" in host else host
         click.echo(f"{printable(loaded.name)} at http://{name}:{listener.getsockname()[1]}", err=True)
         run(make_app(engine, access), engine, listener)

@@ -1,4 +1,4 @@
-"""Plain-text tables and sizes for the terminal. Knows the manifest; prints nothing itself."""
+"""Plain-text tables and sizes for the terminal. Returns text; must not print."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ouro_edge.bundle.manifest import Manifest
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned by their widest cell, the first to the left and the others to the right."""
+    """A table with aligned columns: the first to the left, the others to the right."""
     lines = [list(head), *map(list, rows)]
     first, *widths = (max(len(line[i]) for line in lines) for i in range(len(head)))
     return "\n".join(
@@ -18,7 +18,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def error_table(manifest: Manifest) -> str:
-    """What quantisation cost, tensor by tensor."""
+    """A table of the quantisation error of each tensor."""
     rows = []
     for name, tensor in manifest.tensors.items():
         if tensor.scheme is not None and tensor.error is not None:
@@ -35,12 +35,12 @@ def error_table(manifest: Manifest) -> str:
 
 
 def printable(text: str) -> str:
-    """The text on one line, control characters escaped: names in files by strangers must not steer a terminal."""
+    """The text on one line with control characters escaped, since names come from untrusted files."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def file_size(count: float) -> str:
-    """Bytes for a reader: 812 MB, 1.23 GB."""
+    """A size in readable units: 812 MB, 1.23 GB."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:
             return f"{count / scale:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""`ouro-edge trace`: see how deep every token was thought, and what each loop would have said."""
+"""`ouro-edge trace`: exit depth and the candidates of each loop, for every token."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ouro_edge.runtime.options import GenerationOptions
 @click.command(name="trace")
 @click.argument("model", required=False)
 @click.option("-p", "--prompt", required=True, help="The prompt; the answer is generated and traced.")
-@click.option("--raw", is_flag=True, help="Continue the prompt as it stands, without the chat template.")
-@click.option("--whole", is_flag=True, help="Trace the prompt as well.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
+@click.option("--whole", is_flag=True, help="Also trace the prompt.")
 @click.option("--candidates", type=click.IntRange(1, 10), default=2, show_default=True, help="Candidates per loop.")
 @click.option("--html", "page", type=click.Path(path_type=Path), help="Write a self-contained page instead of a table.")
 @generation_options
@@ -31,7 +31,7 @@ def command(
 ) -> None:
     """Show the exit depth and every loop's candidates of an answer.
 
-    MODEL answers the prompt; then each token is shown with the probabilities of stopping after each loop.
+    MODEL answers the prompt; every token is shown with its exit probability after each loop.
     """
     from ouro_edge.evaluation.trace import trace
     from ouro_edge.evaluation.trace_page import page as draw
@@ -42,7 +42,7 @@ def command(
         settings["temperature"] = 0.0
     loading, options = take_load_options(settings), GenerationOptions(**settings)
     if isinstance(options.exit_policy(), LoopBudget):
-        raise RequestError("a trace looks at each token by itself, and a loop budget at those before: leave it out")
+        raise RequestError("trace evaluates each token separately; a loop budget depends on earlier tokens: omit it")
     with open_model(model, loading) as loaded:
         arguments = options.arguments(loaded)
         text = prompt if raw else loaded.render([{"role": "user", "content": prompt}])

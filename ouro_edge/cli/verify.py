@@ -1,4 +1,4 @@
-"""`ouro-edge verify`: is an exported model what it should be?"""
+"""`ouro-edge verify`: compares an exported model with the NumPy reference and with its checkpoint."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ouro_edge.errors import VerificationError
 
 @click.command(name="verify", short_help="Check an exported MODEL against a NumPy reference.")
 @click.argument("model", required=False)
-@click.option("--against", metavar="CHECKPOINT", help="Also compare every weight with the checkpoint it came from.")
+@click.option("--against", metavar="CHECKPOINT", help="Also compare every weight with the original checkpoint.")
 @click.option("--tokens", type=click.IntRange(1), help="Length of the random input. Default: 24.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random input.")
 @click.option("--threads", type=int, help="CPU threads. Default: as for run.")
 def command(model: str | None, against: str | None, tokens: int | None, seed: int, threads: int | None) -> None:
-    """Check MODEL's files and compare it with a plain NumPy reference; fail when it is out of tolerance.
+    """Check MODEL's files and compare it with a plain NumPy reference; fail if it is out of tolerance.
 
-    The reference reads one layer at a time: for a model of 1.4B parameters this takes some minutes and 2 GB.
+    The reference reads one layer at a time: a model of 1.4B parameters takes several minutes and 2 GB.
     """
     from ouro_edge.cli.options import BUILT_IN
     from ouro_edge.cli.progress import conversion_progress

@@ -1,4 +1,4 @@
-"""A bundle's weights under the names of `ouro_edge.arch.weights`, dequantised: the input of the reference."""
+"""A bundle's weights, dequantised, under the names of `ouro_edge.arch.weights`: the input of the NumPy reference."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ouro_edge.bundle.bundle import Bundle
 
 
 class StoredWeights(Mapping[str, Array]):
-    """Reads a tensor when it is indexed; the fused tensor it is stored in is kept, because its other parts follow."""
+    """Reads tensors on demand; the last fused tensor is kept, since its other parts are usually read next."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle

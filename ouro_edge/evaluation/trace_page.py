@@ -1,4 +1,4 @@
-"""Draws a trace as one self-contained HTML page: tokens tinted by depth, every loop's candidates below."""
+"""Renders a trace as a self-contained HTML page: tokens tinted by depth, above the candidates of every loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ td.deep{opacity:.45}td.here{font-weight:600}small{opacity:.7}
 
 
 def page(traced: Sequence[TracedToken], title: str) -> str:
-    """An HTML document without scripts or anything from outside; all text is escaped."""
+    """An HTML document without scripts and external resources; all text is escaped."""
     loops = len(traced[0].loops) if traced else 0
     text = "".join(
         f'<span style="background:{_tint(t.depth, loops)}" title="{t.depth} of {loops} loops">{_show(t.text)}</span>'

@@ -1,7 +1,7 @@
-"""Streams tensors into a bundle's data file, quantising on the way. Knows quant and the layout of `bundle`; no onnx.
+"""Quantises tensors and streams them into a bundle's data file. Must not import onnx.
 
-One tensor is in memory at a time, and a large one in pieces of rows, so the peak is set by the largest packed tensor
-and not by the model.
+One tensor is in memory at a time, a large one in pieces of rows, so the memory peak depends on the largest packed
+tensor instead of the model's size.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ouro_edge.arch.weights import Array, Weights
 from ouro_edge.bundle.manifest import PAGE, StoredArray, StoredTensor
 from ouro_edge.quant import ErrorMeter, QuantizedTensor, Scheme, concatenate, dequantize, quantize
 
-_PIECE = 16 << 20  # float32 values quantised at a time: 64 MB
-_SMALLEST_HALF = np.float32(2.0**-14)  # the smallest that is not subnormal
+_PIECE_VALUES = 16 << 20  # float32 values quantised at a time: 64 MB
+_MIN_NORMAL_FLOAT16 = np.float32(2.0**-14)
 
 
 class DataFile:
-    """Writes arrays one after the other and remembers where; its digest is made while writing."""
+    """Writes arrays consecutively, returns their positions, and computes the file's digest while writing."""
 
     def __init__(self, path: Path) -> None:
         self._file: BinaryIO = path.open("xb")
@@ -39,7 +39,7 @@ class DataFile:
         self._file.close()
 
     def write(self, pieces: Iterator[NDArray[Any]], dtype: str, shape: tuple[int, ...]) -> StoredArray:
-        """Append one array, given in pieces along its first axis."""
+        """Append one array, passed in pieces along its first axis."""
         self._append(bytes(-self.size % PAGE))
         stored = StoredArray(dtype, shape, offset=self.size)
         for piece in pieces:
@@ -48,7 +48,7 @@ class DataFile:
         return stored
 
     def finish(self) -> dict[str, Any]:
-        """Flush to disk; the manifest's record of the file."""
+        """Flush to disk; returns the manifest's record of the file."""
         self._file.flush()
         os.fsync(self._file.fileno())
         return {"size": self.size, "sha256": self._hash.hexdigest()}
@@ -82,20 +82,20 @@ def store(data: DataFile, weights: Weights, parts: tuple[str, ...], scheme: Sche
 
 
 def _half_scales(tensor: QuantizedTensor) -> QuantizedTensor:
-    """Scales that float16 holds, where its normal range reaches: GGUF then stores the same symmetric blocks exactly.
+    """Round scales to float16 within its normal range, so that GGUF can store the same symmetric blocks exactly.
 
-    Costs a part in 4096 of a scale. Blocks with zero points have no exact form in GGUF and stay.
+    Changes a scale by at most 1/4096. Blocks with zero points have no exact form in GGUF and are not changed.
     """
     if not tensor.scheme.symmetric:
         return tensor
     with np.errstate(over="ignore"):
         halves = tensor.scales.astype(np.float16).astype(np.float32)
-    fits = np.isfinite(halves) & (np.abs(halves) >= _SMALLEST_HALF)
+    fits = np.isfinite(halves) & (np.abs(halves) >= _MIN_NORMAL_FLOAT16)
     return replace(tensor, scales=np.where(fits, halves, tensor.scales))
 
 
 def _pieces(weights: Weights, name: str) -> Iterator[Array]:
     rows, *columns = weights.shapes[name]
-    step = max(1, _PIECE // max(1, *columns)) if columns else rows
+    step = max(1, _PIECE_VALUES // max(1, *columns)) if columns else rows
     for start in range(0, rows, step):
         yield weights.rows(name, start, min(rows, start + step))

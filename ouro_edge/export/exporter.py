@@ -1,4 +1,4 @@
-"""Writes a checkpoint as a bundle: all or nothing. Knows the readers, the graphs and the layout of a bundle.
+"""Writes a checkpoint as a bundle: a complete one, or nothing.
 
 Everything is written into a hidden directory, the manifest last, and renamed at the end. A failed or interrupted
 export removes it; a killed one leaves it without a manifest, so nothing takes it for a model, and the next export
@@ -140,19 +140,19 @@ def _content(out: Path, overwrite: bool, source: Path) -> list[str] | None:
     except FileNotFoundError:
         return None
     except NotADirectoryError:
-        raise ExportError(f"{out} exists as a file or lies below one; choose another name") from None
+        raise ExportError(f"{out} exists as a file or is a path below a file; choose another name") from None
     if not names:
         return names
     if not overwrite:
         raise ExportError(f"{out} exists and is not empty; remove it, choose another name or pass --overwrite")
     if not (out / MANIFEST_FILE).is_file():
-        raise ExportError(f"{out} is no exported model, so it is not overwritten; choose another name")
+        raise ExportError(f"{out} is not an exported model, so it is not overwritten; choose another name")
     if source.resolve().is_relative_to(out):
-        raise ExportError(f"{source} lies in {out}, which --overwrite would delete; choose another name")
+        raise ExportError(f"{source} is inside {out}, which --overwrite would delete; choose another name")
     listed = read_json_object(out / MANIFEST_FILE, ExportError).get("files")
     ours = {MANIFEST_FILE, *ADDED_FILES, *(listed if isinstance(listed, dict) else ())}
     if strange := [name for name in names if name not in ours]:
-        raise ExportError(f"{out} holds {strange[0]!r}, which is no part of the model there: move it or choose "
+        raise ExportError(f"{out} holds {strange[0]!r}, which is not part of the model there: move it or choose "
                           "another name")  # fmt: skip
     return names
 

@@ -1,6 +1,6 @@
-"""Reads a checkpoint directory in Hugging Face form: config.json, safetensors in one file or sharded, tokenizer files.
+"""Reads a checkpoint directory in Hugging Face format: config.json, safetensors (one file or sharded), tokenizer files.
 
-Knows the published tensor names. Refuses pickles and code: other weight files in the directory are never opened.
+Pickles and code are never opened: other weight files in the directory are ignored.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _TEXT_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-_MAX_TEXT_FILE = 64 << 20
-_FLOATS = ("F32", "F16", "BF16")
-_INDEX = "model.safetensors.index.json"
+_MAX_TEXT_FILE_BYTES = 64 << 20
+_DTYPES = ("F32", "F16", "BF16")
+_INDEX_FILE = "model.safetensors.index.json"
 
-_TOP = {
+_MODEL_TENSORS = {
     "model.embed_tokens.weight": "embedding",
     "model.norm.weight": "norm",
     "model.early_exit_gate.weight": "exit_gate.weight",
     "model.early_exit_gate.bias": "exit_gate.bias",
     "lm_head.weight": "head",
 }
-_LAYER = {
+_LAYER_TENSORS = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "q_proj",
     "self_attn.k_proj": "k_proj",
@@ -46,8 +46,8 @@ _LAYER = {
     "mlp.up_proj": "up_proj",
     "mlp.down_proj": "down_proj",
 }
-# Ouro's sandwich: `post_attention_layernorm` is the norm before the MLP, the `_2` ones close each half.
-_NORMS = {
+# Ouro's sandwich norms: `post_attention_layernorm` precedes the MLP, the `_2` norms follow attention and the MLP.
+_LAYER_NORMS = {
     True: {
         "input_layernorm_2": "attn_post_norm",
         "post_attention_layernorm": "ffn_norm",
@@ -55,19 +55,19 @@ _NORMS = {
     },
     False: {"post_attention_layernorm": "ffn_norm"},
 }
-# Buffers that old checkpoints carry and that the config determines.
-_IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+# Buffers in old checkpoints that follow from the config.
+_IGNORED_BUFFERS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 
 def open_directory(path: Path) -> Checkpoint:
-    """Open a checkpoint directory. ConfigError or CheckpointError names what is missing, extra or damaged."""
-    is_present(path / "config.json", _MAX_TEXT_FILE)  # that it is missing, the next line says
+    """Open a checkpoint directory. ConfigError or CheckpointError names what is missing, unexpected or damaged."""
+    is_present(path / "config.json", _MAX_TEXT_FILE_BYTES)  # a missing file is reported by the next line
     config = from_hf(read_json_object(path / "config.json"))
     readers: dict[str, TensorReader] = {}
     types: Counter[str] = Counter()
     for file, names in _weight_files(path).items():
         for name, reader in _open_file(file, names).items():
-            if _IGNORED.fullmatch(name) or (name == "lm_head.weight" and config.tie_word_embeddings):
+            if _IGNORED_BUFFERS.fullmatch(name) or (name == "lm_head.weight" and config.tie_word_embeddings):
                 continue
             readers[canonical_name(name, config.sandwich_norms)] = reader
             types[reader.dtype] += 1
@@ -82,16 +82,16 @@ def open_directory(path: Path) -> Checkpoint:
 
 
 def canonical_name(name: str, sandwich_norms: bool) -> str:
-    """The name in `arch.weights` of a published tensor; an unknown name is returned as it is, and reported later."""
-    if name in _TOP:
-        return _TOP[name]
+    """The canonical name of a published tensor; an unknown name is returned as is, and reported as unexpected later."""
+    if name in _MODEL_TENSORS:
+        return _MODEL_TENSORS[name]
     match = re.fullmatch(r"model\.layers\.(0|[1-9]\d*)\.(.+)\.weight", name)
-    part = match and (_LAYER | _NORMS[sandwich_norms]).get(match[2])
+    part = match and (_LAYER_TENSORS | _LAYER_NORMS[sandwich_norms]).get(match[2])
     return f"layers.{match[1]}.{part}" if match and part else name
 
 
 class SafetensorsReader:
-    """One tensor of a safetensors file, memory-mapped only while it is read: what was read leaves memory again."""
+    """One tensor of a safetensors file, memory-mapped only while it is read, so that its pages do not stay resident."""
 
     def __init__(self, file: Path, name: str, shape: tuple[int, ...], dtype: str) -> None:
         self.file, self.name, self.shape, self.dtype = file, name, shape, dtype
@@ -103,35 +103,35 @@ class SafetensorsReader:
 
 
 def _weight_files(path: Path) -> dict[Path, list[str] | None]:
-    """File -> the tensor names that the index puts there, or None for a single file without an index."""
-    single, index = path / "model.safetensors", path / _INDEX
-    if not is_present(index, _MAX_TEXT_FILE):
+    """File -> its tensor names according to the index, or None for a single file without an index."""
+    single, index = path / "model.safetensors", path / _INDEX_FILE
+    if not is_present(index, _MAX_TEXT_FILE_BYTES):
         if not is_present(single):
-            raise CheckpointError(f"{path} has neither model.safetensors nor {_INDEX}; other formats are not read")
+            raise CheckpointError(f"{path} has neither model.safetensors nor {_INDEX_FILE}; other formats are not read")
         return {single: None}
     weight_map = read_json_object(index, CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
-        raise CheckpointError(f"{index} has no weight_map of tensor name to file name")
+        raise CheckpointError(f"{index} has no weight_map from tensor names to file names")
     files: dict[Path, list[str] | None] = {}
     for name, file in weight_map.items():
         if file in ("", ".", "..") or re.search(r"[/\\:\x00-\x1f\x7f\ud800-\udfff]", file):
-            raise CheckpointError(f"{index} puts {name!r} in {file!r}; only files beside the index are read")
+            raise CheckpointError(f"{index} assigns {name!r} to {file!r}; only files beside the index are read")
         names = files.setdefault(path / file, [])
         assert names is not None
         names.append(name)
     return files
 
 
-def _open_file(file: Path, wanted: list[str] | None) -> dict[str, SafetensorsReader]:
+def _open_file(file: Path, expected: list[str] | None) -> dict[str, SafetensorsReader]:
     readers = {}
     with _safe_open(file) as tensors:
         names = list(tensors.keys())
-        if wanted is not None and (wrong := sorted(set(names) ^ set(wanted))):
-            raise CheckpointError(f"{_INDEX} and {file.name} disagree about {wrong[0]}")
+        if expected is not None and (wrong := sorted(set(names) ^ set(expected))):
+            raise CheckpointError(f"{_INDEX_FILE} and {file.name} disagree about {wrong[0]}")
         for name in names:
             part = tensors.get_slice(name)
-            if part.get_dtype() not in _FLOATS:
-                raise CheckpointError(f"{name} in {file.name} is {part.get_dtype()}; wanted {' or '.join(_FLOATS)}")
+            if part.get_dtype() not in _DTYPES:
+                raise CheckpointError(f"{name} in {file.name} is {part.get_dtype()}; expected {' or '.join(_DTYPES)}")
             readers[name] = SafetensorsReader(file, name, tuple(part.get_shape()), part.get_dtype())
     return readers
 
@@ -146,23 +146,23 @@ def _safe_open(file: Path) -> Any:
 
         return safe_open(file, framework="np")
     except (SafetensorError, OSError) as problem:
-        raise CheckpointError(f"{file} is no intact safetensors file: {problem}") from None
+        raise CheckpointError(f"{file} is not a valid safetensors file: {problem}") from None
 
 
 def _text_files(path: Path) -> dict[str, bytes]:
     files = {}
     for name in _TEXT_FILES:
-        if is_present(path / name, _MAX_TEXT_FILE):
+        if is_present(path / name, _MAX_TEXT_FILE_BYTES):
             files[name] = (path / name).read_bytes()
     if "chat_template.jinja" not in files and "tokenizer_config.json" in files:
         template = read_json_object(path / "tokenizer_config.json", CheckpointError).get("chat_template")
-        if isinstance(template, list):  # several, each with a name
+        if isinstance(template, list):  # several named templates
             named = (t for t in template if isinstance(t, dict) and t.get("name") == "default")
             template = next(named, {}).get("template")
         if isinstance(template, str):
             try:
                 files["chat_template.jinja"] = template.encode()
             except UnicodeEncodeError as problem:
-                raise CheckpointError(f"{path / 'tokenizer_config.json'}: chat_template is no Unicode text: {problem}; "
-                                      "fetch it again") from None  # fmt: skip
+                raise CheckpointError(f"{path / 'tokenizer_config.json'}: chat_template is not valid Unicode text: "
+                                      f"{problem}; download it again") from None  # fmt: skip
     return files

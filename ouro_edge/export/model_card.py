@@ -1,4 +1,4 @@
-"""The README.md of an exported model. Knows the manifest only."""
+"""The README.md of an exported model, generated from its manifest."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from ouro_edge.bundle.manifest import Manifest
 
 
 def model_card(manifest: Manifest) -> str:
-    """Markdown with the front matter that model hubs read."""
+    """Markdown with front matter for model hubs."""
     repository = manifest.source.get("repo_id")
     front = ["library_name: ouro-edge", "pipeline_tag: text-generation"]
     if repository:
         front += [f"base_model: {repository}", "base_model_relation: quantized"]
-    name = re.sub(r"[^\w.() -]", "", manifest.name)  # it comes from a file that may hold anything
+    name = re.sub(r"[^\w.() -]", "", manifest.name)  # the name comes from an untrusted file
     model, origin = manifest.model, repository or "a local checkpoint"
     revision = f" at revision {manifest.source['revision']}" if manifest.source.get("revision") else ""
     loops = "no loops" if model.loops == 1 else f"one block of {model.num_layers} layers, {model.loops} loops"

@@ -1,4 +1,4 @@
-"""Opens a path as a checkpoint: a Hugging Face directory or a .gguf file. Both end as the same `Checkpoint`."""
+"""Opens a Hugging Face directory or a .gguf file as a `Checkpoint`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ouro_edge.export.huggingface import open_directory
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a Hugging Face directory or a .gguf file. CheckpointError or ConfigError in one line when it is neither."""
+    """Open a Hugging Face directory or a .gguf file. CheckpointError or ConfigError when it is neither."""
     if os.path.isdir(path):
         return open_directory(path)
     if not is_present(path):
         raise CheckpointError(f"{path} does not exist")
     if path.suffix.lower() == ".gguf":
         return open_gguf(path)
-    raise CheckpointError(f"{path} is no checkpoint; wanted a directory with config.json or a .gguf file")
+    raise CheckpointError(f"{path} is not a checkpoint; expected a directory with config.json or a .gguf file")

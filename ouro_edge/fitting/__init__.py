@@ -1,12 +1,12 @@
-"""What is measured on an exported model and stored beside it: KV ranges and a fitted exit gate. Knows the runtime.
+"""Calibration steps that run an exported model: KV ranges, and fitting the exit gate (Stage II) without torch.
 
-calibrate_kv.py   text -> how far keys and values reach, for a cache in int8 or int4
-gate_pipeline.py  text -> a fitted exit gate and what it gains, without torch, by way of
+calibrate_kv.py   text -> ranges of keys and values, for int8 and int4 KV caches
+gate_pipeline.py  text -> a fitted exit gate and its trade-off, by means of:
 
-gate_data.py      lines of a JSONL file -> pieces of token ids, fitting and held out
+gate_data.py      lines of a JSONL file -> pieces of token ids, for fitting and held out
 gate_features.py  pieces -> hidden states and losses of every loop, on the exported (quantised) model
 gate_fit.py       features -> a gate
-gate_tradeoff.py  features and a gate -> depth against loss and accuracy; the threshold for a budget
+gate_tradeoff.py  features and a gate -> loss and accuracy by depth; the threshold for a loop budget
 """
 
 from ouro_edge.fitting.calibrate_kv import Calibration, calibrate

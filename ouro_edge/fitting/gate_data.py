@@ -1,14 +1,14 @@
-"""Lines of a JSONL file -> pieces of token ids, each for fitting or held out. Knows the model's tokenizer and template.
+"""Reads gate-fitting data: lines of a JSONL file -> pieces of token ids, each used for fitting or held out.
 
-A line is an object of one of four forms; other fields are ignored, and the first form that fits counts:
+A line is an object of one of four forms; other fields are ignored, and the first matching form is used:
 
-    {"messages": [...]}              a chat through the model's template; only the assistant's tokens count
-    {"prompt": "...", "answer": "..."}   the same for one turn; without a chat template, the two texts as they stand
-    {"text": "..."}                  every token counts, but the very first
-    {"ids": [...]}                   the same, of token ids; needs no tokenizer
+    {"messages": [...]}              a chat in the model's template; only tokens of the assistant count
+    {"prompt": "...", "answer": "..."}   the same for one turn; without a chat template, the texts unchanged
+    {"text": "..."}                  every token except the first counts
+    {"ids": [...]}                   the same for token ids; needs no tokenizer
 
-A token that counts is one that the model has to predict; its state is the one of the position before it. What ends an
-answer counts where the model stops on it. Prompt and answer are tokenised apart, as a generation meets them.
+A counted token is one that the model must predict; its state is that of the position before it. The token that ends an
+answer counts if it is a stop id of the model. Prompt and answer are tokenised separately, as during generation.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.runtime.checks import check_ids
 from ouro_edge.runtime.model import Model
 
-_WANTED = 'wanted an object with "text", "messages", "prompt" and "answer", or "ids"'
-_HELD_OUT = 5  # every fifth line, by its hash
+_EXPECTED_FORM = 'expected an object with "text", "messages", "prompt" and "answer", or "ids"'
+_HELD_OUT_INTERVAL = 5  # one line in five, selected by its hash
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the file, of a known form."""
+    """One line of the file, in a known form."""
 
     number: int  # from 1
     source: str
@@ -45,38 +45,38 @@ class Piece:
     """Tokens that the model reads in one pass."""
 
     ids: tuple[int, ...]  # [T]
-    counted: NDArray[np.int64]  # [N] indices into ids, rising, none 0: the tokens to predict
+    counted: NDArray[np.int64]  # [N] ascending indices into ids, never 0: the tokens to predict
     held_out: bool
 
     def first(self, count: int) -> Piece:
-        """The piece with at most `count` counted tokens, cut behind the last of them."""
+        """The piece with at most `count` counted tokens, cut after the last of them."""
         counted = self.counted[:count]
         return Piece(self.ids[: int(counted[-1]) + 1] if len(counted) else (), counted, self.held_out)
 
 
 def read_lines(file: Path) -> list[Line]:
-    """All lines but blank ones. RequestError, with the line's number, for one that has none of the forms."""
+    """All non-blank lines. RequestError, with the line number, for a line in none of the forms."""
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise RequestError(f"{file} does not exist: give a JSONL file") from None
+        raise RequestError(f"{file} does not exist; give a JSONL file") from None
     except OSError as problem:
         raise RequestError(f"{file} cannot be read: {problem.strerror}") from None
     except UnicodeDecodeError as problem:
-        raise RequestError(f"{file} is not UTF-8 text (byte {problem.start}): convert it") from None
+        raise RequestError(f"{file} is not UTF-8 text (byte {problem.start}); convert it") from None
     lines = []
     for number, source in enumerate(text.split("\n"), start=1):
         if source := source.strip():
             lines.append(Line(number, source, _record(source, f"{file} line {number}")))
     if not lines:
-        raise RequestError(f"{file} is empty: give one JSON object a line")
+        raise RequestError(f"{file} is empty; expected one JSON object per line")
     return lines
 
 
 def encode(line: Line, model: Model, window: int) -> list[Piece]:
-    """The pieces of a line: one, or several of up to `window` positions where text or ids are longer.
+    """The pieces of a line: one, or several of up to `window` positions for longer text or ids.
 
-    RequestError when the model cannot read the line. A piece may count no token.
+    RequestError when the model cannot encode the line. A piece may have no counted tokens.
     """
     record = line.record
     if "messages" in record or "prompt" in record:
@@ -89,8 +89,8 @@ def encode(line: Line, model: Model, window: int) -> list[Piece]:
     check_ids(ids, model.config.vocab_size)
     pieces = []
     for k, start in enumerate(range(0, max(1, len(ids) - 1), window)):
-        part = tuple(ids[start : start + window + 1])  # the last token is only predicted, and begins the next piece
-        # A long text is split piece by piece, so that a book on one line can be fitted on as well.
+        part = tuple(ids[start : start + window + 1])  # the last token is only predicted
+        # Pieces of a long text are held out separately, so that a book on one line is usable too.
         held_out = _is_held_out(f"{k}\n{line.source}" if k else line.source)
         pieces.append(Piece(part, np.arange(1, len(part)), held_out))
     return pieces
@@ -99,9 +99,9 @@ def encode(line: Line, model: Model, window: int) -> list[Piece]:
 def draw(
     lines: Sequence[Line], model: Model, *, window: int, most_fitted: int, most_held_out: int, seed: int, name: str
 ) -> tuple[list[Piece], list[Piece]]:
-    """Pieces to fit on and pieces held out, of lines in random order, until both have as many counted tokens as asked.
+    """Pieces for fitting and pieces held out, of lines in random order, up to the requested numbers of counted tokens.
 
-    What is held out depends on the line alone, never on the seed. `name` is the file's, for errors.
+    Whether a piece is held out depends on its line only, not on the seed. `name` is the file name, for errors.
     """
     room = {False: most_fitted, True: most_held_out}
     drawn: dict[bool, list[Piece]] = {False: [], True: []}
@@ -122,7 +122,7 @@ def draw(
 
 
 def count(pieces: Iterable[Piece]) -> int:
-    """Counted tokens."""
+    """The number of counted tokens."""
     return sum(len(piece.counted) for piece in pieces)
 
 
@@ -130,15 +130,15 @@ def _record(source: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(source)
     except (ValueError, RecursionError) as problem:
-        raise RequestError(f"{where} is no JSON ({problem}); {_WANTED}") from None
+        raise RequestError(f"{where} is not valid JSON ({problem}); {_EXPECTED_FORM}") from None
     if not isinstance(record, dict):
-        raise RequestError(f"{where} is {type(record).__name__}; {_WANTED}")
+        raise RequestError(f"{where} is {type(record).__name__}; {_EXPECTED_FORM}")
     if "messages" in record:
         found = record["messages"]
         if not isinstance(found, list) or not all(isinstance(m, dict) for m in found):
-            raise RequestError(f"{where} has messages that are no list of objects with role and content")
+            raise RequestError(f"{where} has messages that are not a list of objects with role and content")
         if not any(m.get("role") == "assistant" for m in found):
-            raise RequestError(f"{where} has no message of the assistant, so there is nothing to predict")
+            raise RequestError(f"{where} has no message of the assistant to predict")
         return {"messages": found}
     if "prompt" in record and "answer" in record:
         names: tuple[str, ...] = ("prompt", "answer")
@@ -146,23 +146,23 @@ def _record(source: str, where: str) -> dict[str, Any]:
         names = ("text",)
     elif "ids" in record:
         if not isinstance(record["ids"], list):
-            raise RequestError(f"{where} has ids of {type(record['ids']).__name__}; wanted a list of token ids")
+            raise RequestError(f"{where} has ids of {type(record['ids']).__name__}; expected a list of token ids")
         return {"ids": record["ids"]}
     else:
-        raise RequestError(f"{where} has the fields {sorted(record)[:6]}; {_WANTED}")
+        raise RequestError(f"{where} has the fields {sorted(record)[:6]}; {_EXPECTED_FORM}")
     for name in names:
         if not isinstance(record[name], str):
-            raise RequestError(f"{where} has {name} of {type(record[name]).__name__}; wanted text")
+            raise RequestError(f"{where} has {name} of {type(record[name]).__name__}; expected text")
     return {name: record[name] for name in names}
 
 
 def _chat(record: dict[str, Any], model: Model) -> tuple[list[int], list[int]]:
-    """Ids of a chat up to its last counted token, and which of them count."""
+    """Ids of a chat up to its last counted token, and the indices of counted tokens."""
     tokenizer = model.tokenizer
     templated = model.chat_template is not None
     if "messages" in record:
         if not templated:
-            raise RequestError("this model has no chat template for messages: give prompt and answer, or text")
+            raise RequestError("this model has no chat template for messages; give prompt and answer, or text")
         turns = _turns(record["messages"], model)
     elif templated:
         user = {"role": "user", "content": record["prompt"]}
@@ -181,7 +181,7 @@ def _chat(record: dict[str, Any], model: Model) -> tuple[list[int], list[int]]:
 
 
 def _turns(messages: list[dict[str, Any]], model: Model) -> list[tuple[str, str]]:
-    """(what stands before, what the assistant says with what the template puts behind it) for each of its messages."""
+    """For each message of the assistant: the text before it, and the message with the template's text after it."""
     turns: list[tuple[str, str]] = []
     done = ""
     for i, message in enumerate(messages):
@@ -190,7 +190,7 @@ def _turns(messages: list[dict[str, Any]], model: Model) -> list[tuple[str, str]
         before = model.render(messages[:i])
         after = model.render(messages[: i + 1], add_generation_prompt=False)
         if not before.startswith(done) or not after.startswith(before):
-            raise RequestError("the chat template writes earlier turns anew when more follow: give prompt and answer "
+            raise RequestError("the chat template changes earlier turns when more follow; give prompt and answer "
                                "for each turn")  # fmt: skip
         turns.append((before[len(done) :], after[len(before) :]))
         done = after
@@ -199,4 +199,4 @@ def _turns(messages: list[dict[str, Any]], model: Model) -> list[tuple[str, str]
 
 def _is_held_out(source: str) -> bool:
     digest = hashlib.sha256(source.encode("utf-8")).digest()
-    return int.from_bytes(digest[:8], "big") % _HELD_OUT == 0
+    return int.from_bytes(digest[:8], "big") % _HELD_OUT_INTERVAL == 0

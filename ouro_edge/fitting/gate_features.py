@@ -1,4 +1,4 @@
-"""What a gate is fitted on: hidden states and next-token losses of every loop. Knows the runtime, no objective.
+"""The features that a gate is fitted on: hidden states and next-token losses of every loop.
 
 They come from the exported model itself, because quantisation moves the hidden states. Memory is R * (4 C + 9) bytes a
 position, for as many positions as the pieces count; MOST_BYTES is what `fit-gate` allows. Nothing is written.
@@ -31,7 +31,7 @@ class Features:
 
     hidden: Array  # [R, N, C], after the norm that closes the loop: what the gate and the head read
     loss: NDArray[np.float64]  # [R, N], nats, of the token that really follows
-    hits: NDArray[np.bool_]  # [R, N], whether the likeliest token is that one
+    hits: NDArray[np.bool_]  # [R, N], whether the most probable token is that one
 
     def part(self, start: int, stop: int) -> Features:
         """Positions start..stop, as views."""

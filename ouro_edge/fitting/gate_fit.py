@@ -1,14 +1,14 @@
-"""Stage II (arXiv 2510.25741): the language model is frozen, the gate learns when another loop is worth it. Pure NumPy.
+"""Stage II (arXiv 2510.25741): fits the exit gate of a frozen model to the gain of further loops. Pure NumPy.
 
-Going on is worth w = sigmoid(50 (I - 0.005)) with an improvement I >= 0 of the token's loss, and the loss is the binary
-cross-entropy between 1 - lambda_r and w, mean over loops and tokens. Three readings of I:
+The target of continuing is w = sigmoid(50 (I - 0.005)) for an improvement I >= 0 of the token's loss; the objective is
+the binary cross-entropy between 1 - lambda_r and w, averaged over loops and tokens. Three definitions of I:
 
-    published   lambda_r against the gain *into* loop r, r = 2..R; lambda_1 is not taught
-    look-ahead  lambda_r against the gain from r to r + 1, r = 1..R-1, which also teaches lambda_1
-    horizon     lambda_r against the best gain from r to any later loop: a hard token may gain nothing for one loop
+    published   lambda_r against the gain *into* loop r, r = 2..R; lambda_1 is not fitted
+    look-ahead  lambda_r against the gain from r to r + 1, r = 1..R-1, which also fits lambda_1
+    horizon     lambda_r against the best gain from r to any later loop: a hard token may gain nothing in one loop
 
-It is logistic regression in C + 1 numbers that all loops share: convex, solved from the present gate by L-BFGS on
-standardised features, which are never stored. All sums are float64.
+This is logistic regression in C + 1 parameters shared by all loops: convex, solved by L-BFGS from the current gate on
+standardised features, which are not stored. All sums are float64.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ from ouro_edge.fitting.lbfgs import minimise
 Objective = Literal["look-ahead", "published", "horizon"]
 OBJECTIVES: tuple[Objective, ...] = ("look-ahead", "published", "horizon")
 _SLOPE, _LEAST_GAIN = 50.0, 0.005
-_CHANGE = 3.0  # how far a logit may move, one standard deviation, before the old gate pulls it back
-_CHUNK = 512  # rows turned into float64 at a time
+_PRIOR_LOGIT_CHANGE = 3.0  # standard deviation of the prior on the change of a typical state's logit
+_CHUNK_ROWS = 512  # rows converted to float64 at a time
 
 Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A fitted gate and how the fitting went."""
+    """A fitted gate, with the objective before and after fitting."""
 
     gate: FittedGate
-    before: float  # the objective's cross-entropy with the old gate, on the features that were fitted on
+    before: float  # cross-entropy with the old gate, on the features used for fitting
     after: float
     iterations: int
 
 
 def original_gate(bundle: Bundle) -> FittedGate:
-    """The checkpoint's own gate, out of the bundle's weights. NoGateError when it has none."""
+    """The checkpoint's gate, from the bundle's weights. NoGateError when it has none."""
     if not bundle.config.has_gate:
-        raise NoGateError(f"{bundle.path} has no exit gate, so there is nothing to fit")
+        raise NoGateError(f"{bundle.path} has no exit gate to fit")
     return FittedGate(bundle.values("exit_gate.weight")[0], float(bundle.values("exit_gate.bias")[0]))
 
 
 def gate_logits(hidden: Array, gate: FittedGate) -> Vector:
-    """What a gate says [N, R] about hidden states [R, N, C]."""
+    """Gate logits [N, R] of hidden states [R, N, C]."""
     weight = gate.weight.astype(np.float64)
     loops = [np.concatenate([chunk @ weight for chunk in _chunks(loop)]) for loop in hidden]
     return np.stack(loops, axis=1) + gate.bias
 
 
 def targets(loss: Vector, objective: Objective) -> tuple[Vector, slice]:
-    """Losses [R, N] -> ideal probability of going on [R-1, N], and the loops that it is taught to."""
+    """Losses [R, N] -> target probability of continuing [R-1, N], and the loops that it applies to."""
     if objective not in OBJECTIVES:
-        raise RequestError(f"objective is {objective!r}; wanted one of {', '.join(OBJECTIVES)}")
+        raise RequestError(f"objective is {objective!r}; expected one of {', '.join(OBJECTIVES)}")
     later = np.minimum.accumulate(loss[::-1])[::-1][1:] if objective == "horizon" else loss[1:]
     gain = np.maximum(0.0, loss[:-1] - later)
     taught = slice(1, None) if objective == "published" else slice(0, -1)
@@ -71,7 +71,7 @@ def targets(loss: Vector, objective: Objective) -> tuple[Vector, slice]:
 
 
 def fit_to_features(features: Features, start: FittedGate, objective: Objective = "look-ahead") -> Fit:
-    """The gate at the minimum of the objective on these features, held a little to `start`; deterministic."""
+    """The gate that minimises the objective on these features, with a weak prior towards `start`. Deterministic."""
     go_on, taught = targets(features.loss, objective)
     problem = StageTwo(features.hidden[taught], go_on, start)
     found = minimise(problem, problem.start)
@@ -85,8 +85,8 @@ class StageTwo:
     """The objective as a function of the gate in standardised form: [C + 1], weights times the features' spread, and
     the gate's logit at the mean feature.
 
-    The pull towards the start is a normal prior on those weights, of such a width that a typical state's logit moves
-    by _CHANGE. It is weak, as one observation each, and fades with the number of tokens.
+    The pull towards the start is a normal prior on these weights, with a width at which a typical state's logit moves
+    by _PRIOR_LOGIT_CHANGE. It is as weak as one observation each, and decreases with the number of tokens.
     """
 
     def __init__(self, hidden: Array, go_on: Vector, start: FittedGate) -> None:
@@ -99,9 +99,9 @@ class StageTwo:
         for _, chunk in self._rows():
             squares += np.square(chunk - self._mean).sum(axis=0)
         spread = np.sqrt(squares / rows)
-        floor = 1e-3 * np.sqrt(np.mean(np.square(spread)))  # a dead feature gets no huge weight
+        floor = 1e-3 * np.sqrt(np.mean(np.square(spread)))  # a constant feature must not get a huge weight
         self._spread = np.maximum(spread, floor) if floor > 0 else np.ones(width)
-        self._pull = width / (_CHANGE**2 * rows)
+        self._pull = width / (_PRIOR_LOGIT_CHANGE**2 * rows)
         weight = start.weight.astype(np.float64)
         self.start = np.append(weight * self._spread, start.bias + self._mean @ weight)
 
@@ -111,7 +111,7 @@ class StageTwo:
         return weight, float(point[-1] - self._mean @ weight)
 
     def cross_entropy(self, point: Vector) -> float:
-        """The objective without the pull."""
+        """The objective without the prior."""
         return self(point)[0] - self._pulled(point)
 
     def __call__(self, point: Vector) -> tuple[float, Vector]:
@@ -136,7 +136,7 @@ class StageTwo:
         return 0.5 * self._pull * float(np.sum(np.square(point[:-1] - self.start[:-1])))
 
     def _rows(self) -> Iterator[tuple[slice, Vector]]:
-        """Where in the targets, and hidden rows [T, C] in float64."""
+        """Slices of the targets, and their hidden rows [T, C] in float64."""
         done = 0
         for loop in self._hidden:
             for chunk in _chunks(loop):
@@ -145,5 +145,5 @@ class StageTwo:
 
 
 def _chunks(rows: Array) -> Iterator[Vector]:
-    for i in range(0, len(rows), _CHUNK):
-        yield rows[i : i + _CHUNK].astype(np.float64)
+    for i in range(0, len(rows), _CHUNK_ROWS):
+        yield rows[i : i + _CHUNK_ROWS].astype(np.float64)

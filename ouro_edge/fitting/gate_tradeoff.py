@@ -1,6 +1,6 @@
-"""What a gate gains: depth against loss and accuracy, and the threshold for a wanted mean depth. Pure functions.
+"""The trade-off of a gate: loss and accuracy by depth, and the threshold for a target mean depth. Pure functions.
 
-A position exits where `reference.exit_depths` says, so the figures are those of a generation with that threshold.
+Positions exit as in `reference.exit_depths`, so the figures are those of a generation with the same threshold.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Means over positions that exit somewhere."""
+    """Means over all positions at some exit rule."""
 
     depth: float  # loops
-    loss: float  # nats a token
-    accuracy: float  # share of positions whose likeliest token is the real one
+    loss: float  # nats per token
+    accuracy: float  # share of positions whose most probable token is the correct one
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +72,12 @@ def compare(features: Features, old: Vector, new: Vector, budget: float | None =
 
 
 def at_threshold(features: Features, logits: Vector, threshold: float) -> Point:
-    """Everything exits by a gate's logits [N, R] at a threshold."""
+    """All positions exit by a gate's logits [N, R] at a threshold."""
     return _at(features, exit_depths(logits, threshold))
 
 
 def at_depth(features: Features, depth: float) -> Point:
-    """Everything exits at one depth, 1 to R; between whole ones, a mix of the two beside it by chance."""
+    """All positions exit at one depth, 1 to R; a fractional depth is a random mix of the two depths around it."""
     low = min(floor(depth), len(features.loss) - 1)
     share = depth - low
     loss, hits = (values.mean(axis=1) for values in (features.loss, features.hits))
@@ -85,16 +85,15 @@ def at_depth(features: Features, depth: float) -> Point:
 
 
 def choose_threshold(logits: Vector, budget: float) -> float:
-    """The exit threshold whose mean depth over gate logits [N, R] comes closest to the budget without passing it.
+    """The exit threshold with the largest mean depth over gate logits [N, R] that does not exceed the budget.
 
-    A position goes beyond loop r while its survival S_r = prod_{j<=r}(1 - lambda_j) is above u = 1 - threshold, so the
-    mean depth is 1 plus the number of survivals above u, divided by N. The search is over the survivals themselves; the
-    threshold lies midway between two of them, where rounding moves no position across. RequestError for a budget
-    outside 1..R.
+    A position continues after loop r while its survival S_r = prod_{j<=r}(1 - lambda_j) is above u = 1 - threshold, so
+    the mean depth is 1 plus the number of survivals above u, divided by N. The threshold is chosen midway between two
+    survivals, where rounding affects no position. RequestError for a budget outside 1..R.
     """
     positions, loops = logits.shape
     if not 1.0 <= budget <= loops:
-        raise RequestError(f"budget is {budget:g}; wanted a mean depth from 1 to {loops}, this model's loops")
+        raise RequestError(f"budget is {budget:g}; expected a mean depth from 1 to {loops}, this model's loops")
     most = floor((budget - 1.0) * positions + 1e-9)
     survival = np.sort(np.exp(-np.cumsum(np.logaddexp(0.0, logits[:, :-1]), axis=1)), axis=None)[::-1]
     if most >= survival.size:
@@ -103,7 +102,7 @@ def choose_threshold(logits: Vector, budget: float) -> float:
     if not len(above):
         return 0.0
     threshold = 1.0 - 0.5 * float(above[-1] + survival[most])
-    while (exit_depths(logits, threshold) - 1).sum() > most:  # survivals closer together than 1 - threshold can tell
+    while (exit_depths(logits, threshold) - 1).sum() > most:  # survivals below the precision of 1 - threshold
         threshold = max(0.0, threshold - 2.0**-53)
     return threshold
 

@@ -1,4 +1,4 @@
-"""L-BFGS with backtracking, for smooth convex functions. Knows NumPy only. Nocedal and Wright, algorithm 7.4."""
+"""L-BFGS with backtracking, for smooth convex functions (Nocedal and Wright, algorithm 7.4). Imports NumPy only."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
-_MEMORY = 20
-_SUFFICIENT = 1e-4  # of the decrease that the slope promises
-_SHORTEST = 2.0**-40
+_HISTORY_STEPS = 20
+_SUFFICIENT_DECREASE = 1e-4  # share of the decrease predicted by the slope
+_MIN_STEP = 2.0**-40
 
 
 @dataclass(frozen=True, slots=True)
 class Minimum:
-    """Where the search ended: at the minimum within the tolerance, or after the last iteration."""
+    """The end of a search: the minimum within the tolerance, or the point after the last iteration."""
 
     point: Vector
     value: float
@@ -27,23 +27,23 @@ class Minimum:
 def minimise(
     function: Callable[[Vector], tuple[float, Vector]], start: Vector, *, tolerance: float = 1e-6, iterations: int = 300
 ) -> Minimum:
-    """Minimise a function that returns value and gradient, until no part of the gradient exceeds the tolerance.
+    """Minimise a function that returns value and gradient, until no element of the gradient exceeds the tolerance.
 
-    The value never rises, and every point that is taken has a finite one.
+    The value never increases, and it is finite at every accepted point.
     """
     point = start.astype(np.float64)
     value, gradient = function(point)
-    past: deque[tuple[Vector, Vector, float]] = deque(maxlen=_MEMORY)
+    past: deque[tuple[Vector, Vector, float]] = deque(maxlen=_HISTORY_STEPS)
     for iteration in range(iterations):
         if np.abs(gradient).max() <= tolerance:
             return Minimum(point, value, iteration)
         direction = -_times_inverse_hessian(gradient, past)
         slope = float(gradient @ direction)
         step = 1.0 if past else min(1.0, 1.0 / float(np.abs(gradient).sum()))
-        while step > _SHORTEST:
+        while step > _MIN_STEP:
             new_point = point + step * direction
             new_value, new_gradient = function(new_point)
-            if np.isfinite(new_value) and new_value <= value + _SUFFICIENT * step * slope:
+            if np.isfinite(new_value) and new_value <= value + _SUFFICIENT_DECREASE * step * slope:
                 break
             step /= 2
         else:

@@ -1,4 +1,4 @@
-"""A plugin of Simon Willison's `llm`: `llm -m ouro-edge "question"`. Knows llm's hooks; loads a model when asked to.
+"""A plugin of Simon Willison's `llm`: `llm -m ouro-edge "question"`. Loads a model on its first use.
 
 llm finds it by its entry point once both are installed. `-o model` names a model, the built-in one answers without it.
 """

@@ -1,4 +1,4 @@
-"""The command `optimum-cli export ouro-edge`. Knows optimum's command classes; does not load torch.
+"""The command `optimum-cli export ouro-edge`. Must not load torch.
 
 `REGISTER_COMMANDS` is the list that optimum-cli reads through the distribution optimum-ouro-edge, at every start: so
 this module imports nothing large.

@@ -1,6 +1,6 @@
-"""How fast a bundle runs on this machine, and how fast it could: speeds, load time, memory, memory bandwidth.
+"""Measures a model on this machine: speed, load time, memory, and the memory bandwidth that bounds decoding.
 
-Measures only: the command line prints.
+Returns figures only; the command line formats and prints them.
 """
 
 __all__ = ["bandwidth", "own_process", "speed"]

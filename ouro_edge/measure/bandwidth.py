@@ -1,8 +1,8 @@
-"""How fast this machine reads memory: the floor under decoding, which reads all weights for every loop. Knows NumPy.
+"""Memory read bandwidth of this machine: the bound on decoding speed, since every loop reads all weights.
 
-The measure is the largest element of a buffer much larger than any cache, each thread over its own part. Of NumPy's
-reductions the maximum of integers does the least work a byte (one vector instruction), so that memory is what it waits
-for; sums of floats are up to half slower on one thread. NumPy lets the other threads run meanwhile.
+Each thread computes the maximum of its part of a buffer much larger than any cache. The maximum of integers is the
+NumPy reduction with the least work per byte (one vector instruction), so memory is the bottleneck; sums of floats are
+up to half slower on one thread. NumPy releases the interpreter lock meanwhile, so threads run in parallel.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-_BYTES = 256 << 20
+_BUFFER_BYTES = 256 << 20
 _REPEATS = 5
 
 
 def memory_read(threads: int, size: int | None = None) -> float:
-    """Bytes read a second by `threads` threads together, the best of a few passes: neighbours only ever slow it."""
-    buffer = np.ones((size or _BYTES) // 4, np.int32)  # written once: untouched pages would all be the same one
+    """Bytes per second read by `threads` threads together; best of several passes, as other load only slows it."""
+    buffer = np.ones((size or _BUFFER_BYTES) // 4, np.int32)  # written, so that each page is real memory
     parts = np.array_split(buffer, threads)
     best = 0.0
     with ThreadPoolExecutor(threads) as pool:

@@ -1,7 +1,7 @@
-"""A sequence at a long context, without the minutes that computing it would take. Knows the runtime's KV.
+"""A sequence with a long context whose keys and values are random, which avoids minutes of prefill.
 
-Keys and values are random numbers of a usual size. That costs what real ones cost: attention reads and multiplies the
-same bytes whatever they hold.
+The numbers have a typical magnitude. Attention then takes the same time as with real ones, because it reads and
+multiplies the same bytes whatever their values.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ouro_edge.runtime.sequence.sequence import TokenSequence
 def filled_sequence(model: Model, length: int, loops: int, room: int, rng: np.random.Generator) -> TokenSequence:
     """A sequence whose first `length` positions count as processed by the first `loops` loops.
 
-    There is room for `room` positions more, so that nothing grows while time is taken. ContextOverflowError when the
-    model or the machine's memory cannot hold them.
+    Buffers have room for `room` further positions, so that none grows during a measurement. ContextOverflowError when
+    the model's context or the machine's memory is too small.
     """
     sequence = model.new_sequence()
     sequence.append(rng.integers(0, model.config.vocab_size, length + room).tolist())
@@ -39,4 +39,4 @@ def filled_sequence(model: Model, length: int, loops: int, room: int, rng: np.ra
 def _plausible(like: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
     if like.dtype == np.float32:
         return rng.standard_normal(like.shape, np.float32)
-    return rng.integers(0, 64, like.shape, like.dtype)  # for int8, and two small numbers of 4 bits
+    return rng.integers(0, 64, like.shape, like.dtype)  # for int8, and for pairs of 4-bit numbers

@@ -1,4 +1,4 @@
-"""The memory of this process, now and at its peak, as reported by Linux, macOS or Windows."""
+"""Resident and peak memory of this process, on Linux, macOS and Windows."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class ProcessMemory:
-    """Bytes in physical memory; pages of mapped files count while they are there."""
+    """Bytes in physical memory; resident pages of mapped files count."""
 
     resident: int
     peak: int
 
 
 def process_memory() -> ProcessMemory:
-    """The figures of this process, now."""
+    """The current figures of this process."""
     import psutil
 
     now = psutil.Process().memory_info()
@@ -25,6 +25,6 @@ def process_memory() -> ProcessMemory:
     if sys.platform == "darwin":
         import resource
 
-        return ProcessMemory(now.rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # in bytes there
+        return ProcessMemory(now.rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # in bytes on macOS
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return ProcessMemory(now.rss, int(fields["VmHWM"].split()[0]) * 1024)  # ru_maxrss remembers the parent process
+    return ProcessMemory(now.rss, int(fields["VmHWM"].split()[0]) * 1024)  # ru_maxrss would include the parent process

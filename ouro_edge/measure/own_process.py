@@ -1,6 +1,6 @@
-"""Runs a generator function in a fresh process and hands on what it yields. Knows multiprocessing.
+"""Runs a generator function in a new process and yields its items here.
 
-Load time and peak memory can only be measured where nothing was loaded before.
+Load time and peak memory can only be measured in a process in which no model was loaded before.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _Item = TypeVar("_Item")
 def in_own_process(job: Callable[..., Iterator[_Item]], *arguments: Any) -> Iterator[_Item]:
     """Yield the items of `job(*arguments)`, a function at a module's top level; its errors are raised here.
 
-    OuroEdgeError when the process dies, which is how a system ends a program that takes too much memory. The process
-    ends with the iteration, also with one that is given up.
+    OuroEdgeError when the process is killed, for example for lack of memory. The process ends with the iteration, also
+    when the iteration is abandoned.
     """
-    context = multiprocessing.get_context("spawn")  # a fork would start with all that is loaded here
+    context = multiprocessing.get_context("spawn")  # a fork would inherit everything loaded here
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(there, job, arguments), daemon=True)
     process.start()
@@ -32,8 +32,8 @@ def in_own_process(job: Callable[..., Iterator[_Item]], *arguments: Any) -> Iter
                 item, problem, ended = here.recv()
             except EOFError:
                 process.join()
-                raise OuroEdgeError(f"the measuring process died with exit code {process.exitcode}; "
-                                    "a negative 9 means that memory ran out") from None  # fmt: skip
+                raise OuroEdgeError(f"the measuring process ended with exit code {process.exitcode}; "
+                                    "-9 usually means that memory ran out") from None  # fmt: skip
             if problem is not None:
                 raise problem
             if ended:
@@ -52,6 +52,6 @@ def _send(there: Connection, job: Callable[..., Iterator[Any]], arguments: tuple
     except Exception as problem:
         there.send((None, problem, True))
     except KeyboardInterrupt:
-        return  # the parent got it as well, and says so
+        return  # the parent receives it as well and reports it
     else:
         there.send((None, None, True))

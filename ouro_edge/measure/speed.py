@@ -1,7 +1,7 @@
-"""Times one loaded model: prefill and decoding at given depths and contexts, loading, memory. Knows the runtime.
+"""Times one loaded model: prefill and decoding at given depths and contexts, loading, memory.
 
-Everything is timed through `Model.generate`, so that it is what a user gets. Repeats go round the tests of a context
-(A B A B, not A A B B): a slow minute of the machine then falls on all of them.
+All tests run through `Model.generate`, as user code does. Repeats alternate between the tests of a context (A B A B,
+not A A B B), so that a temporary slowdown of the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Plan:
 
     prompts: tuple[int, ...]  # tokens to prefill
     tokens: tuple[int, ...]  # tokens to decode
-    depths: tuple[int, ...]  # loops a token; empty: 1 to the model's
-    contexts: tuple[int, ...]  # positions that are there before
+    depths: tuple[int, ...]  # loops per token; empty: 1 to the model's number of loops
+    contexts: tuple[int, ...]  # positions before the test
     repeats: int
 
 
@@ -58,13 +58,13 @@ class Test:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What a test gave."""
+    """The result of a test."""
 
     test: Test
-    seconds: tuple[float, ...]  # one for each repeat
-    block_calls: int  # of one repeat; each reads the block's weights
-    loops_run: int  # of one repeat: positions times loops
-    bytes_read: int | None  # of one repeat: weights, keys and values; None for prefill, which computing bounds
+    seconds: tuple[float, ...]  # one per repeat
+    block_calls: int  # in one repeat; each reads the block's weights
+    loops_run: int  # in one repeat: positions times loops
+    bytes_read: int | None  # in one repeat: weights, keys and values; None for prefill, which is compute-bound
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -73,33 +73,33 @@ class Speed:
 
     @property
     def bandwidth(self) -> float | None:
-        """Bytes read a second, by the median time."""
+        """Bytes read per second, at the median time."""
         return None if self.bytes_read is None else self.bytes_read / median(self.seconds)
 
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """A model was loaded and has made one token, at full depth: some weights come in with the first use only."""
+    """A model was loaded and generated one token at full depth, since some weights are loaded on first use."""
 
     kv: str
-    load: float  # seconds, with onnxruntime's import; files as warm as the system had them
-    first_token: float  # seconds after that
+    load: float  # seconds, with the import of onnxruntime; whether files are in the page cache is left to the caller
+    first_token: float  # seconds after loading
     memory: ProcessMemory
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """All tests are through."""
+    """All tests are done."""
 
     memory: ProcessMemory
-    idle_cpu: float  # share of one CPU that the idle model takes
+    idle_cpu: float  # share of one CPU used by the idle loaded model
 
 
 def time_model(path: Path, kv: str, threads: int, prefill: str, plan: Plan) -> Iterator[str | Loading | Speed | End]:
-    """Load a bundle and time it; yields what it is about to do as text, and results as they come.
+    """Load a bundle and time it; yields status lines as text, and results as they become available.
 
-    Meant for a process of its own. RequestError for a depth that the model lacks, ContextOverflowError for a context
-    beyond it.
+    To be run in a process of its own. RequestError for a depth that the model does not have, ContextOverflowError for
+    a context that it does not hold.
     """
     yield f"loading, kv {kv}, {threads} threads"
     began = time.perf_counter()
@@ -130,20 +130,20 @@ def time_model(path: Path, kv: str, threads: int, prefill: str, plan: Plan) -> I
 
 
 def check_plan(bundle: Bundle, plan: Plan) -> tuple[tuple[int, ...], int]:
-    """The depths to time and the positions that a test needs beside its context; errors when the model has too few."""
+    """The depths to time and the positions that a test needs besides its context; errors when the model has too few."""
     config = bundle.config
     depths = plan.depths or tuple(range(1, config.loops + 1))
     if not 1 <= min(depths) <= max(depths) <= config.loops:
-        raise RequestError(f"depths are {', '.join(map(str, depths))}; this model has 1 to {config.loops} loops")
+        raise RequestError(f"depths are {', '.join(map(str, depths))}; expected 1 to {config.loops} loops")
     room = max((*plan.prompts, *plan.tokens, 2))
     if (most := max(plan.contexts) + room) > config.max_positions:
         raise ContextOverflowError(f"{most} positions do not fit this model's context of {config.max_positions}: "
-                                   "ask for shorter prompts, fewer tokens or a smaller context")  # fmt: skip
+                                   "use shorter prompts, fewer tokens or a smaller context")  # fmt: skip
     return depths, room
 
 
 def weight_bytes(bundle: Bundle) -> tuple[int, int]:
-    """Bytes of weights that a call of the block reads, and those that a call of the head reads."""
+    """Bytes of weights read by a call of the block, and by a call of the head."""
     tensors = bundle.tensors
     return sum(tensors[name].size for name in block_tensors(tensors)), tensors[head_tensor(tensors)].size
 
@@ -159,7 +159,7 @@ def _run(model: Model, sequence: TokenSequence, test: Test, rng: np.random.Gener
         sampler=Sampler(),
         stop_ids=(),
         sequence=sequence,
-        speculate=False,  # on random tokens it only costs its probes
+        speculate=False,  # on random tokens drafts only cost time
     )
     assert isinstance(done, Done)
     return done
@@ -169,7 +169,7 @@ def _speed(bundle: Bundle, kv: str, test: Test, runs: list[Done]) -> Speed:
     usage, read = runs[0].usage, None
     if test.kind == "decode":
         block, head = weight_bytes(bundle)
-        seen = sum(range(test.context + 1, test.context + test.tokens + 1))  # positions that the tokens attend to
+        seen = sum(range(test.context + 1, test.context + test.tokens + 1))  # positions attended to by the tokens
         keys_and_values = seen * test.depth * kv_bytes_per_token(bundle.config, kv) // bundle.config.loops
         read = usage.block_calls * block + test.tokens * head + keys_and_values
     return Speed(test, tuple(done.timings.total for done in runs), usage.block_calls, usage.loops_run, read)

@@ -1,7 +1,7 @@
-"""Number formats: which tensor gets how many bits, the packing itself, and what it cost. Pure functions on arrays.
+"""Number formats: bits per tensor, packing, scale search and error reports. Pure functions on arrays.
 
-Knows NumPy and the errors. Refuses to know models, files, ONNX and GGUF: the layout happens to be the one that
-onnxruntime's MatMulNBits reads, and tests hold that to the bit.
+Must not import file formats (ONNX, GGUF) or the runtime. The packed layout is the one that onnxruntime's MatMulNBits
+reads; tests check that bit for bit.
 """
 
 from ouro_edge.quant.blockwise import QuantizedTensor, concatenate, dequantize, dequantize_rows, quantize

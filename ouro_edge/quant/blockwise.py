@@ -1,9 +1,9 @@
-"""Whole matrices in blocks of 4 or 8 bits: quantise, restore, join. Knows the layout of the packed arrays.
+"""Matrices in blocks of 4 or 8 bits: quantise, dequantise, concatenate.
 
-The layout is that of onnxruntime's com.microsoft.MatMulNBits: a row is one output, cut into blocks along its inputs;
-value = (code - zero point) * scale. A last block that is not full is padded with its zero point, so it restores to 0.
-Work goes in cache-sized chunks over threads: a call needs a few megabytes beyond input and output, both of which may be
-memory-mapped, and the result depends neither on chunks nor on threads.
+The layout is that of onnxruntime's com.microsoft.MatMulNBits: a row is one output, split into blocks along its inputs;
+value = (code - zero point) * scale. An incomplete last block is padded with its zero point, which dequantises to 0.
+Threads process cache-sized chunks: a call needs a few megabytes besides input and output, both of which may be
+memory-mapped, and the result depends neither on the chunks nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from ouro_edge.system.cpus import available_threads
 Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-_CHUNK = 1 << 16  # values that one thread holds at once: its float32 copies about fit a second-level cache
+_CHUNK_VALUES = 1 << 16  # values per thread and step: the float32 copies about fit a second-level cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantizedTensor:
-    """A matrix of N outputs by K inputs. BundleError when the arrays do not have the shapes that the scheme implies."""
+    """A matrix of N outputs by K inputs. BundleError when an array does not have the shape that the scheme implies."""
 
     scheme: Scheme
     shape: tuple[int, int]  # N, K
     packed: Bytes  # [N, blocks, block_size * bits / 8]
     scales: Array  # [N, blocks], of either sign
-    zero_points: Bytes | None  # [N, ceil(blocks * bits / 8)], None when symmetric: then it is 2**(bits-1)
+    zero_points: Bytes | None  # [N, ceil(blocks * bits / 8)], None when symmetric: the zero point is 2**(bits-1)
 
     def __post_init__(self) -> None:
         if (self.zero_points is None) != self.scheme.symmetric:
-            raise BundleError("zero points belong to asymmetric schemes, and to them only; export the model again")
+            raise BundleError("exactly the asymmetric schemes have zero points; export the model again")
         for name, (dtype, shape) in self.scheme.parts(self.shape).items():
             array = getattr(self, name)
             if array.shape != shape or array.dtype != dtype:
@@ -48,10 +48,10 @@ class QuantizedTensor:
 
 
 def quantize(values: Array, scheme: Scheme, *, threads: int | None = None) -> QuantizedTensor:
-    """Matrix [N, K] in the scheme's blocks, scales chosen by squared error.
+    """Quantise a matrix [N, K]; scales minimise the squared error.
 
-    `threads` is the number of CPUs that this process may use unless told. Scales are finite and never zero or
-    subnormal. CheckpointError when a value is not finite, RequestError when `values` is not a float32 matrix.
+    `threads` defaults to the number of CPUs that this process may use. Scales are finite and never zero or subnormal.
+    CheckpointError when a value is not finite, RequestError when `values` is not a float32 matrix.
     """
     if values.ndim != 2 or values.dtype != np.float32:
         raise RequestError(f"values are {values.dtype} {list(values.shape)}; expected a float32 matrix")
@@ -60,8 +60,8 @@ def quantize(values: Array, scheme: Scheme, *, threads: int | None = None) -> Qu
     packed = np.empty((rows, blocks, size * scheme.bits // 8), np.uint8)
     scales = np.empty((rows, blocks), np.float32)
     zeros = None if scheme.symmetric else np.empty((rows, blocks), np.uint8)
-    most = max(1, _CHUNK // size)  # blocks in a chunk
-    chunks = deque(_rectangles(rows, blocks, most))  # popleft is atomic: threads take what comes next
+    most = max(1, _CHUNK_VALUES // size)  # blocks per chunk
+    chunks = deque(_rectangles(rows, blocks, most))  # popleft is atomic, so threads can share the queue
 
     def work() -> None:
         search = BlockSearch(scheme, most)
@@ -78,7 +78,7 @@ def quantize(values: Array, scheme: Scheme, *, threads: int | None = None) -> Qu
             try:
                 codes, scale, zero = search.encode(count)
             except BaseException:
-                chunks.clear()  # the others need not finish
+                chunks.clear()  # the other threads need not finish
                 raise
             packed[r0:r1, b0:b1] = pack(codes, scheme.bits).reshape(r1 - r0, b1 - b0, -1)
             scales[r0:r1, b0:b1] = scale.reshape(r1 - r0, b1 - b0)
@@ -96,7 +96,7 @@ def quantize(values: Array, scheme: Scheme, *, threads: int | None = None) -> Qu
 
 
 def dequantize(tensor: QuantizedTensor, start: int = 0, stop: int | None = None) -> Array:
-    """Rows start..stop as float32 [rows, K]. RequestError when they are not all there."""
+    """Rows start..stop as float32 [rows, K]. RequestError when they are out of range."""
     rows = tensor.shape[0]
     stop = rows if stop is None else stop
     if not 0 <= start <= stop <= rows:
@@ -105,17 +105,17 @@ def dequantize(tensor: QuantizedTensor, start: int = 0, stop: int | None = None)
 
 
 def dequantize_rows(tensor: QuantizedTensor, ids: Sequence[int] | NDArray[np.integer]) -> Array:
-    """The rows with these ids as float32 [len(ids), K]; no other row is touched. RequestError when one is not there."""
+    """The rows with these ids as float32 [len(ids), K]; reads no other row. RequestError for an id out of range."""
     index = np.asarray(ids)
     if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
         raise RequestError(f"row ids are {index.dtype} {list(index.shape)}; expected a list of integers")
     if index.size and not 0 <= int(index.min()) <= int(index.max()) < tensor.shape[0]:
-        raise RequestError(f"row ids reach from {index.min()} to {index.max()}; there are {tensor.shape[0]} rows")
+        raise RequestError(f"row ids range from {index.min()} to {index.max()}; there are {tensor.shape[0]} rows")
     return _restore(tensor, index.astype(np.intp))
 
 
 def concatenate(tensors: Sequence[QuantizedTensor]) -> QuantizedTensor:
-    """The tensors' rows one after the other. RequestError when they differ in scheme or width."""
+    """Concatenate tensors along their rows. RequestError when they differ in scheme or width."""
     if not tensors:
         raise RequestError("tensors is empty; expected at least one to join")
     first = tensors[0]
@@ -137,7 +137,7 @@ def _restore(tensor: QuantizedTensor, rows: range | NDArray[np.intp]) -> Array:
     scheme, width = tensor.scheme, tensor.shape[1]
     blocks = scheme.blocks(width)
     values: Array = np.empty((len(rows), width), np.float32)
-    step = max(1, _CHUNK // max(1, blocks * scheme.block_size))
+    step = max(1, _CHUNK_VALUES // max(1, blocks * scheme.block_size))
     for at in range(0, len(rows), step):
         part = rows[at : at + step]
         pick = slice(part.start, part.stop) if isinstance(part, range) else part
@@ -153,7 +153,7 @@ def _restore(tensor: QuantizedTensor, rows: range | NDArray[np.intp]) -> Array:
 
 
 def _rectangles(rows: int, blocks: int, most: int) -> Iterator[tuple[int, int, int, int]]:
-    """Row and block ranges that cover [rows, blocks] in pieces of at most `most` blocks."""
+    """Row and block ranges that cover [rows, blocks] in chunks of at most `most` blocks."""
     wide = min(blocks, most)
     tall = max(1, most // max(1, wide))
     for r in range(0, rows, tall):

@@ -1,7 +1,7 @@
-"""Codes of 4 or 8 bits into bytes and back. Knows nothing of what a code means.
+"""Packs codes of 4 or 8 bits into bytes and unpacks them.
 
-At 4 bits the first code of a pair is the low nibble; an odd one out leaves the high nibble to the filler, as
-onnxruntime's MatMulNBits wants both weights and zero points.
+At 4 bits the first code of a pair is the low nibble; after an odd number of codes the high nibble is padding. This is
+the layout of weights and zero points in onnxruntime's MatMulNBits.
 """
 
 from __future__ import annotations

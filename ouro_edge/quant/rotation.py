@@ -1,7 +1,7 @@
-"""A rotation that spreads outliers over their neighbours, so that one scale suits a whole row.
+"""A rotation that spreads outliers over neighbouring channels, so that one scale fits a whole row.
 
-A product is the same when both sides are rotated: x @ W.T = (x @ R) @ (W @ R).T. In the rotated space a row has no
-channel that stands out, which is what rounding with one scale for a row wants (QuaRot, arXiv 2404.00456).
+Rotating both sides leaves a product unchanged: x @ W.T = (x @ R) @ (W @ R).T. In the rotated space no channel of a row
+dominates, which reduces the error of rounding with one scale per row (QuaRot, arXiv 2404.00456).
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import numpy as np
 
 from ouro_edge.arch.weights import Array
 
-_LARGEST = 64  # channels that are mixed: 128 gains little more, and costs twice as much
+_MAX_ROTATION_CHANNELS = 64  # 128 channels gain little more and cost twice as much
 
 
 def rotation_size(width: int) -> int:
-    """How many neighbouring channels of rows of this width are mixed; 1 when it is odd."""
-    return min(_LARGEST, width & -width)
+    """The number of neighbouring channels that are mixed in rows of this width; 1 when the width is odd."""
+    return min(_MAX_ROTATION_CHANNELS, width & -width)
 
 
 def rotation(size: int) -> Array:
-    """A Hadamard matrix [size, size] by Sylvester's construction with rows of random but fixed sign, orthonormal.
+    """An orthonormal Hadamard matrix [size, size] (Sylvester's construction) with random but fixed row signs.
 
-    The signs keep what all channels have in common from gathering in one.
+    The signs prevent a component common to all channels from accumulating in one of them.
     """
     hadamard = np.ones((1, 1), np.float32)
     while len(hadamard) < size:
@@ -32,7 +32,7 @@ def rotation(size: int) -> Array:
 
 
 def rotate(values: Array) -> Array:
-    """Rows [N, K], rotated in runs of `rotation_size(K)` channels; as they are when that is 1."""
+    """Rows [N, K], rotated in runs of `rotation_size(K)` channels; unchanged when that is 1."""
     size = rotation_size(values.shape[1])
     if size == 1:
         return values

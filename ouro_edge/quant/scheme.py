@@ -1,6 +1,6 @@
-"""How tensors are quantised: a Scheme for one tensor, a Recipe for a model, presets by name.
+"""Quantisation settings: a Scheme for one tensor, a Recipe for a model, presets by name.
 
-Knows the names of tensors (ouro_edge/weights.py, and the two fused ones) and nothing of their values.
+Tensor names are those of ouro_edge/arch/weights.py, fused ones included.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _LAYER_TENSOR = re.compile(r"layers\.\d+\.(\w+)")
 _ATTENTION = frozenset(("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj"))
 _FEED_FORWARD = frozenset(("gate_proj", "up_proj", "down_proj", "gate_up_proj"))
 _LAYER_NORMS = frozenset(("attn_norm", "attn_post_norm", "ffn_norm", "ffn_post_norm"))
-_UNTOUCHED = frozenset(("norm", "exit_gate.weight", "exit_gate.bias"))
+_FLOAT32_TENSORS = frozenset(("norm", "exit_gate.weight", "exit_gate.bias"))
 
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """Bits a weight, weights a scale along the input axis, and whether zero sits in the middle of the grid."""
+    """Bits per weight, weights per scale (a block along the input axis), and whether the grid is symmetric around 0."""
 
     bits: int
     block_size: int = 128
@@ -39,11 +39,11 @@ class Scheme:
             raise RequestError(f"symmetric is {self.symmetric!r}; expected true or false")
 
     def blocks(self, width: int) -> int:
-        """Blocks of a row of `width` inputs; the last may be padded."""
+        """The number of blocks in a row of `width` inputs; the last may be padded."""
         return -(-width // self.block_size)
 
     def parts(self, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Type and shape of each array that a matrix [N, K] is stored in; see `QuantizedTensor`."""
+        """Type and shape of each array that stores a matrix [N, K]; see `QuantizedTensor`."""
         rows, width = shape
         blocks = self.blocks(width)
         parts: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -60,7 +60,7 @@ class Scheme:
 
     @classmethod
     def from_dict(cls, data: object) -> Scheme:
-        """Read `to_dict`'s form. BundleError names a missing or unknown key, or the value that is not allowed."""
+        """Read `to_dict`'s form. BundleError names a missing or unknown key, or an invalid value."""
         if not isinstance(data, dict):
             raise BundleError(f"quantisation scheme is {data!r}; expected a JSON object")
         names = [field.name for field in dataclasses.fields(cls)]
@@ -76,7 +76,7 @@ class Scheme:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Which scheme each kind of tensor gets; None keeps it in float32. Fused parts share one by construction."""
+    """The scheme of each kind of tensor; None keeps it in float32. Parts of a fused tensor always share a scheme."""
 
     name: str
     attention: Scheme | None
@@ -85,8 +85,8 @@ class Recipe:
     embedding: Scheme | None
 
     def scheme_for(self, tensor_name: str) -> Scheme | None:
-        """Scheme of a tensor, or None for float32 (always for norms and the exit gate). RequestError: no such name."""
-        if tensor_name in _UNTOUCHED:
+        """The scheme of a tensor, or None for float32 (always for norms and exit gate). RequestError: unknown name."""
+        if tensor_name in _FLOAT32_TENSORS:
             return None
         if tensor_name == "head":
             return self.head
@@ -104,20 +104,20 @@ class Recipe:
 
 
 def preset(name: str, *, block_size: int | None = None, symmetric: bool | None = None) -> Recipe:
-    """The recipe of that name: int4 (symmetric blocks of 128, head and embedding in int8), int8
+    """The recipe with this name: int4 (symmetric blocks of 128, head and embedding in int8), int8
     (blocks of 32 with zero points) or fp32.
 
-    RequestError when the name or the block size is none of the known ones, and for blocks in fp32.
+    RequestError for an unknown name or block size, and for a block size or symmetry in fp32.
     """
     if name not in PRESETS:
         raise RequestError(f"precision is {name!r}; expected one of {', '.join(PRESETS)}")
     if name == "fp32":
         if block_size is not None or symmetric is not None:
-            raise RequestError("fp32 has no blocks: leave out the block size and the symmetry, or take int4 or int8")
+            raise RequestError("fp32 has no blocks: omit the block size and the symmetry, or use int4 or int8")
         return Recipe(name, None, None, None, None)
-    # int8 is for those who want the model's own answers. Activations are rounded in the same blocks as weights, so
-    # blocks of 32 cut the divergence to a quarter (SmolLM2-135M: 0.025 to 0.006 nats) for 9% more bytes, zero points
-    # take a tenth more off for 3%. At int4 the weights' own rounding drowns all that.
+    # int8 is meant to reproduce the original model's answers. Activations are rounded in the same blocks as weights, so
+    # blocks of 32 reduce the divergence to a quarter (SmolLM2-135M: 0.025 to 0.006 nats) for 9% more bytes, and zero
+    # points reduce it by a further tenth for 3%. At int4 the rounding of the weights outweighs these effects.
     size = (32 if name == "int8" else 128) if block_size is None else block_size
     symmetric = name != "int8" if symmetric is None else symmetric
     eight = Scheme(8, size, symmetric)

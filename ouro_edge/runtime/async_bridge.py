@@ -1,4 +1,4 @@
-"""Runs blocking iterators on worker threads for readers in asyncio, at the reader's pace. Knows threads and Cancel.
+"""Runs blocking iterators on worker threads for readers in asyncio, at the reader's pace.
 
 The worker computes what the reader has asked for and a bounded number of items ahead, then returns its thread to the
 executor until the reader asks again: a slow reader holds the work back, and no thread waits for a reader. When the

@@ -19,24 +19,24 @@ def check_ids(ids: Any, vocab_size: int, name: str = "ids") -> list[int]:
     return [int(i) for i in ids]
 
 
-def check_items(name: str, value: Any, wanted: str) -> Iterable[Any]:
+def check_items(name: str, value: Any, expected: str) -> Iterable[Any]:
     """Something to go through, whose items are still to be looked at. RequestError for text, bytes and mappings too."""
     scalar = getattr(value, "ndim", 1) == 0  # NumPy calls it iterable all the same
     if scalar or not isinstance(value, Iterable) or isinstance(value, (str, bytes, bytearray, Mapping)):
-        raise RequestError(f"{name} is {shown(value)}; wanted a list of {wanted}")
+        raise RequestError(f"{name} is {shown(value)}; expected a list of {expected}")
     return value
 
 
 def check_kind(name: str, value: object, kind: type, *, optional: bool = False) -> None:
     """RequestError unless it is of this kind, or None where that will do."""
     if not isinstance(value, kind) and not (optional and value is None):
-        raise RequestError(f"{name} is {shown(value)}; wanted {kind.__name__}{' or None' * optional}")
+        raise RequestError(f"{name} is {shown(value)}; expected {kind.__name__}{' or None' * optional}")
 
 
 def check_whole(name: str, value: Any, least: int, most: int, meaning: str = "") -> int:
     """A whole number. RequestError unless it is one from `least` to `most`; `meaning` says where the bound is from."""
     if not is_whole(value) or not least <= value <= most:
-        raise RequestError(f"{name} is {shown(value)}; wanted a whole number from {least} to {most}{meaning}")
+        raise RequestError(f"{name} is {shown(value)}; expected a whole number from {least} to {most}{meaning}")
     return int(value)
 
 

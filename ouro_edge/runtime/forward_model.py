@@ -142,7 +142,7 @@ class ForwardModel:
         cancel: Cancel | None = None,
         sequence: TokenSequence | None = None,
     ) -> Score:
-        """Log-probability of every token after those before it, and the `top` likeliest in its place.
+        """Log-probability of every token after those before it, and the `top` most probable tokens there.
 
         Logits are never held for more than 256 positions. A `sequence` is emptied and then holds ids[:-1], so that
         `generate` with the same ids and sequence goes on without computing them again. RequestError and its kinds.

@@ -1,4 +1,4 @@
-"""One option as every interface needs it: name, kind, range, default, help. Knows neither click nor HTTP nor a model.
+"""One option as every interface needs it: name, kind, range, default, help. Must not import click or a model.
 
 The fields of a dataclass are the table: `option` attaches to a field what its type does not say, and `table` reads the
 fields back. So an option is written once, and the command line, `/set`, the server, the llm plugin and docs/options.md

@@ -1,4 +1,4 @@
-"""The application: which path leads where, and what stands before it. Knows Starlette."""
+"""The ASGI application: routes and middleware. Uses Starlette."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def make_app(engine: Engine, access: Access) -> Starlette:
     async def one_model(request: Request) -> Response:
         if (name := request.path_params["name"]) != header.model:
             error = ApiError(
-                404, f"there is no model {name[:100]!r}; this server has {header.model}", code="model_not_found"
+                404, f"model {name[:100]!r} does not exist; this server has {header.model}", code="model_not_found"
             )
             return _failure(error)
         return _json(_model_card(model, engine, header))
@@ -79,7 +79,7 @@ def make_app(engine: Engine, access: Access) -> Starlette:
 
 
 def _middleware(access: Access) -> list[Middleware]:
-    """The first stands outermost."""
+    """The middleware, outermost first."""
     guards = []
     if access.hosts is not None:
         guards.append(Middleware(HostGuard, hosts=access.hosts))
@@ -114,8 +114,8 @@ def _failure(error: ApiError) -> Response:
 
 
 async def _refuse(request: Request, problem: Exception) -> Response:
-    """Starlette's own refusals: a path or a method that is not there."""
+    """Errors raised by Starlette itself: an unknown path or method."""
     assert isinstance(problem, HTTPException)
-    what = {404: "there is nothing at this path", 405: "this path wants another method"}
+    what = {404: "unknown path", 405: "method not allowed"}
     message = f"{what.get(problem.status_code, problem.detail)}: {request.method} {request.url.path[:100]}"
     return _failure(ApiError(problem.status_code, message, headers=dict(problem.headers or {})))

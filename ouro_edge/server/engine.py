@@ -1,4 +1,4 @@
-"""Runs generations on worker threads and hands their events to the event loop. Knows the model and the queue.
+"""Runs generations on worker threads and passes their events to the event loop.
 
 Cancelling the task that iterates (a client that left, a timeout) fires the generation's Cancel, which ends the block
 call in flight, and waits for the end of the work, so that a slot is never given up while its work still runs.
@@ -139,7 +139,7 @@ class Engine:
                 counts = {"loops_run": run, "loops_saved": sequence.pending_loops}
                 event = replace(event, usage=replace(event.usage, cached_tokens=0, **counts))
             yield event
-        self._cache.checkin(sequence)  # not after an error: who knows what it holds then
+        self._cache.checkin(sequence)  # not after an error, which may leave it inconsistent
 
     def _check(self, cancelled: bool = False) -> None:
         if self.stopping or cancelled:

@@ -1,6 +1,7 @@
-"""A socket, and a server on it that stops gracefully. Knows uvicorn.
+"""The listening socket, and a server that stops gracefully. Uses uvicorn.
 
-uvicorn logs nothing here: its access log would hold paths and addresses; what fails inside an answer we log ourselves.
+uvicorn's logging is off: its access log would contain paths and addresses. Failures inside answers are logged by the
+endpoint.
 """
 
 from __future__ import annotations
@@ -22,33 +23,33 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ouro_edge.errors import RequestError
 from ouro_edge.server.engine import Engine
 
-HEADER_SECONDS = 30.0  # for the first request of a connection to arrive
-_BACKLOG = 128
-_LAST_WORDS = 3.0  # seconds to deliver what cancelled requests still have to say
+HEADER_SECONDS = 30.0  # until the first request of a connection must arrive
+_BACKLOG_CONNECTIONS = 128
+_FINAL_REPLY_SECONDS = 3.0  # to deliver the final replies of cancelled requests
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """A listening socket; RequestError in one line when there can be none. Port 0 takes a free one."""
+    """A listening socket. Port 0 chooses a free port. RequestError when the address cannot be used."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as problem:
-        raise RequestError(f"{host} is no address that can be listened at: {problem}") from None
+        raise RequestError(f"cannot resolve the address {host}: {problem}") from None
     try:
-        if os.name == "posix":  # a restart need not wait for old connections; elsewhere it would mean to share a port
+        if os.name == "posix":  # a restart need not wait for old connections; on Windows it would share the port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(_BACKLOG)  # at once: only then is the port really ours
+        listener.listen(_BACKLOG_CONNECTIONS)  # immediately: only then is the port reserved
     except OSError as problem:
         listener.close()
         reason = problem.strerror or str(problem)
-        raise RequestError(f"cannot listen at {host} port {port}: {reason}; stop what is there or use --port") from None
+        raise RequestError(f"cannot listen at {host} port {port}: {reason}; choose another with --port") from None
     listener.setblocking(False)
     return listener
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is one of this machine only."""
+    """Whether an address is reachable from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -56,23 +57,23 @@ def is_loopback(host: str) -> bool:
 
 
 class Connection(H11Protocol):
-    """A connection that is closed when nothing comes over it (uvicorn waits for a first request for ever), and that an
-    endpoint can drop: closing alone would wait for a client that reads nothing.
+    """A connection that is closed when no request arrives (uvicorn would wait forever), and that an endpoint can abort:
+    closing alone would wait for a client that reads nothing.
     """
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.app_state = {**self.app_state, "abort": transport.abort}  # uvicorn hands it to every scope
+        self.app_state = {**self.app_state, "abort": transport.abort}  # uvicorn passes it to every scope
         self.loop.call_later(HEADER_SECONDS, self._close_if_silent)
 
     def _close_if_silent(self) -> None:
-        begun: Any = self.cycle  # None before the first request, whatever uvicorn's types say
+        begun: Any = self.cycle  # None before the first request, unlike uvicorn's type says
         if begun is None and not self.transport.is_closing():
             self.transport.close()
 
 
 class Server(uvicorn.Server):
-    """Serves until SIGTERM or Ctrl-C, then gives running requests their grace; a second signal ends them at once."""
+    """Serves until SIGTERM or Ctrl-C, then waits for running requests; a second signal ends them immediately."""
 
     def __init__(self, app: ASGIApp, engine: Engine) -> None:
         config = uvicorn.Config(
@@ -87,14 +88,14 @@ class Server(uvicorn.Server):
             proxy_headers=False,
             server_header=False,
             timeout_keep_alive=30,
-            timeout_graceful_shutdown=int(engine.limits.grace + _LAST_WORDS),
+            timeout_graceful_shutdown=int(engine.limits.grace + _FINAL_REPLY_SECONDS),
         )
         super().__init__(config)
         self._engine = engine
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve on the sockets until `stop`."""
+        """Serve on the sockets until `stop` is called."""
         self._loop = asyncio.get_running_loop()
         try:
             await super().serve(sockets)
@@ -103,13 +104,13 @@ class Server(uvicorn.Server):
             self._engine.close()
 
     def stop(self) -> None:
-        """Stop accepting, and end what runs when its grace is over; at once when called again. For any thread."""
+        """Stop accepting, and end running requests after the grace period; a second call ends them now. Thread-safe."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._stop)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals stop the server and are not raised again: a server that was told to stop has not failed."""
+        """Signals stop the server and are not raised again, because a requested stop is not a failure."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -129,5 +130,5 @@ class Server(uvicorn.Server):
 
 
 def run(app: ASGIApp, engine: Engine, listener: socket.socket) -> None:
-    """Serve until told to stop."""
+    """Serve until the server is stopped."""
     asyncio.run(Server(app, engine).serve([listener]))

@@ -1,4 +1,4 @@
-"""Counters and histograms, printed in Prometheus's text format 0.0.4. No text of users is ever a label.
+"""Counters and histograms in the Prometheus text format 0.0.4. Labels never contain user text.
 
 https://prometheus.io/docs/instrumenting/exposition_formats/
 """
@@ -11,31 +11,31 @@ from ouro_edge.runtime.events import Done
 from ouro_edge.server.queue import Queue
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # seconds
+_BUCKET_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 
 class Histogram:
-    """Seconds, counted into buckets."""
+    """A histogram of durations in seconds."""
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(_BUCKETS) + 1)
+        self.counts = [0] * (len(_BUCKET_SECONDS) + 1)
         self.total = 0.0
 
     def add(self, seconds: float) -> None:
         """Count one duration."""
-        self.counts[sum(seconds > bound for bound in _BUCKETS)] += 1
+        self.counts[sum(seconds > bound for bound in _BUCKET_SECONDS)] += 1
         self.total += seconds
 
     def lines(self, name: str) -> list[str]:
         """Cumulative buckets, sum and count."""
         sums = [sum(self.counts[: i + 1]) for i in range(len(self.counts))]
-        bounds = [*(f"{bound:g}" for bound in _BUCKETS), "+Inf"]
+        bounds = [*(f"{bound:g}" for bound in _BUCKET_SECONDS), "+Inf"]
         buckets = [f'{name}_bucket{{le="{bound}"}} {count}' for bound, count in zip(bounds, sums, strict=True)]
         return [*buckets, f"{name}_sum {self.total:.6f}", f"{name}_count {sums[-1]}"]
 
 
 class Metrics:
-    """What one server has done since it started. Belongs to the event loop's thread."""
+    """Counters of one server since its start. To be used in the event loop's thread only."""
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, int]] = Counter()  # by path and status
@@ -55,21 +55,21 @@ class Metrics:
         self.duration.add(done.timings.total)
 
     def text(self, queue: Queue) -> str:
-        """Everything, for /metrics."""
+        """All metrics as text, for /metrics."""
         parts = (
             _family("ouro_edge_requests_total", "counter", "Answers by path and HTTP status.",
                     {f'path="{path}",status="{status}"': n for (path, status), n in sorted(self.requests.items())}),
-            _family("ouro_edge_generations_total", "counter", "Finished generations by the reason of their end.",
+            _family("ouro_edge_generations_total", "counter", "Finished generations by finish reason.",
                     {f'reason="{reason}"': n for reason, n in sorted(self.endings.items())}),
-            _family("ouro_edge_tokens_total", "counter", "Tokens; cached ones are part of the prompt.",
+            _family("ouro_edge_tokens_total", "counter", "Tokens; cached tokens are part of the prompt.",
                     {f'kind="{kind}"': self.tokens[kind] for kind in ("prompt", "cached", "completion")}),
             _family("ouro_edge_loops_total", "counter", "Passes through the block: run, and at full depth.",
                     {f'kind="{kind}"': self.loops[kind] for kind in ("run", "full")}),
-            _family("ouro_edge_loops_saved", "gauge", "Loops at full depth less loops run; falls when loops catch up.",
+            _family("ouro_edge_loops_saved", "gauge", "Loops saved so far; decreases when loops catch up.",
                     {"": self.loops["full"] - self.loops["run"]}),
-            _family("ouro_edge_requests_running", "gauge", "Requests that hold a place.", {"": queue.running}),
-            _family("ouro_edge_requests_waiting", "gauge", "Requests in the line.", {"": queue.waiting}),
-            _family("ouro_edge_first_token_seconds", "histogram", "From the start of a generation to its first token.")
+            _family("ouro_edge_requests_running", "gauge", "Requests that are running.", {"": queue.running}),
+            _family("ouro_edge_requests_waiting", "gauge", "Requests in the queue.", {"": queue.waiting}),
+            _family("ouro_edge_first_token_seconds", "histogram", "Time from the start to the first token.")
             + self.first_token.lines("ouro_edge_first_token_seconds"),
             _family("ouro_edge_generation_seconds", "histogram", "Duration of a generation.")
             + self.duration.lines("ouro_edge_generation_seconds"),

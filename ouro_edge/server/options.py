@@ -1,7 +1,7 @@
 """The fields that chat and completions share: sampling, stopping, depth, streaming. From JSON to the runtime's types.
 
 Unknown fields are refused, as OpenAI does, so that a misspelt option is never silently lost; fields of OpenAI's API
-that change nothing in an answer of ours are listed in IGNORED and skipped.
+that change nothing in an answer are listed in IGNORED and skipped.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _logit_bias(fields: Fields, vocab_size: int) -> dict[int, float]:
     bias = {}
     for key in fields.mapping("logit_bias") or {}:
         if not (key.isascii() and key.isdigit() and len(key) < 12 and int(key) < vocab_size):
-            raise bad_field("logit_bias", f"has the key {key[:40]!r}; wanted a token id below {vocab_size}")
+            raise bad_field("logit_bias", f"has the key {key[:40]!r}; expected a token id below {vocab_size}")
         bias[int(key)] = float(found.number(key, -100, 100) or 0.0)
     return bias
 

@@ -1,6 +1,6 @@
-"""Who is served when: a few requests at once, the rest in the order of their coming, and no more than a bound.
+"""The request queue: a bounded number of requests run, a bounded number wait, first come, first served.
 
-Knows asyncio only. All methods belong to the event loop's thread.
+Uses asyncio only. All methods must be called in the event loop's thread.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from ouro_edge.server.http.errors import ApiError
 
 
 class Queue:
-    """At most `parallel` holders at once, at most `waiting` behind them, first come first served."""
+    """At most `parallel` running requests and at most `waiting` waiting ones, first come, first served."""
 
     def __init__(self, parallel: int, waiting: int) -> None:
         self._parallel, self._bound = parallel, waiting
-        self._line: deque[asyncio.Future[None]] = deque()
+        self._queued: deque[asyncio.Future[None]] = deque()
         self.running = 0
 
     @property
     def waiting(self) -> int:
-        """Requests in the line."""
-        return len(self._line)
+        """The number of waiting requests."""
+        return len(self._queued)
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Wait for a slot and hold it. ApiError 429 at once when the line is full."""
+        """Wait for a slot and hold it. ApiError 429 immediately when the queue is full."""
         await self._enter()
         try:
             yield
@@ -36,28 +36,28 @@ class Queue:
             self._leave()
 
     async def _enter(self) -> None:
-        if self.running < self._parallel and not self._line:
+        if self.running < self._parallel and not self._queued:
             self.running += 1
             return
-        if len(self._line) >= self._bound:
-            message = f"{self.running} requests are running and {len(self._line)} waiting: try again later"
+        if len(self._queued) >= self._bound:
+            message = f"{self.running} requests are running and {len(self._queued)} are waiting: try again later"
             raise ApiError(429, message, code="queue_full", headers={"Retry-After": "1"})
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._line.append(place)
+        slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queued.append(slot)
         try:
-            await place
+            await slot
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
-                self._leave()  # the place was ours already: pass it on
-            elif place in self._line:  # else somebody who left has passed it by
-                self._line.remove(place)
+            if slot.done() and not slot.cancelled():
+                self._leave()  # the slot was already assigned: pass it on
+            elif slot in self._queued:  # otherwise `_leave` has already skipped it
+                self._queued.remove(slot)
             raise
 
     def _leave(self) -> None:
-        """Hand the place to the first in line, or give it up."""
-        while self._line:
-            place = self._line.popleft()
-            if not place.done():
-                place.set_result(None)
+        """Pass the slot to the first waiting request, or release it."""
+        while self._queued:
+            slot = self._queued.popleft()
+            if not slot.done():
+                slot.set_result(None)
                 return
         self.running -= 1

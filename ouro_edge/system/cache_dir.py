@@ -1,4 +1,4 @@
-"""The user's cache: its place on each platform, and the entries in it that belong to this program."""
+"""The cache directory on disk: location, listing, deletion. Everything in it can be regenerated."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from pathlib import Path
 
 from ouro_edge.errors import RequestError
 
-# Conversions, prefill copies, and remains of either after a kill. The directory may contain other things too, so
-# nothing else counts as ours, except a file of thread counts that earlier versions wrote.
-_OURS = re.compile(
+# Conversions, prefill copies, and leftovers of either from a killed process, and a file of thread counts that earlier
+# versions wrote. The directory may also contain files of other programs (OURO_EDGE_CACHE can name any directory), so
+# nothing else is listed or deleted.
+_ENTRY_NAME = re.compile(
     r"prefill-[0-9a-f]{16}(\.partial-\w+)?|.+-int4-[0-9a-f]{12}|\..+-int4-[0-9a-f]{12}\.[0-9a-f]{8}\.(partial|old)"
 )
 _OLD_TUNING, _OLD_TUNING_KEYS = "tune.json", {"version", "cpu", "cpus", "onnxruntime", "threads", "measured"}
@@ -27,11 +28,11 @@ class CacheEntry:
 
     path: Path
     size: int  # bytes
-    used: float  # seconds since 1970: the last access to its files that the file system has recorded
+    used: float  # seconds since 1970: the last recorded access to its files
 
 
 def cache_directory() -> Path:
-    """OURO_EDGE_CACHE, else the platform's cache folder."""
+    """OURO_EDGE_CACHE if set, else the cache folder of the platform."""
     if own := os.environ.get("OURO_EDGE_CACHE"):
         return Path(own)
     if sys.platform == "win32":
@@ -44,7 +45,7 @@ def cache_directory() -> Path:
 
 
 def cache_entries() -> list[CacheEntry]:
-    """This program's entries, last used first; links are not followed and not ours. RequestError if unreadable."""
+    """Entries of this program, last used first; symbolic links are skipped. RequestError if the cache is unreadable."""
     directory = cache_directory()
     try:
         found = [e for e in os.scandir(directory) if _is_ours(e)]
@@ -54,7 +55,7 @@ def cache_entries() -> list[CacheEntry]:
         raise RequestError(f"{directory} cannot be read: {problem.strerror}") from None
     entries = []
     for path in (Path(e.path) for e in found):
-        with suppress(FileNotFoundError):  # a conversion that has just ended
+        with suppress(FileNotFoundError):  # removed meanwhile, such as the working directory of a conversion
             entries.append(_entry(path))
     return sorted(entries, key=lambda entry: -entry.used)
 
@@ -72,7 +73,7 @@ def remove_entry(entry: CacheEntry) -> None:
 
 def _is_ours(entry: os.DirEntry[str]) -> bool:
     if entry.is_dir(follow_symlinks=False):
-        return _OURS.fullmatch(entry.name) is not None
+        return _ENTRY_NAME.fullmatch(entry.name) is not None
     if entry.name != _OLD_TUNING or not entry.is_file(follow_symlinks=False):
         return False
     try:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def available_threads() -> int:
-    """CPUs that this process may run on: on Linux those of its affinity, not all of the machine's.
+    """CPUs that this process may run on: on Linux those of its affinity mask, elsewhere all of the machine.
 
-    A quota of CPU time, as `docker --cpus` sets, does not count.
+    A quota of CPU time, as set by `docker --cpus`, is not considered.
     """
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0)) or 1

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and the missing directories above them. Knows the file system only."""
+"""Files written whole or not at all, and the missing directories above them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Moves loaded weights to large pages on Linux: every loop of every token reads them all, and does so faster then.
+"""Moves loaded weights to huge pages on Linux, which makes reading them faster; every loop of every token does.
 
-Memory comes in pages of 4 KB unless a program asks, and streaming gigabytes stumbles over their ends: processors
-prefetch within a page only, and every page has its own translation. onnxruntime does not ask, so we do, afterwards and
-in the background. Elsewhere, and where the system refuses, nothing happens.
+Memory is allocated in pages of 4 KB by default. Processors prefetch only within a page, and every page needs its own
+address translation, so gigabytes are read faster from pages of 2 MB. onnxruntime does not request them; this module
+does so after loading, in the background. On other systems, or where the kernel refuses, it has no effect.
 """
 
 from __future__ import annotations
@@ -17,35 +17,37 @@ from pathlib import Path
 
 Range = tuple[int, int]  # addresses: first, and one past the last
 
-_COLLAPSE = 25  # MADV_COLLAPSE, since Linux 6.1: now, and whatever the system's default is
-_PAGE = 2 << 20  # of x86-64; on arm64 with pages of 4 KB too
-_PIECE = 32 << 20  # bytes a call
-_GUARD = 64 << 10  # bytes below a thread's stack that nobody may touch, at the most
-_WORTH_IT = 256 << 20  # bytes: caches and a short answer hide what smaller models would gain
+_MADV_COLLAPSE = 25  # since Linux 6.1: synchronous, and independent of the system's default
+_HUGE_PAGE_BYTES = 2 << 20  # on x86-64, and on arm64 with pages of 4 KB
+_BYTES_PER_CALL = 32 << 20
+_MAX_STACK_GUARD_BYTES = 64 << 10  # the inaccessible range below a thread's stack
+_MIN_WEIGHT_BYTES = 256 << 20  # smaller models gain little: processor caches hold much of them
 
 
 @contextmanager
 def large_pages() -> Iterator[None]:
-    """Move what is allocated inside, if it is much, to large pages afterwards, which takes a second a gigabyte."""
+    """Move memory allocated inside the block to huge pages afterwards, if it is large; takes a second per gigabyte."""
     before = anonymous_memory()
     yield
     new = without(anonymous_memory(), before)
-    if sum(end - start for start, end in new) >= _WORTH_IT:
+    if sum(end - start for start, end in new) >= _MIN_WEIGHT_BYTES:
         threading.Thread(target=collapse, args=(new,), name="large-pages", daemon=True).start()
 
 
 def collapse(ranges: list[Range]) -> None:
-    """Move whole large pages within the ranges, until the system has no more of them or the memory was freed."""
+    """Move whole huge pages within the ranges; stops when the system has none left or the memory was freed."""
     madvise = ctypes.CDLL(None, use_errno=True).madvise
     for start, end in ranges:
-        for at in range(-(-start // _PAGE) * _PAGE, end // _PAGE * _PAGE, _PIECE):
-            size = min(_PIECE, end // _PAGE * _PAGE - at)
-            if madvise(ctypes.c_void_p(at), ctypes.c_size_t(size), _COLLAPSE) and ctypes.get_errno() == errno.ENOMEM:
+        last = end // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES
+        for at in range(-(-start // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES, last, _BYTES_PER_CALL):
+            size = min(_BYTES_PER_CALL, last - at)
+            failed = madvise(ctypes.c_void_p(at), ctypes.c_size_t(size), _MADV_COLLAPSE)
+            if failed and ctypes.get_errno() == errno.ENOMEM:
                 return
 
 
 def anonymous_memory() -> list[Range]:
-    """This process's own writable memory but stacks, by address; empty where the system does not tell."""
+    """Private writable memory of this process except stacks, by address; empty where the system does not report it."""
     if sys.platform != "linux":
         return []
     try:
@@ -58,12 +60,12 @@ def anonymous_memory() -> list[Range]:
         start, end = (int(address, 16) for address in span.split(b"-"))
         if rights == b"rw-p" and inode == b"0" and start != guard:
             found.append((start, end))
-        guard = end if rights == b"---p" and end - start <= _GUARD else 0
+        guard = end if rights == b"---p" and end - start <= _MAX_STACK_GUARD_BYTES else 0
     return found
 
 
 def without(ranges: list[Range], taken: list[Range]) -> list[Range]:
-    """What of `ranges` lies in none of `taken`; both by address."""
+    """The parts of `ranges` outside all of `taken`; both sorted by address."""
     left = []
     for start, end in ranges:
         for low, high in taken:

@@ -1,4 +1,4 @@
-"""How much memory this process may still take: of the machine, of its containers, of its own limit."""
+"""Memory available to this process: of the machine, within its control groups and its own limit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 def available_memory() -> int:
-    """Bytes that may be taken without swapping; what files merely have cached counts as free."""
+    """Bytes that can be allocated without swapping; the page cache counts as free."""
     import psutil
 
     process = psutil.Process()
@@ -24,7 +24,7 @@ def available_memory() -> int:
 
 
 def _of_containers() -> Iterator[int]:
-    """What the limits of this process's control groups (version 2) leave, the own one's and those around it."""
+    """Bytes left by the limits of this process's control group (version 2) and its ancestors."""
     try:
         own = next(line[3:] for line in _OWN_CGROUP.read_text().splitlines() if line.startswith("0::"))
     except (OSError, StopIteration):

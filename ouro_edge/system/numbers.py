@@ -1,4 +1,4 @@
-"""What counts as a number in arguments and in files. Knows NumPy's scalars; raises nothing."""
+"""What counts as a number in arguments and in files, NumPy's scalars included."""
 
 from __future__ import annotations
 

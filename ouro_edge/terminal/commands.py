@@ -1,4 +1,4 @@
-"""The commands of a conversation: their names and their help."""
+"""The slash commands of `chat`: names, arguments and help texts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A slash command; its method in `Repl` has its name."""
+    """A slash command; the method `_name` of `Repl` implements it."""
 
     name: str
     argument: str
@@ -15,19 +15,17 @@ class Command:
 
 
 COMMANDS = (
-    Command("help", "", "this list"),
-    Command("set", "[NAME VALUE]", "change a setting, or show them all; default takes it back"),
-    Command("system", "[TEXT]", "change the system message, or show it; none removes it"),
-    Command("retry", "", "answer the last question again"),
-    Command("undo", "", "forget the last question and its answer"),
-    Command("clear", "", "forget the conversation"),
-    Command("think", "", "show the thought before the last answer"),
-    Command("depth", "[table]", "show how deep each token of the last answer was thought"),
-    Command("stats", "", "what the conversation has cost"),
-    Command(
-        "save", "FILE [--kv]", "write the conversation to a file; --kv: and its state, which need not be read again"
-    ),
-    Command("load", "FILE", "go on with a saved conversation"),
-    Command("bye", "", "leave; so does Ctrl-D"),
+    Command("help", "", "show this list"),
+    Command("set", "[NAME VALUE]", "change a setting (default restores it), or show all settings"),
+    Command("system", "[TEXT]", "change the system message (none removes it), or show it"),
+    Command("retry", "", "regenerate the last answer"),
+    Command("undo", "", "remove the last question and its answer"),
+    Command("clear", "", "remove all messages"),
+    Command("think", "", "show the reasoning before the last answer"),
+    Command("depth", "[table]", "show the exit depth of each token of the last answer"),
+    Command("stats", "", "show token, time and loop counts of the conversation"),
+    Command("save", "FILE [--kv]", "save the conversation; --kv: with its state, so that loading need not compute it"),
+    Command("load", "FILE", "continue a saved conversation"),
+    Command("bye", "", "quit, like Ctrl-D"),
 )
 LEAVING = ("/bye", "/exit", "/quit")

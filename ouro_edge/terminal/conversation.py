@@ -1,6 +1,6 @@
-"""A conversation: its messages, the sequence that remembers their KV, and what its answers cost. Knows the runtime.
+"""A conversation: its messages, the sequence that holds their KV, and usage totals.
 
-One owner, one thread. Nothing here knows a terminal.
+One owner, one thread. Must not import terminal libraries.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ Message = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some text that may be shown now, of the answer or of the thought before it."""
+    """Text that can be shown now, of the answer or of the reasoning before it."""
 
-    text: str  # empty for a token that shows nothing: every token is heard of
+    text: str  # empty for a token without visible text: every token yields a piece
     thinking: bool
-    depth: int  # of the token that completed it
+    depth: int  # of the token that completed the text
     tokens: int  # generated so far
 
 
 @dataclass(slots=True)
 class Answer:
-    """What one turn brought, as it grows."""
+    """The answer of one turn, while it grows."""
 
     tokens: list[Token] = field(default_factory=list)
     thought: str = ""
-    text: str = ""  # without the thought
+    text: str = ""  # without the reasoning
     done: Done | None = None
 
 
 @dataclass(slots=True)
 class Totals:
-    """Sums over all turns of a conversation, undone ones included: what was computed was computed."""
+    """Sums over all turns of a conversation, including undone turns, since they were computed."""
 
     turns: int = 0
     prompt_tokens: int = 0
@@ -66,29 +66,29 @@ class Totals:
 class Conversation:
     """Messages and running state. `ask` and `retry` yield Pieces and one Done.
 
-    Whatever happens, the messages stay sound. A turn that fails or is stopped keeps what was said; one that said
-    nothing is forgotten with its question.
+    The messages stay consistent in every case. A turn that fails or is stopped keeps the text generated so far; a turn
+    without any text is removed together with its question.
     """
 
     def __init__(self, model: Model, *, system: str | None = None) -> None:
         self.model = model
         self.system = system
-        self.messages: list[Message] = []  # user and assistant in turns, thoughts included
+        self.messages: list[Message] = []  # alternately user and assistant, reasoning included
         self.sequence = model.new_sequence()
         self.totals = Totals()
         self.last: Answer | None = None
-        self._read: list[tuple[str, list[int]]] = []  # text and ids of the sequence after each turn that has them
+        self._read: list[tuple[str, list[int]]] = []  # text and ids of the sequence after each turn, where known
         self.tags = model.reasoning_tags
 
     def prompt(self, messages: list[Message], **template: Any) -> str:
-        """The text that the chat template makes of the system message and `messages`."""
+        """The system message and `messages`, rendered by the chat template."""
         start: list[Message] = [] if self.system is None else [{"role": "system", "content": self.system}]
         return self.model.render([*start, *messages], **template)
 
     def ask(
         self, text: str, *, template: Mapping[str, Any], cancel: Cancel | None, **options: Any
     ) -> Iterator[Piece | Done]:
-        """Say `text` and stream the answer. RequestError and its kinds, as of `Model.generate`."""
+        """Send `text` and stream the answer. Raises RequestError and its subclasses, as `Model.generate` does."""
         messages = [*self.messages, {"role": "user", "content": text}]
         prompt = self.prompt(messages, **template)
         opened = opened_by(prompt, self.tags)
@@ -111,7 +111,7 @@ class Conversation:
         except RequestError:
             raise
         except BaseException:
-            if answer.done is None:  # the block may have been left in the middle of something
+            if answer.done is None:  # the block call may have been interrupted half-way
                 self.sequence = self.model.new_sequence()
             raise
         finally:
@@ -121,7 +121,7 @@ class Conversation:
                 self._remember(prompt, ids, answer, "".join(said[1:]))
 
     def retry(self, *, template: Mapping[str, Any], cancel: Cancel | None, **options: Any) -> Iterator[Piece | Done]:
-        """Answer the last question again; the old answer comes back when the new one fails before its first token."""
+        """Regenerate the last answer; the old answer is restored when the new one fails before its first token."""
         before, last, read = self.messages, self.last, list(self._read)
         question = self.undo()
         try:
@@ -131,9 +131,9 @@ class Conversation:
                 self.messages, self.last, self._read = before, last, read
 
     def undo(self) -> str:
-        """Forget the last question and its answer; returns the question. RequestError when there is none."""
+        """Remove the last question and its answer; returns the question. RequestError when there is none."""
         if not self.messages:
-            raise RequestError("nothing has been said yet")
+            raise RequestError("the conversation has no messages yet")
         at = max((i for i, message in enumerate(self.messages) if message["role"] == "user"), default=0)
         question = self.messages[at]["content"]
         self.messages, self.last = self.messages[:at], None
@@ -141,12 +141,12 @@ class Conversation:
         return question
 
     def clear(self) -> None:
-        """Forget everything that was said; the system message stays."""
+        """Remove all messages except the system message."""
         self.messages, self.last, self._read = [], None, []
         self.sequence = self.model.new_sequence()
 
     def resume(self, system: str | None, messages: list[Message], sequence: TokenSequence | None) -> None:
-        """Go on with messages that were said elsewhere; `sequence` may hold their state already."""
+        """Continue a saved conversation; `sequence` may already hold the state of its messages."""
         self.clear()
         self.system, self.messages = system, messages
         self._read = [("", [])] * (len(messages) // 2)
@@ -155,7 +155,7 @@ class Conversation:
             self._read[-1] = self.model.tokenizer.decode(sequence.tokens, skip_special=False), list(sequence.tokens)
 
     def figures(self) -> list[tuple[str, str]]:
-        """Names and values for people: what the conversation has cost so far."""
+        """Labels and values to display: usage of the conversation so far."""
         totals, sequence, config = self.totals, self.sequence, self.model.config
         made = totals.completion_tokens
         rows = [
@@ -172,7 +172,7 @@ class Conversation:
         return rows
 
     def _encode(self, prompt: str) -> list[int]:
-        """Ids of a prompt: for what was said before, the very ones; the tokenizer might cut its text otherwise."""
+        """Ids of a prompt. Earlier turns keep their ids, since the tokenizer might split the text differently."""
         for text, ids in reversed(self._read):
             if text and prompt.startswith(text):
                 return ids + self.model.tokenizer.encode(prompt[len(text) :])
@@ -182,7 +182,7 @@ class Conversation:
         spoken = [token.id for token in answer.tokens]
         if spoken[-1] in self.model.stop_ids:
             spoken.pop()
-        same = self.model.tokenizer.decode(spoken, skip_special=False) == said  # no stop string has cut it
+        same = self.model.tokenizer.decode(spoken, skip_special=False) == said  # false if a stop string cut the text
         self._read.append((prompt + said, ids + spoken) if same else ("", []))
 
 

@@ -1,4 +1,4 @@
-"""The conversation's loop: lines become turns or commands. Knows conversation and view; no terminal library."""
+"""The input loop of `chat`: each line is a turn or a command. Must not import terminal libraries."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Build = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # settings -> argument
 
 
 class Repl:
-    """Reads, answers and shows until the user leaves. Whatever fails is one line, and the conversation goes on."""
+    """Reads lines and shows answers until the user quits. A failure is one line; the conversation continues."""
 
     def __init__(self, conversation: Conversation, view: View, values: Mapping[str, Any], build: Build) -> None:
         self.conversation, self.view = conversation, view
         self._values, self._build = dict(values), build
-        self.failed = False  # whether some turn did
+        self.failed = False  # whether any turn failed
         self._commands: Mapping[str, Callable[[str], None]] = {
             command.name: getattr(self, f"_{command.name}") for command in COMMANDS if f"/{command.name}" not in LEAVING
         }
 
     def run(self) -> None:
-        """Until the lines end or the user says /bye."""
+        """Run until the input ends or the user types /bye."""
         for line in self.view.lines(self.status):
             line = line.strip()
             if line in LEAVING:
@@ -40,23 +40,23 @@ class Repl:
                 self._handle(line)
 
     def status(self) -> str:
-        """Where the conversation stands, in a few words."""
+        """A short status line: context used, and the model."""
         model = self.conversation.model
         used, room = len(self.conversation.sequence), model.config.max_positions
         return f" {used} of {room} tokens of context · {model.name}"
 
     def load(self, path: Path) -> None:
-        """Go on with a saved conversation. RequestError when it cannot be read."""
+        """Continue a saved conversation. RequestError when the file cannot be read."""
         chat, talk = read_chat(path), self.conversation
         sequence = None
         if (state := state_path(path)).is_file():
             try:
                 sequence = load_sequence(talk.model, state)
             except RequestError as problem:
-                self.view.notice(f"{problem}; the conversation will be read again")
+                self.view.notice(f"{problem}; the conversation will be computed again")
         talk.resume(chat.system, chat.messages, sequence)
         turns, name = len(chat.messages) // 2, talk.model.name
-        other = "" if chat.model == name else f" (it was held with {one_line(chat.model, 60)}, this is {name})"
+        other = "" if chat.model == name else f" (saved with {one_line(chat.model, 60)}, continued with {name})"
         last = f"; the last question was: {one_line(chat.messages[-2]['content'], 60)}" if chat.messages else ""
         self.view.notice(f"{turns} turn{'s' * (turns != 1)}{other}{last}")
 
@@ -68,12 +68,12 @@ class Repl:
             name, *rest = line.split(maxsplit=1)
             command = self._commands.get(name[1:])
             if command is None:
-                raise RequestError(f"{name} is not a command; /help lists them, // sends a line with a slash")
+                raise RequestError(f"{name} is not a command; /help lists them, // sends a line with a leading slash")
             command(rest[0] if rest else "")
         except RequestError as problem:
-            way_out = "; /clear starts a new conversation" if isinstance(problem, ContextOverflowError) else ""
-            self.view.error(f"{problem}{way_out}")
-        except BrokenPipeError:  # the reader of the output is gone
+            hint = "; /clear starts a new conversation" if isinstance(problem, ContextOverflowError) else ""
+            self.view.error(f"{problem}{hint}")
+        except BrokenPipeError:  # the reader has closed the pipe
             raise
         except (Exception, KeyboardInterrupt) as problem:
             if not self.view.lasting:
@@ -88,7 +88,7 @@ class Repl:
             raise
 
     def _say(self, text: str | None) -> None:
-        """Say something, or answer the last question again for None."""
+        """Send a message, or regenerate the last answer for None."""
         talk, values = self.conversation, self._values
         said = talk.last
         template = {} if values.get("think") is None else {"enable_thinking": values["think"]}
@@ -98,7 +98,7 @@ class Repl:
             events = talk.retry(**options) if text is None else talk.ask(text, **options)
             self.view.answer(events, show_depth=bool(values.get("show_depth")))
         if talk.last is said and cancel.cancelled:
-            now = "the old answer is back" if text is None else "the question is forgotten"
+            now = "the old answer is restored" if text is None else "the question is removed"
             self.view.notice(f"(stopped before the first token: {now})")
 
     def _help(self, _: str) -> None:
@@ -111,7 +111,7 @@ class Repl:
             values = changed(self._values, name, text[0])
             policy = self._build(_generation(values)).get("exit")
             if policy is not None:
-                policy.limit(self.conversation.model.config)  # refuse now what every turn would refuse
+                policy.limit(self.conversation.model.config)  # report now an error that every turn would report
             self._values = values
         table = [row for row in shown(self._values) if name in ("", row[0])]
         if not table:
@@ -126,7 +126,7 @@ class Repl:
 
     def _retry(self, _: str) -> None:
         if not self.conversation.messages:
-            raise RequestError("nothing has been said yet")
+            raise RequestError("the conversation has no messages yet")
         before = self.conversation.last
         self._turn(None)
         after, sampler = self.conversation.last, self._build(_generation(self._values))["sampler"]
@@ -134,7 +134,7 @@ class Repl:
             self.view.notice("the same answer, because decoding is greedy: /set temp 0.7 varies it")
 
     def _undo(self, _: str) -> None:
-        self.view.notice(f"forgotten: {one_line(self.conversation.undo(), 60)}")
+        self.view.notice(f"removed: {one_line(self.conversation.undo(), 60)}")
 
     def _clear(self, _: str) -> None:
         self.conversation.clear()
@@ -150,7 +150,7 @@ class Repl:
         if last is None:
             raise RequestError("there is no answer yet")
         if argument not in ("", "table"):
-            raise RequestError(f"/depth has the argument {argument!r}; expected none, or table")
+            raise RequestError(f"/depth has the argument {argument!r}; expected none or table")
         if argument == "table" or not self.view.depths(last.tokens):
             self.view.table([("token", "depth", "stops at"), *rows(last.tokens)])
 
@@ -177,21 +177,21 @@ class Repl:
         self.load(_path("load", argument))
 
 
-_SLASHES = "A line is a message; // sends one that begins with a slash."
+_SLASHES = "A line is a message; // sends a line that begins with a slash."
 _KEYS = (
-    "Enter sends, Alt-Enter (or Esc, Enter) begins a new line, arrows walk through history; "
+    "Enter sends, Alt-Enter (or Esc, Enter) begins a new line, arrows browse the history; "
     "Ctrl-C stops an answer; // sends a line that begins with a slash."
 )
 
 
 def _generation(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that `Build` knows."""
+    """The settings that `Build` accepts."""
     return {name: value for name, value in values.items() if name not in ("think", "show_depth")}
 
 
 def _path(command: str, argument: str) -> Path:
     if not argument:
-        raise RequestError(f"/{command} needs the name of a file")
+        raise RequestError(f"/{command} needs a file name")
     try:
         return Path(argument).expanduser()
     except RuntimeError as problem:

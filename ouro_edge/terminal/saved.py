@@ -1,4 +1,4 @@
-"""A conversation in a file: JSON with a version, written whole or not at all. Knows messages; a file may be hostile."""
+"""A conversation in a file: JSON with a version, written whole or not at all. A file may be hostile."""
 
 from __future__ import annotations
 

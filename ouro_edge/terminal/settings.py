@@ -1,4 +1,4 @@
-"""What `/set` can change: the options of the table that it offers, and those of a conversation. Knows values only."""
+"""What `/set` can change: the options of the table that it offers, and those of a conversation."""
 
 from __future__ import annotations
 

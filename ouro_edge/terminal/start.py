@@ -1,4 +1,4 @@
-"""Chooses the screen: a terminal's, or plain lines. Imports the terminal libraries only for the first."""
+"""Chooses the view: a terminal screen, or plain lines. Imports the terminal libraries only for the former."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ouro_edge.terminal.repl import Repl
 
 
 def is_terminal() -> bool:
-    """Whether a person sits at both ends, in front of something that can move a cursor."""
+    """Whether standard input and output are a terminal with cursor control."""
     both = sys.stdin.isatty() and sys.stdout.isatty()
     return both and (sys.platform == "win32" or os.environ.get("TERM", "dumb") not in ("dumb", "unknown"))
 
 
 def open_view(conversation: Conversation) -> View:
-    """The screen for where standard input and output lead."""
+    """The view that suits standard input and output."""
     loops = conversation.model.config.loops
     if not is_terminal():
         return PlainView(loops, conversation.tags)
@@ -38,7 +38,7 @@ def open_view(conversation: Conversation) -> View:
 
 
 def run(repl: Repl) -> None:
-    """Hold the conversation to its end; at a terminal Ctrl-C never ends it."""
+    """Run the conversation to its end; in a terminal, Ctrl-C never ends it."""
     if is_terminal():
         with ignore_interrupts(), quiet_keyboard():
             repl.run()

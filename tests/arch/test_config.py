@@ -134,9 +134,9 @@ def test_the_golden_config_is_read():
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are POSIX")
 def test_a_pipe_or_a_huge_file_is_refused_without_reading(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ConfigError, match="no file of at most"):
+    with pytest.raises(ConfigError, match="not a regular file of at most"):
         read_json_object(tmp_path / "pipe")
     with (tmp_path / "huge").open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(ConfigError, match="no file of at most"):
+    with pytest.raises(ConfigError, match="not a regular file of at most"):
         read_json_object(tmp_path / "huge")

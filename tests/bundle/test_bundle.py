@@ -67,7 +67,7 @@ def edit(bundle, change):
         (lambda d: d["tensors"]["embedding"]["error"].update(snr_db="x"), "damaged"),
         (lambda d: d["tensors"]["embedding"]["error"].update(max_error=None), "damaged"),
         (lambda d: d["model"].update(rope_theta=5.0), "rope_theta is .* but 5.0 in"),
-        (lambda d: d["model"].update(loops=3), "loops is 4, but 3 in"),
+        (lambda d: d["model"].update(loops=3), "loops is 4 in config.json, but 3 in"),
         (lambda d: d["files"].update({"a" * 300: {"size": 1, "sha256": ""}}), "cannot be read"),
         (lambda d: d["files"].update({"a\x00b": {"size": 1, "sha256": ""}}), "damaged"),
         (lambda d: d["files"].update({"\ud800": {"size": 1, "sha256": ""}}), "damaged"),

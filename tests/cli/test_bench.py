@@ -16,7 +16,7 @@ from ouro_edge.measure import bandwidth
 
 @pytest.fixture(autouse=True)
 def small_buffer(monkeypatch):
-    monkeypatch.setattr(bandwidth, "_BYTES", 1 << 20)
+    monkeypatch.setattr(bandwidth, "_BUFFER_BYTES", 1 << 20)
 
 
 def bench(*arguments: str):
@@ -104,11 +104,11 @@ def test_the_fastest_count_has_the_least_sum_of_medians():
         (["-n", "0"], "below 1"),
         (["-p", "", "-n", ""], "nothing to time"),
         (["-p", ",", "-n", ","], "nothing to time"),
-        (["--kv", ""], "kv is ''; wanted auto"),
-        (["--kv", "fp32,"], "kv is ''; wanted auto"),
+        (["--kv", ""], "kv is ''; expected auto"),
+        (["--kv", "fp32,"], "kv is ''; expected auto"),
         (["--depths", "5"], "1 to 4 loops"),
         (["-d", "100000"], "do not fit this model's context"),
-        (["--kv", "fp16"], "wanted auto, fp32, int8, int4"),
+        (["--kv", "fp16"], "expected auto, fp32, int8, int4"),
         (["--threads", "9999"], "from 1 to 1024"),
         (["nowhere/at-all/x"], "nowhere"),
     ],

@@ -61,7 +61,7 @@ def test_clearing_asks_and_leaves_all_else(home, tmp_path):
     names = {path.name for path in home.iterdir()}
     assert names == {"ouro-int4", "photos", "notes-int4-0123456789ab", "link-int4-0123456789ab"}
     assert (tmp_path / "outside" / "kept").stat().st_size == 5000
-    assert cache("--clear", "--yes").stdout == f"nothing is in {home}\n"
+    assert cache("--clear", "--yes").stdout == f"{home} has no entries\n"
 
 
 def test_one_entry_is_cleared_by_its_name(home):
@@ -81,7 +81,7 @@ def test_the_thread_counts_of_earlier_versions_are_cleared(tmp_path, monkeypatch
 def test_another_file_of_that_name_is_not_ours(tmp_path, monkeypatch, content):
     monkeypatch.setenv("OURO_EDGE_CACHE", str(tmp_path))
     (tmp_path / "tune.json").write_text(content)
-    assert cache("--clear", "--yes").stdout == f"nothing is in {tmp_path}\n" and (tmp_path / "tune.json").exists()
+    assert cache("--clear", "--yes").stdout == f"{tmp_path} has no entries\n" and (tmp_path / "tune.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_name_that_is_no_entry_is_refused(home, name):
 
 def test_a_cache_that_is_not_there_or_no_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("OURO_EDGE_CACHE", str(tmp_path / "nowhere"))
-    assert cache().stdout == f"nothing is in {tmp_path / 'nowhere'}\n"
+    assert cache().stdout == f"{tmp_path / 'nowhere'} has no entries\n"
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("OURO_EDGE_CACHE", str(tmp_path / "file"))
     assert cache().exit_code == 1 and cache().stderr.count("\n") == 1

@@ -33,7 +33,7 @@ def test_help_is_complete():
 def test_answers_go_out_and_all_else_to_standard_error():
     result = chat(stdin=f"{QUESTION}\n/stats\n/set temp\n/help\n/retry\n/undo\n/bye\nnot read\n")
     assert result.exit_code == 0 and result.stdout == "Cleo\nCleo\n"
-    for part in ("turns", "temp", "/save FILE", "the same answer", "forgotten: Ada"):
+    for part in ("turns", "temp", "/save FILE", "the same answer", "removed: Ada"):
         assert part in result.stderr, part
 
 
@@ -57,7 +57,7 @@ def test_a_conversation_is_saved_and_resumed(tmp_path):
     ("arguments", "says"),
     [
         (("--resume", "nowhere.json"), "missing"),
-        (("--resume", "x", "--system", "y"), "leave --system out"),
+        (("--resume", "x", "--system", "y"), "omit --system"),
         (("--loops", 2, "--exit", "agreement"), "exclude each other"),
     ],
 )

@@ -108,7 +108,7 @@ def test_a_conversation(terminal, tmp_path):
     chat.send(QUESTION + "\r")
     chat.until(("loops saved]", 1))
     chat.send("/undo\r")
-    chat.until(("forgotten: Ada", 1))
+    chat.until(("removed: Ada", 1))
     chat.send("\x04")
     assert chat.ends() == 0
     lines = chat.text.split("\n")
@@ -170,7 +170,7 @@ def test_a_dumb_terminal_gets_plain_lines(terminal):
 
 def test_history_that_cannot_be_kept_is_said_and_harmless(terminal, tmp_path):
     chat = terminal(OURO_EDGE_HISTORY=str(tmp_path))
-    chat.until(("no history will be kept", 1))
+    chat.until(("history will not be stored", 1))
     chat.until(("tokens of context", 1))
     chat.send(QUESTION + "\r")
     chat.until(("loops saved]", 1))

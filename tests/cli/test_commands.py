@@ -219,7 +219,7 @@ def test_verify_passes_what_is_right_and_fails_what_is_not(bundle_of, tmp_path):
     wrong = write_checkpoint(tmp_path / "wrong", seed=6)
     result = ouro("verify", tmp_path / "model", "--against", wrong)
     assert result.exit_code == 1 and "FAILED" in result.stdout and "out of tolerance" in result.stderr
-    refused("verify", tmp_path / "model", "--against", GOLDEN / "config.json", says="no checkpoint")
+    refused("verify", tmp_path / "model", "--against", GOLDEN / "config.json", says="not a checkpoint")
 
 
 def test_verify_sees_a_graph_that_computes_something_else(tmp_path):
@@ -292,7 +292,7 @@ def test_a_text_too_short_to_calibrate_on_is_said_before_the_export(talker, tmp_
         (("export", GOLDEN, "out", "-p", "int3"), "int3"),
         (("export", GOLDEN, "out", "--block-size", 48), "48"),
         (("export", GOLDEN, "out", "--revision", "main"), "revision"),
-        (("run", GOLDEN / "config.json", "-p", "x"), "no checkpoint"),
+        (("run", GOLDEN / "config.json", "-p", "x"), "not a checkpoint"),
         (("inspect", "./nowhere"), "neither a directory nor"),
         (("verify", GOLDEN), "not an exported model"),
     ],

@@ -80,4 +80,4 @@ def test_the_page_stands_alone_and_escapes(talker, tmp_path):
 
 def test_a_budget_is_no_matter_of_single_tokens(talker):
     result = CliRunner().invoke(main, ["trace", str(talker), "-p", "hello", "--loop-budget", "2"])
-    assert result.exit_code == 1 and "leave it out" in result.stderr
+    assert result.exit_code == 1 and "omit it" in result.stderr

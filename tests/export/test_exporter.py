@@ -68,7 +68,7 @@ def test_a_tied_head_shares_the_embedding(tmp_path):
 
 def test_the_result_does_not_depend_on_how_tensors_are_cut(tmp_path, monkeypatch):
     export(GOLDEN, tmp_path / "whole")
-    monkeypatch.setattr("ouro_edge.export.data_file._PIECE", 1000)
+    monkeypatch.setattr("ouro_edge.export.data_file._PIECE_VALUES", 1000)
     export(GOLDEN, tmp_path / "pieces")
     whole, pieces = (tmp_path / name / "model.onnx.data" for name in ("whole", "pieces"))
     assert whole.read_bytes() == pieces.read_bytes()
@@ -136,9 +136,9 @@ def test_overwrite_deletes_nothing_but_the_model(tmp_path):
     out = tmp_path / "out"
     export(GOLDEN, out)
     write_checkpoint(out / "ckpt")
-    with pytest.raises(ExportError, match=r"ckpt lies in .*out, which --overwrite would delete"):
+    with pytest.raises(ExportError, match=r"ckpt is inside .*out, which --overwrite would delete"):
         export(out / "ckpt", out, overwrite=True)
-    with pytest.raises(ExportError, match="holds 'ckpt', which is no part of the model"):
+    with pytest.raises(ExportError, match="holds 'ckpt', which is not part of the model"):
         export(GOLDEN, out, overwrite=True)
     with pytest.raises(ExportError, match="holds 'notes'"):
         (out / "ckpt").rename(tmp_path / "ckpt")

@@ -86,7 +86,7 @@ def test_the_default_of_several_chat_templates_is_taken(tmp_path):
 def test_a_chat_template_that_is_no_unicode_is_refused(tmp_path):
     path = write_checkpoint(tmp_path / "model")
     (path / "tokenizer_config.json").write_text('{"chat_template": "\\ud800"}')
-    with pytest.raises(CheckpointError, match="chat_template is no Unicode text"):
+    with pytest.raises(CheckpointError, match="chat_template is not valid Unicode text"):
         open_checkpoint(path)
 
 
@@ -112,9 +112,9 @@ def test_a_pipe_is_not_opened(tmp_path, name):
     path = write_checkpoint(tmp_path / "model")
     (path / name).unlink(missing_ok=True)
     os.mkfifo(path / name)
-    with pytest.raises(CheckpointError, match=f"{name} is no regular file"):
+    with pytest.raises(CheckpointError, match=f"{name} is not a regular file"):
         open_checkpoint(path)
-    with pytest.raises(CheckpointError, match=f"{name} is no regular file"):
+    with pytest.raises(CheckpointError, match=f"{name} is not a regular file"):
         open_checkpoint(path / name)
 
 
@@ -123,7 +123,7 @@ def test_a_huge_text_file_is_not_read(tmp_path, name):
     path = write_checkpoint(tmp_path / "model")
     with (path / name).open("wb") as file:
         file.truncate((64 << 20) + 1)
-    with pytest.raises(CheckpointError, match=f"{name} has 67108865 bytes; wanted at most"):
+    with pytest.raises(CheckpointError, match=f"{name} has 67108865 bytes; expected at most"):
         open_checkpoint(path)
 
 
@@ -217,7 +217,7 @@ def test_paths_that_are_no_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         open_checkpoint(tmp_path / "nowhere")
     (tmp_path / "file.txt").write_text("x")
-    with pytest.raises(CheckpointError, match="no checkpoint"):
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
         open_checkpoint(tmp_path / "file.txt")
     with pytest.raises(ConfigError, match=r"config\.json is missing"):
         open_checkpoint(tmp_path)

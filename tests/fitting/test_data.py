@@ -117,16 +117,16 @@ def test_blank_lines_a_mark_and_other_fields_do_no_harm(tmp_path):
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("{", "no JSON"),
-        ("[" * 100000, "no JSON"),
-        ("[1, 2]", "is list; wanted an object"),
+        ("{", "not valid JSON"),
+        ("[" * 100000, "not valid JSON"),
+        ("[1, 2]", "is list; expected an object"),
         ('{"txt": "x", "b": 1}', "fields ['b', 'txt']"),
         ('{"prompt": "x"}', "fields ['prompt']"),
         ('{"text": 3}', "text of int"),
         ('{"prompt": "x", "answer": null}', "answer of NoneType"),
         ('{"ids": "1 2"}', "ids of str"),
-        ('{"messages": "x"}', "no list of objects"),
-        ('{"messages": ["x"]}', "no list of objects"),
+        ('{"messages": "x"}', "not a list of objects"),
+        ('{"messages": ["x"]}', "not a list of objects"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "no message of the assistant"),
     ],
 )
@@ -163,5 +163,5 @@ def test_text_needs_a_tokenizer(mute):
 def test_a_template_that_rewrites_what_was_said_is_refused(tmp_path, bundle_of):
     checkpoint = add_tokenizer(write_checkpoint(tmp_path / "checkpoint", vocab_size=300))
     (checkpoint / "chat_template.jinja").write_text("{{ messages|length }}{{ messages[-1].content }}")
-    with ouro_edge.load(bundle_of(checkpoint)) as model, pytest.raises(RequestError, match="writes earlier turns anew"):
+    with ouro_edge.load(bundle_of(checkpoint)) as model, pytest.raises(RequestError, match="changes earlier turns"):
         encode(line({"prompt": "x", "answer": "y"}), model, 64)

@@ -184,7 +184,7 @@ def test_refusals_about_the_data(bundle, data, tmp_path):
         (b"", "is empty"),
         (b"\n \n", "is empty"),
         (b'{"text": "\xff"}\n', "not UTF-8 text (byte 10)"),
-        (b'{"text": "hello"}\nhello\n', "x.jsonl line 2 is no JSON"),
+        (b'{"text": "hello"}\nhello\n', "x.jsonl line 2 is not valid JSON"),
         (b'{"ids": [1, 2, 300]}\n', "x.jsonl line 1: token id 300"),
         (b'{"text": "hello there"}\n' * 30, "expected at least 400 and 100"),
     ):

@@ -121,7 +121,7 @@ def test_bad_messages_are_named(messages: Any, found: str) -> None:
     with pytest.raises(RequestError, match=found) as caught:
         render(CHATML, messages)
     assert not isinstance(caught.value, TemplateError)
-    assert "wanted" in str(caught.value)
+    assert "expected" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -183,10 +183,10 @@ def test_endless_work_is_cut_short(source: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_output_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template, "_MAX_TEXT", 1000)
+    monkeypatch.setattr(template, "_MAX_TEXT_CHARACTERS", 1000)
     source = "{% for i in range(n) %}ten chars.{% endfor %}"
     assert len(render(source, n=100)) == 1000
-    with pytest.raises(TemplateError, match="over 1000 characters"):
+    with pytest.raises(TemplateError, match="exceeds 1000 characters"):
         render(source, n=101)
 
 
@@ -195,7 +195,7 @@ def test_budget_is_per_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = ChatTemplate("{% for m in messages %}.{% endfor %}")
     for _ in range(5):
         assert compiled.render(HI * 90) == "." * 90
-    with pytest.raises(TemplateError, match="over 100 steps"):
+    with pytest.raises(TemplateError, match="exceeded 100 steps"):
         compiled.render(HI * 101)
     assert compiled.render(HI) == "."  # also after a failure
 

@@ -194,7 +194,7 @@ def test_a_copy_that_is_cleared_meanwhile_is_told_once_and_not_needed(bundle, ca
         wanted, found = (m.forward(IDS, exit=FixedDepth(1)).logits for m in (lean, fast))
         np.testing.assert_array_equal(found, wanted)
         fast.forward(IDS, exit=FixedDepth(1))
-    assert [r.message.startswith("long prompts go the lean way from now on") for r in caplog.records] == [True]
+    assert [r.message.startswith("the prefill copy is no longer used") for r in caplog.records] == [True]
 
 
 def test_rows_of_odd_width_are_not_rotated(checkpoint_of, bundle_of):

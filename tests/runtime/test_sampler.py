@@ -245,8 +245,8 @@ def test_damaged_logits_are_refused(options: dict[str, float], logits: Row) -> N
         ({"logit_bias": {3: 1.0}}, [], "logit_bias has token 3; the vocabulary ends at 2"),
         ({"repetition_penalty": 2.0}, [0, 9], "the ids seen has token 9"),
         ({"repetition_penalty": 2.0}, [-1], "token -1"),
-        ({"logit_bias": dict.fromkeys(range(3), -math.inf)}, [], "leave -inf"),
-        ({"repetition_penalty": 1e-308}, [0], "leave inf"),
+        ({"logit_bias": dict.fromkeys(range(3), -math.inf)}, [], "highest logit is -inf"),
+        ({"repetition_penalty": 1e-308}, [0], "highest logit is inf"),
     ],
 )
 def test_requests_that_cannot_be_done(options: dict[str, Any], seen: list[int], message: str) -> None:

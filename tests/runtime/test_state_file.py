@@ -229,7 +229,7 @@ def test_the_oldest_go_when_memory_is_full(model):
     nothing = PrefixCache(model, 0)
     nothing.checkin(sequences[1])
     assert len(nothing) == 0
-    with pytest.raises(RequestError, match="bytes was asked for"):
+    with pytest.raises(RequestError, match="max_bytes is"):
         PrefixCache(model, -1)
 
 

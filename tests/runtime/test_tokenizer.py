@@ -299,7 +299,7 @@ def test_what_is_no_text_is_refused(text: Any, special: bool) -> None:
     ids=range(6),
 )
 def test_damaged_files_are_refused_in_one_line(text: str) -> None:
-    with pytest.raises(BundleError, match=r"^a/tokenizer\.json is no tokenizer") as caught:
+    with pytest.raises(BundleError, match=r"^a/tokenizer\.json is not a readable tokenizer") as caught:
         Tokenizer.from_json(text, name="a/tokenizer.json")
     assert "\n" not in str(caught.value)
 
@@ -309,7 +309,7 @@ def hostile(normalizer: dict[str, Any]) -> str:
 
 
 def test_panics_of_the_library_are_refused_in_one_line() -> None:
-    with pytest.raises(BundleError, match=r"tokenizer\.json is no tokenizer"):
+    with pytest.raises(BundleError, match=r"tokenizer\.json is not a readable tokenizer"):
         Tokenizer.from_json(hostile({"type": "Precompiled", "precompiled_charsmap": "AAAA"}))
     tokenizer = Tokenizer.from_json(hostile({"type": "Replace", "pattern": {"String": ""}, "content": "x"}))
     with pytest.raises(RequestError, match="cannot be encoded"):

@@ -111,7 +111,7 @@ def test_the_key_from_the_environment(start):
     ("arguments", "words"),
     [
         (["--api-key", " "], "API key is empty"),
-        (["--host", "no.such.host.invalid"], "no address"),
+        (["--host", "no.such.host.invalid"], "cannot resolve the address"),
         (["--loops", "9", "--port", "0"], "1 to 4 loops"),
         (["--loops", "1", "--exit", "agreement", "--port", "0"], "exclude"),
         (["--port", "99999"], "99999"),
@@ -144,9 +144,9 @@ def test_help_is_complete():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--grace", "inf"], "--grace is inf; wanted seconds"),
-        (["--timeout", "nan"], "--timeout is nan; wanted seconds"),
-        (["--cors", "nonsense"], "--cors is 'nonsense'; wanted an origin"),
+        (["--grace", "inf"], "--grace is inf; expected at most"),
+        (["--timeout", "nan"], "--timeout is nan; expected at most"),
+        (["--cors", "nonsense"], "--cors is 'nonsense'; expected an origin"),
     ],
 )
 def test_numbers_and_origins_that_make_no_sense(arguments, says):

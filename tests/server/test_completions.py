@@ -97,5 +97,5 @@ def test_models(client, nano):
     assert model.id == "Ouro-nano" and model.ouro_edge["loops"] == 4
     assert model.ouro_edge["context"] == nano.config.max_positions
     assert client.models.retrieve("Ouro-nano").id == "Ouro-nano"
-    with pytest.raises(openai.NotFoundError, match="no model"):
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
         client.models.retrieve("some/other")

@@ -38,7 +38,7 @@ def test_a_body_that_does_not_come(serve, monkeypatch):
     with socket.create_connection(("127.0.0.1", server.port)) as client:
         client.sendall(f"{HEAD}Content-Length: 500\r\n\r\n{{".encode())
         answer = closed_by_server(client)
-    assert answer.startswith(b"HTTP/1.1 408") and b"did not come within" in answer
+    assert answer.startswith(b"HTTP/1.1 408") and b"did not arrive within" in answer
 
 
 def test_an_answer_that_nobody_reads(serve, monkeypatch, until, endless):

@@ -251,7 +251,7 @@ def test_download_goes_on_after_a_cut(server: FakeHub, tmp_path: Path) -> None:
     server.cut = True
     [answer, again], _ = resolve(tmp_path, server.url, "org/large", "org/large")
     if isinstance(answer, str):  # huggingface_hub below 1.0 leaves the second attempt to the user
-        assert answer.startswith("HubError: org/large cannot be fetched") and "run it again" in answer
+        assert answer.startswith("HubError: org/large cannot be fetched") and "try again" in answer
         answer = again
     assert files_in(answer[0])["model.safetensors"] == LARGE
     spans = [span for method, path, span in server.log if method == "GET" and path.endswith("model.safetensors")]
@@ -275,8 +275,8 @@ def test_gguf_files_are_chosen_by_name(server: FakeHub, tmp_path: Path) -> None:
     assert answers[0] == answers[1] and answers[0][1:] == ["org/ggufs", COMMIT]
     assert Path(answers[0][0]).read_bytes() == WEIGHTS[:1000] and Path(answers[0][0]).name == "tiny-Q4_0.gguf"
     assert Path(answers[2][0]).read_bytes() == WEIGHTS[:2000] and answers[2][2] == COMMIT
-    assert answers[3].startswith("HubError: org/ggufs holds no file 'missing.gguf'")
-    assert answers[4] == ("HubError: org/ggufs holds no config.json, so it is no model that we read; "
+    assert answers[3].startswith("HubError: org/ggufs has no file 'missing.gguf'")
+    assert answers[4] == ("HubError: org/ggufs has no config.json, so it is not a supported model; "
                           "name a GGUF file in it as org/ggufs:FILE.gguf")  # fmt: skip
     assert server.fetched() == {"tiny-Q4_0.gguf", "q8/tiny-Q8_0.gguf", "README.md"}
 
@@ -285,12 +285,12 @@ def test_refusals_say_what_to_do(server: FakeHub, tmp_path: Path) -> None:
     answers, _ = resolve(tmp_path, server.url, "org/none", "private/none", "org/gated", "org/gated:x.gguf",
                          ("org/tiny", {"revision": "v9"}), "org/pickled", "org/double--dash")  # fmt: skip
     missing, private, gated, gated_file, revision, pickled, weird = answers
-    assert missing.startswith("HubError: org/none is no directory here and no model at http://127.0.0.1")
-    assert private.startswith("HubError: private/none is no directory here and no model") and "auth login" in private
-    assert gated.startswith(f"HubError: org/gated is gated: ask for access at {server.url}/org/gated")
+    assert missing.startswith("HubError: org/none is neither a local directory nor a public model at http://127.0.0.1")
+    assert private.startswith("HubError: private/none is neither a local directory") and "auth login" in private
+    assert gated.startswith(f"HubError: org/gated is gated: request access at {server.url}/org/gated")
     assert gated_file == gated
     assert revision.startswith("HubError: org/tiny has no revision 'v9'")
-    assert pickled.startswith("HubError: org/pickled holds none of *.safetensors")
+    assert pickled.startswith("HubError: org/pickled has none of *.safetensors")
     assert weird.startswith("HubError: 'org/double--dash' is neither")
     assert not any("\n" in answer for answer in answers)
 
@@ -300,10 +300,10 @@ def test_offline_and_unreachable(server: FakeHub, tmp_path: Path) -> None:
     offline, _ = resolve(tmp_path, server.url, *calls, HF_HUB_OFFLINE="1")
     assert server.log == []
     assert all("HF_HUB_OFFLINE is set" in answer and "\n" not in answer for answer in offline)
-    assert offline[1].startswith("HubError: org/ggufs:tiny-Q4_0.gguf is not complete in")
+    assert offline[1].startswith("HubError: org/ggufs:tiny-Q4_0.gguf is incomplete in")
     server.status = 403
     [refused], _ = resolve(tmp_path, server.url, "org/tiny")
-    assert refused.startswith(f"HubError: {server.url} refuses org/tiny") and "\n" not in refused
+    assert refused.startswith(f"HubError: {server.url} denied this login access to org/tiny") and "\n" not in refused
     server.stop()
     [unreachable], _ = resolve(tmp_path, server.url, "org/tiny")
     assert unreachable.startswith(f"HubError: org/tiny cannot be fetched from {server.url} (")
@@ -323,7 +323,7 @@ def test_full_disk_is_named() -> None:
         raise RuntimeError("download failed") from OSError(errno.ENOSPC, "No space left on device")
     except RuntimeError as problem:
         line = hub._explain(problem, "org/tiny", None, None)
-    assert line.startswith(f"no space left for org/tiny in {constants.HF_HUB_CACHE}; free some")
+    assert line.startswith(f"no space left for org/tiny in {constants.HF_HUB_CACHE}; free space")
 
 
 @pytest.fixture
@@ -343,7 +343,7 @@ def test_what_exists_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     assert hub.resolve("~/org").path == tmp_path / "org"
-    with pytest.raises(RequestError, match="org/tiny is a local path, where revision 'main' does nothing"):
+    with pytest.raises(RequestError, match="org/tiny is a local path, for which revision 'main' has no effect"):
         hub.resolve("org/tiny", revision="main")
 
 

@@ -67,7 +67,7 @@ def test_nano_answers_and_forgets(nano):
     assert talk.last.text == "Cleo" and talk.totals.turns == 1
     talk.clear()
     assert talk.messages == [] and talk.last is None and len(talk.sequence) == 0
-    with pytest.raises(RequestError, match="nothing has been said"):
+    with pytest.raises(RequestError, match="has no messages yet"):
         talk.undo()
 
 

@@ -106,7 +106,7 @@ def test_history_that_cannot_be_kept_is_said_once(tmp_path, monkeypatch, kind):
     monkeypatch.setenv("OURO_EDGE_HISTORY", str(file))
     history, problem = open_history()
     assert isinstance(history, InMemoryHistory)
-    assert problem.startswith("no history will be kept: ") and "\n" not in problem
+    assert problem.startswith("the input history will not be stored: ") and "\n" not in problem
 
 
 def test_a_full_disk_costs_no_line(tmp_path, monkeypatch):

@@ -105,13 +105,13 @@ def test_set_shows_what_is_set(nano):
         ("/set think maybe", "on or off"),
         ("/set loops 9", "1 to 4"),
         ("/set exit luck", "confidence:P"),
-        ("/undo", "nothing has been said"),
-        ("/retry", "nothing has been said"),
+        ("/undo", "has no messages yet"),
+        ("/retry", "has no messages yet"),
         ("/depth", "no answer yet"),
         ("/think", "no reasoning"),
-        ("/save", "name of a file"),
-        ("/save --kv", "name of a file"),
-        ("/load", "name of a file"),
+        ("/save", "needs a file name"),
+        ("/save --kv", "needs a file name"),
+        ("/load", "needs a file name"),
         ("/load /nowhere/at/all", "missing"),
         ("/save /", "will not be overwritten"),
         ("/save /nowhere/at/all", "cannot be written"),
@@ -138,7 +138,7 @@ def test_help_names_every_command(nano):
 def test_undo_retry_and_a_slash(nano):
     view, repl = hold(nano, QUESTION, "/retry", "//etc", "/undo")
     assert view.answers[:2] == ["Cleo", "Cleo"] and len(view.answers) == 3
-    assert any("the same answer" in line for line in view.said) and view.said[-1] == "forgotten: /etc"
+    assert any("the same answer" in line for line in view.said) and view.said[-1] == "removed: /etc"
     assert len(repl.conversation.messages) == 2
 
 
@@ -165,7 +165,7 @@ def test_save_and_load(nano, tmp_path):
     data = json.loads(file.read_text())
     file.write_text(json.dumps({**data, "model": "another\x1b[2J"}))
     view, _ = hold(nano, f"/load {file}")
-    assert "held with another" in view.said[0] and "\x1b" not in view.said[0]
+    assert "saved with another" in view.said[0] and "\x1b" not in view.said[0]
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def test_a_resumed_conversation_is_not_read_again(talker, tmp_path):
     assert len(first.conversation.sequence) <= kept and not view.errors
     (tmp_path / "chat.json.kv").write_bytes(b"damaged")
     view, again = hold(talker, f"/load {file}", "/set max-tokens 5", "and you")
-    assert cached(again)[0] == 0 and prompt and "will be read again" in view.said[0]
+    assert cached(again)[0] == 0 and prompt and "will be computed again" in view.said[0]
     assert len(again.conversation.messages) == 4
 
 
@@ -241,4 +241,4 @@ def test_stopping_before_the_first_token_is_said(scripted, monkeypatch):
     view.script = ("hello",)
     repl = Repl(Conversation(model), view, NOTHING_SET, lambda values: {})
     repl.run()
-    assert "question is forgotten" in view.said[0] and repl.conversation.messages == []
+    assert "question is removed" in view.said[0] and repl.conversation.messages == []

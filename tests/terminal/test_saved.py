@@ -49,7 +49,7 @@ TURN = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     ("data", "says"),
     [
         ("not json", "JSON"),
-        ("[]", "wanted a JSON object"),
+        ("[]", "expected a JSON object"),
         ({**GOOD, "version": 2}, "version 1"),
         ({**GOOD, "format": "x"}, "is not a conversation"),
         ({**GOOD, "system": 5}, "system message 5"),

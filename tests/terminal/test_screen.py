@@ -47,8 +47,8 @@ def show(memory, events, *, width=80, height=24, show_depth=False, **settings):
 @pytest.fixture
 def eager(monkeypatch):
     """Draw at every token."""
-    monkeypatch.setattr("ouro_edge.terminal.display.live._INTERVAL", 0.0)
-    monkeypatch.setattr("ouro_edge.terminal.display.live._SHARE", 1e9)
+    monkeypatch.setattr("ouro_edge.terminal.display.live._MIN_REDRAW_SECONDS", 0.0)
+    monkeypatch.setattr("ouro_edge.terminal.display.live._MAX_DRAWING_SHARE", 1e9)
 
 
 def body(seen):
@@ -131,9 +131,9 @@ def test_lines_carry_no_trailing_spaces(memory):
 def test_a_thought_is_shown_while_it_lasts_and_folded_afterwards(memory, pieces, eager):
     seen = show(memory, pieces(["Cleo"], thought=["Ada ", "likes ", "Ben."]))
     assert "Ada" in seen.raw
-    assert seen.lines[:3] == ["thought for 3 tokens, /think shows it", "", "Cleo"]
+    assert seen.lines[:3] == ["reasoning: 3 tokens, /think shows it", "", "Cleo"]
     seen = show(memory, pieces([], thought=["hm "] * 90), width=40, height=10)
-    assert seen.lines[0].startswith("thought for 90 tokens (not to its")
+    assert seen.lines[0].startswith("reasoning: 90 tokens (unfinished")
 
 
 def test_an_answer_of_nothing_is_said(memory, pieces):

@@ -1,7 +1,8 @@
-"""Builds the two ONNX graphs of a bundle: the shared block with its exit gate, and the head. Knows onnx and config.
+"""Builds the ONNX graphs of a bundle: the shared block with its exit gate, and the head.
 
-The block is one loop: hidden [B, T, C] and one loop's KV in, the normed hidden state, the exit gate's logit and the
-grown KV out. The runtime calls it once per loop with that loop's KV, so weights exist once whatever R is.
+The block computes one loop: its inputs are hidden [B, T, C] and the KV of one loop, its outputs the normed hidden
+state, the exit gate's logit and the extended KV. The runtime calls it once per loop with the KV of that loop, so the
+weights are stored once for any R.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ def block_graph(
 ) -> onnx.ModelProto:
     """The graph of one loop over the shared block, with a KV cache of type `kv`: fp32, int8 or int4.
 
-    A quantised cache holds round(x / scale) with a scale per channel, in int8, or in nibbles offset by 8. The scales
-    are inputs [KV * D], because they differ from loop to loop.
+    A quantised cache stores round(x / scale) with a scale per channel, as int8 or as nibbles with offset 8. The scales
+    are inputs [KV * D], because they differ between loops.
     """
     g = builder(config, tensors, kv)
     g.inputs("hidden", "float32", ["batch", "length", config.hidden_size])
@@ -34,7 +35,7 @@ def block_graph(
     g.inputs("total_length", "int32", [])
     for name in ("cos_cache", "sin_cache"):
         g.inputs(name, "float32", ["positions", cache_head_dim(config) // 2])
-    width = cache_head_dim(config) // (2 if kv == "int4" else 1)  # two nibbles a byte
+    width = cache_head_dim(config) // (2 if kv == "int4" else 1)  # two nibbles per byte
     kv_type, kv_shape = CACHE_TYPES[kv], ["batch", config.num_kv_heads, "capacity", width]
     residual, normed = "hidden", g.norm("hidden", "layers.0.attn_norm")
     for i in range(config.num_layers):
@@ -57,7 +58,7 @@ def block_graph(
     g.node("Identity", [normed], "hidden_out")
     if config.has_gate:
         g.outputs("exit_logit", "float32", ["batch", "length", 1])
-        # Inputs with a default: the runtime may bind a gate that was fitted to this bundle instead.
+        # Inputs with default values, so that the runtime can bind a fitted gate instead.
         weight, bias = (g.initializer(f"exit_gate.{part}", "values") for part in ("weight", "bias"))
         g.inputs(weight, "float32", [1, config.hidden_size])
         g.inputs(bias, "float32", [1])

@@ -1,8 +1,7 @@
-"""Collects the nodes of a graph: a model's layers as operators of onnxruntime's CPU kernels. Knows onnx and config.
+"""A graph builder: a model's layers as operators of onnxruntime's CPU kernels.
 
 Operators beyond ONNX: GroupQueryAttention (rotary, in-place KV), MatMulNBits, SkipSimplifiedLayerNormalization,
-QuickGelu (alpha 1 is SiLU), FusedMatMul. Nothing here reads a weight: initializers point into the external data file by
-offset.
+QuickGelu (alpha 1 is SiLU), FusedMatMul. Weights are not read: initializers refer to the external data file by offset.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ from ouro_edge.bundle.tensors import ArraySpec, TensorSpec
 
 MICROSOFT = "com.microsoft"  # the domain of onnxruntime's own operators
 OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid(MICROSOFT, 1)]
-IR_VERSION = 10  # the oldest that carries opset 21, so that older onnxruntime loads it
-_TYPES = {
+IR_VERSION = 10  # the oldest with opset 21, so that older onnxruntime versions can load it
+_ONNX_TYPES = {
     "float32": TensorProto.FLOAT,
     "uint8": TensorProto.UINT8,
     "int8": TensorProto.INT8,
     "int32": TensorProto.INT32,
 }
 CACHE_TYPES = {"fp32": "float32", "int8": "int8", "int4": "uint8"}
-# MatMulNBits accuracy_level: activations rounded to int8 per block, in float32 (level 0) where the CPU has no kernel.
+# MatMulNBits accuracy_level: activations rounded to int8 per block; float32 (level 0) on CPUs without such a kernel.
 INT8_COMPUTE = 4
 
 
 class GraphBuilder:
-    """Collects nodes, values and the initializers that nodes name."""
+    """Collects the nodes, values and initializers of a graph."""
 
     def __init__(self, config: ModelConfig, tensors: Mapping[str, TensorSpec], kv: str = "fp32", rank: int = 3) -> None:
         self.config = config
@@ -73,13 +72,13 @@ class GraphBuilder:
         return name
 
     def constant(self, values: list[int]) -> str:
-        """A small shape or index, kept in the graph itself."""
+        """A small shape or index, stored in the graph itself."""
         name = "constant_" + "_".join(map(str, values))
         self._initializers.setdefault(name, helper.make_tensor(name, TensorProto.INT64, [len(values)], values))
         return name
 
     def array(self, name: str, values: NDArray[Any]) -> str:
-        """An array kept in the graph itself, under a name that tells its content."""
+        """An array stored in the graph itself, under a name that describes its content."""
         self._initializers.setdefault(name, numpy_helper.from_array(values, name))
         return name
 
@@ -98,7 +97,7 @@ class GraphBuilder:
 
     def linear(self, x: str, weight: str, *outputs: str) -> str:
         """x @ weight.T in the format that the tensor is stored in."""
-        if weight not in self.tensors:  # parts in different formats: each for itself
+        if weight not in self.tensors:  # parts in different formats: one operator each
             parts = [self.linear(x, part) for part in fused_names(self.config)[weight]]
             return self.node("Concat", parts, *outputs, axis=-1)
         tensor = self.tensors[weight]
@@ -110,7 +109,7 @@ class GraphBuilder:
         return self.matmul_nbits(x, weight, *outputs)
 
     def with_offsets(self, x: str, weight: str, *outputs: str) -> str:
-        """A linear layer whose every block adds one number to all its weights: that number times the inputs' sum."""
+        """A linear layer with an offset per block of weights: adds each offset times the sum of the block's inputs."""
         blocks = self.tensors[weight].parts["offsets"].shape[1]
         lead = [0] * (self.rank - 1)
         blocked = self.node("Reshape", [x, self.constant([*lead, blocks, -1])])
@@ -120,7 +119,7 @@ class GraphBuilder:
         return self.node("Add", [self.matmul_nbits(x, weight), added], *outputs)
 
     def matmul_nbits(self, x: str, weight: str, *outputs: str) -> str:
-        """x @ weight.T, computed on the stored codes."""
+        """x @ weight.T, computed from the stored codes."""
         tensor = self.tensors[weight]
         assert tensor.scheme is not None
         n, k = tensor.shape
@@ -133,7 +132,7 @@ class GraphBuilder:
         )  # fmt: skip
 
     def attention(self, qkv: str, layer: int) -> str:
-        """Rotary attention over the layer's cache, which grows in place; heads are padded to the cache's width."""
+        """Rotary attention over the layer's cache, extended in place; heads are padded to the cache's width."""
         config, padded = self.config, cache_head_dim(self.config)
         if padded == config.head_dim:
             return self.attend(qkv, layer)
@@ -147,7 +146,7 @@ class GraphBuilder:
         return self.node("Reshape", [halves, self.constant([0, 0, config.q_size])])
 
     def attend(self, qkv: str, layer: int) -> str:
-        """Attention [B, T, H * D] of the layer's queries, keys and values side by side [B, T, (H + 2 KV) * D]."""
+        """Attention [B, T, H * D] of the layer's concatenated queries, keys and values [B, T, (H + 2 KV) * D]."""
         config = self.config
         inputs = [qkv, "", "", f"past.{layer}.key", f"past.{layer}.value", "seqlens_k", "total_length"]
         outputs = (f"attention_{layer}", f"present.{layer}.key", f"present.{layer}.value")
@@ -175,12 +174,12 @@ class GraphBuilder:
 
 
 def _value(name: str, dtype: str, shape: list[Any]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, _TYPES[dtype], shape)
+    return helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], shape)
 
 
 def external(name: str, array: ArraySpec) -> onnx.TensorProto:
-    """An initializer whose values are not in the graph: in the bundle's data file, or handed over by name."""
-    tensor = TensorProto(name=name, data_type=_TYPES[array.dtype], dims=array.shape)
+    """An initializer whose values are not in the graph: in the bundle's data file, or passed by name."""
+    tensor = TensorProto(name=name, data_type=_ONNX_TYPES[array.dtype], dims=array.shape)
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=DATA_FILE)  # a location is required, also where it is not read
     if isinstance(array, StoredArray):

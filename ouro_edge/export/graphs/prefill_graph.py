@@ -1,6 +1,6 @@
-"""The graph of the prefill copy: products of whole integer matrices, attention of plain matrix products.
+"""The graph of the prefill copy: int8 matrix products over whole rows, and attention from plain matrix products.
 
-The same inputs and outputs as the block's other graph, so that the runtime can call either over one cache. Knows onnx.
+Inputs and outputs are those of the block graph, so that the runtime can use both graphs with the same cache.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ouro_edge.quant.rotation import rotation, rotation_size
 
 
 class PrefillBuilder(GraphBuilder):
-    """Linear layers by MatMulIntegerToFloat and attention by MultiHeadAttention, for a batch of one.
+    """Linear layers by MatMulIntegerToFloat and attention by MultiHeadAttention, for batch size 1.
 
-    GroupQueryAttention is made for one row: at 256 rows it takes two to seven times as long, with an int8 cache most.
+    GroupQueryAttention is optimised for one row: at 256 rows it takes two to seven times as long, longest with int8 KV.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -29,7 +29,7 @@ class PrefillBuilder(GraphBuilder):
         start = self.node("Sub", [total, self.node("Squeeze", [self.node("Shape", ["hidden"], start=1, end=2)])])
         self._start, self._end = (self.node("Reshape", [at, self.constant([-1])]) for at in (start, total))
         positions = self.node("Reshape", [self.node("Range", [start, total, one]), column])
-        # Where a new row goes in a cache [1, KV, capacity, D]: [1, KV, T, 3] of batch, head and position.
+        # Positions of new rows in a cache [1, KV, capacity, D]: indices [1, KV, T, 3] of batch, head and position.
         heads = np.zeros((1, self.config.num_kv_heads, 1, 3), np.int64)
         heads[0, :, 0, 1] = np.arange(self.config.num_kv_heads)
         self._slots = self.node(
@@ -39,7 +39,7 @@ class PrefillBuilder(GraphBuilder):
         self._causal = self.node("Where", [seen, self.number(0.0), self.number(-1e30)])
 
     def linear(self, x: str, weight: str, *outputs: str) -> str:
-        """x @ weight.T on integers: x [1, T, K] in uint8 with a scale for each row, weights in int8 for each column."""
+        """x @ weight.T in integers: x [1, T, K] as uint8 with a scale per row, weights as int8 with one per column."""
         tensor = self.tensors.get(weight)
         if tensor is None or "columns" not in tensor.parts:
             return super().linear(x, weight, *outputs)
@@ -58,7 +58,7 @@ class PrefillBuilder(GraphBuilder):
         return self.node("Mul", [self.node("MatMulIntegerToFloat", inputs, domain=MICROSOFT), scale], *outputs)
 
     def rotated(self, x: str, width: int) -> str:
-        """x in the space in which the weights were rounded."""
+        """x in the rotated space in which the weights were rounded."""
         size = rotation_size(width)
         if size == 1:
             return x
@@ -67,9 +67,9 @@ class PrefillBuilder(GraphBuilder):
         return self.node("Reshape", [mixed, self.constant([0, -1, width])])
 
     def attend(self, qkv: str, layer: int) -> str:
-        """New keys and values are written into the cache in place, then all are read as float32.
+        """Attention; new keys and values are written into the cache in place, then all are read as float32.
 
-        A quantised cache is read as whole numbers: the keys' scales go into the queries, the values' into the result.
+        A quantised cache is read as whole numbers: the scales of keys multiply the queries, those of values the result.
         """
         config, width = self.config, cache_head_dim(self.config)
         heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
@@ -86,12 +86,12 @@ class PrefillBuilder(GraphBuilder):
         return mixed if self.kv == "fp32" else self.node("Mul", [mixed, self.scale_of_heads(f"scale.{layer}.value")])
 
     def rope(self, x: str, heads: int) -> str:
-        """Queries or keys [1, T, heads * D], turned by their positions."""
+        """Queries or keys [1, T, heads * D], rotated by their positions."""
         inputs = [x, self._start, "cos_cache", "sin_cache"]
         return self.node("RotaryEmbedding", inputs, domain=MICROSOFT, num_heads=heads)
 
     def cached(self, x: str, name: str) -> str:
-        """All keys or values [1, H, positions, D] in float32 after x [1, T, KV * D] was appended to the cache."""
+        """All keys or values [1, H, positions, D] as float32, after appending x [1, T, KV * D] to the cache."""
         config, width = self.config, cache_head_dim(self.config)
         if self.kv != "fp32":
             most = 127.0 if self.kv == "int8" else 7.0
@@ -109,10 +109,10 @@ class PrefillBuilder(GraphBuilder):
         return self.node("Reshape", [x, self.constant([1, config.num_heads, -1, width])])
 
     def stored(self, x: str) -> str:
-        """Whole numbers in float32 as the cache holds them."""
+        """Whole numbers in float32, converted to the type of the cache."""
         if self.kv == "int8":
             return self.node("Cast", [x], to=TensorProto.INT8)
-        if self.kv == "int4":  # two a byte, the first in the lower half, each plus 8
+        if self.kv == "int4":  # two per byte, the first in the low nibble, each plus 8
             pairs = self.node("Reshape", [x, self.constant([0, 0, 0, -1, 2])])
             parts = self.node("Mul", [pairs, self.array("halves", np.array([1, 16], np.float32))])
             bytes_ = self.node("ReduceSum", [parts, self.constant([-1])], keepdims=0)
@@ -120,7 +120,7 @@ class PrefillBuilder(GraphBuilder):
         return x
 
     def loaded(self, x: str) -> str:
-        """What the cache holds as whole numbers in float32."""
+        """Values of the cache, converted to whole numbers in float32."""
         if self.kv == "int8":
             return self.node("Cast", [x], to=TensorProto.FLOAT)
         if self.kv == "int4":
@@ -133,7 +133,7 @@ class PrefillBuilder(GraphBuilder):
         return x
 
     def scale_of_heads(self, scale: str) -> str:
-        """A scale for every channel of the cache [KV * D], repeated for the heads that share them: [H * D]."""
+        """A scale per channel of the cache [KV * D], repeated for the query heads that share it: [H * D]."""
         groups = self.config.num_heads // self.config.num_kv_heads
         if groups == 1:
             return scale
@@ -141,12 +141,12 @@ class PrefillBuilder(GraphBuilder):
         return self.node("Reshape", [self.node("Expand", [x, self.constant([1, groups, 1])]), self.constant([-1])])
 
     def number(self, value: float) -> str:
-        """A scalar kept in the graph: float32, or uint8 for a whole number."""
+        """A scalar stored in the graph: uint8 for an int, else float32."""
         return self.array(f"number_{value!r}", np.array(value, np.uint8 if isinstance(value, int) else np.float32))
 
 
 def probe_graph() -> onnx.ModelProto:
-    """[1, 64] of uint8 times [64, 16] of int8, as float32: exact unless this CPU's kernel saturates in 16 bits."""
+    """uint8 [1, 64] times int8 [64, 16] as float32; exact unless the CPU's kernel saturates at 16 bits."""
     values = [
         helper.make_tensor_value_info(*at)
         for at in (("x", TensorProto.UINT8, [1, 64]), ("w", TensorProto.INT8, [64, 16]))

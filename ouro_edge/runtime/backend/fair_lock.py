@@ -1,4 +1,4 @@
-"""A lock that serves in the order of arrival, so that conversations on one model get equal turns. Knows threads only.
+"""A lock that serves in the order of arrival, so that conversations on one model share it equally.
 
 threading.Lock lets whoever comes next have it: a thread that takes it again at once starves those that wait.
 """

@@ -2,7 +2,7 @@
 
 The type is fp32, int8 or int4 (two values a byte); quantised ones need scales, see `ouro_edge.bundle.kv_ranges`.
 GroupQueryAttention writes new positions into the past buffer when past and present are the same memory, so nothing is
-copied per call. Buffers grow by half, one at a time, and each loop's on its own: a loop that nobody asks for has none.
+copied per call. Buffers grow by half, one at a time, and each loop's on its own: a loop that never ran has none.
 """
 
 from __future__ import annotations

@@ -41,9 +41,9 @@ class PrefillSession:
                     # Not in parallel: with the bundle's own weights, the file would be the peak of the process.
                     graph = prefill_graph(self._path, self._kv)
                     self._session = open_session(graph, self._threads, parallel=False)
-                except BundleError as problem:  # somebody cleared the cache since the model was loaded
+                except BundleError as problem:  # the cache was cleared after the model was loaded
                     self._gone = True
-                    _log.warning("long prompts go the lean way from now on: %s", problem)
+                    _log.warning("the prefill copy is no longer used: %s", problem)
         return self._session
 
 

@@ -34,7 +34,7 @@ def default_threads() -> int:
 def check_threads(threads: int | None) -> None:
     """RequestError unless `threads` is None or a sensible number."""
     if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
-        raise RequestError(f"threads is {threads!r}; wanted a whole number from 1 to 1024")
+        raise RequestError(f"threads is {threads!r}; expected a whole number from 1 to 1024")
 
 
 def open_session(graph: Graph, threads: int | None = None, *, parallel: bool = True) -> Any:

@@ -1,4 +1,4 @@
-"""What a grammar, a JSON schema or any other rule must offer to steer an answer. Knows no library that makes them."""
+"""The protocol of constraints on an answer: grammars, JSON schemas or other rules. Must not import their libraries."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from ouro_edge.arch.weights import Array
 
 @runtime_checkable
 class Constraint(Protocol):
-    """Which tokens may come next, step by step: the running state of one answer, so each answer needs a fresh one."""
+    """Which tokens may come next: the running state of one answer, so each answer needs a new one."""
 
     def mask(self, logits: Array) -> None:
-        """Set the logits [V] of all tokens that may not come next to -inf, in place.
+        """Set the logits [V] of all forbidden tokens to -inf, in place.
 
-        To let an answer end, leave a stop id open; to make it end, leave only stop ids.
+        To let an answer end, allow a stop id; to make it end, allow only stop ids.
         """
         ...
 
     def accept(self, token: int) -> None:
-        """Take notice of the token that was chosen, also when it is a stop id."""
+        """Advance by the chosen token, which may be a stop id."""
         ...
 
     @property
     def done(self) -> bool:
-        """Whether the answer is complete: it ends after the token accepted last, without waiting for a stop id."""
+        """Whether the answer is complete: it then ends after the last accepted token, without a stop id."""
         ...

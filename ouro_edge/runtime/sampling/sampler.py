@@ -1,10 +1,10 @@
-"""From logits to the next token id. Knows numpy and errors; knows nothing of models, text or stopping.
+"""Sampling: from logits to the next token id. Must not import models or text processing.
 
-`Sampler` is the blueprint (frozen, may be shared), `Sampling` the running state (the random generator of one answer).
-Order: bias, repetition penalty, temperature, top-k, top-p, min-p. It is Hugging Face's order, so that the settings in a
-generation_config.json mean what they meant there; llama.cpp filters first and applies the temperature last.
-Each filter sees what the one before left, renormalised; the most probable token always survives, so no set is empty.
-Ties go to the lower id, everywhere, so that an answer does not depend on how numpy partitions.
+`Sampler` is the specification (frozen, may be shared), `Sampling` the running state (the random generator of one
+answer). Order: bias, repetition penalty, temperature, top-k, top-p, min-p. This is Hugging Face's order, so that the
+settings of a generation_config.json keep their meaning; llama.cpp filters first and applies the temperature last.
+Each filter applies to the renormalised result of the previous one; the most probable token is always kept, so the set
+is never empty. Ties go to the lower id, so that an answer does not depend on how NumPy partitions.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ Ids = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
 Noise = NDArray[np.float64]
 
-_LARGEST = sys.float_info.max  # the largest finite number
-_FIRST_GUESS = 256  # most nuclei are smaller than this; a larger one costs another partition
+_MAX_FLOAT = sys.float_info.max
+_INITIAL_NUCLEUS_TOKENS = 256  # most nuclei are smaller; a larger one needs another partition
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampler:
-    """How to choose the next token; the default is greedy. RequestError names an option that is out of range."""
+    """How to choose the next token; greedy by default. RequestError names an option that is out of range."""
 
-    temperature: float = 0.0  # 0 takes the most probable token
+    temperature: float = 0.0  # 0 chooses the most probable token
     top_k: int = 0  # keep the k most probable; 0 keeps all
     top_p: float = 1.0  # keep the smallest set of the most probable with at least this mass; 1 keeps all
-    min_p: float = 0.0  # keep what has at least this share of the highest probability; 0 keeps all
-    repetition_penalty: float = 1.0  # of tokens seen: positive logits are divided by it, negative ones multiplied
+    min_p: float = 0.0  # keep tokens with at least this share of the highest probability; 0 keeps all
+    repetition_penalty: float = 1.0  # divides positive logits of seen tokens, multiplies negative ones
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)  # added to logits; -inf forbids a token
-    seed: int | None = None  # the same seed and the same logits give the same answer; None takes a fresh one
+    seed: int | None = None  # the same seed and logits give the same answer; None uses a new seed
 
     def __post_init__(self) -> None:
-        check_number("temperature", self.temperature, 0.0, _LARGEST, "a finite number of at least 0")
+        check_number("temperature", self.temperature, 0.0, _MAX_FLOAT, "a finite number of at least 0")
         check_number("top_p", self.top_p, 0.0, 1.0, "0 to 1")
         check_number("min_p", self.min_p, 0.0, 1.0, "0 to 1")
-        check_number("repetition_penalty", self.repetition_penalty, 0.0, _LARGEST, "a finite number of at least 0")
+        check_number("repetition_penalty", self.repetition_penalty, 0.0, _MAX_FLOAT, "a finite number of at least 0")
         if self.repetition_penalty == 0:
-            raise RequestError("repetition_penalty is 0; expected more than 0, where 1 changes nothing")
+            raise RequestError("repetition_penalty is 0; expected a number above 0, where 1 has no effect")
         if not is_whole(self.top_k) or self.top_k < 0:
             raise RequestError(f"top_k is {self.top_k!r}; expected a whole number, 0 for no limit")
         if self.seed is not None and (not is_whole(self.seed) or self.seed < 0):
@@ -62,22 +62,22 @@ class Sampler:
                 raise RequestError(f"logit_bias has the key {token!r}; expected a token id")
             if not is_number(bias) or bias == math.inf:
                 raise RequestError(f"logit_bias of token {token} is {bias!r}; expected a number or -inf")
-        object.__setattr__(self, "logit_bias", dict(self.logit_bias))  # the caller's may change later
+        object.__setattr__(self, "logit_bias", dict(self.logit_bias))  # a copy, since the caller may change its mapping
 
     def start(self) -> Sampling:
-        """Fresh running state for one answer."""
+        """New running state for one answer."""
         return Sampling(self)
 
 
 class Sampling:
-    """The random generator of one answer beside the sampler that it follows; not to be shared between threads."""
+    """A sampler with the random generator of one answer; not thread-safe."""
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
         self.generator = np.random.default_rng(sampler.seed)
 
     def draw(self, size: int) -> Noise | None:
-        """The noise [V] that decides one token; None for a greedy sampler, which has no use for any."""
+        """The noise [V] that decides one token; None for a greedy sampler."""
         return self.generator.standard_exponential(size) if self.sampler.temperature > 0 else None
 
     def pick(
@@ -85,13 +85,13 @@ class Sampling:
     ) -> tuple[int, float]:
         """The next token id, and its log-probability under the model.
 
-        logits: [V]. `seen` holds the ids that the repetition penalty is for; a set is cheapest, unused when it is 1.
-        `noise` comes from `draw`, which is called when it is not given. The token is the one that is first in a race of
-        exponential clocks with the probabilities as rates (the Gumbel-max rule), so the same noise on two similar
-        distributions p and q mostly gives the same token: with probability (1 - t) / (1 + t) at least, t their total
-        variation distance (arXiv 2408.07978).
-        The log-probability is that of the plain softmax of `logits`: no bias, penalty, temperature or filter counts.
-        RequestError when a logit is NaN or +inf, when all are -inf, or when an id lies outside the vocabulary.
+        logits: [V]. `seen` contains the ids to which the repetition penalty applies, preferably a set; unused when the
+        penalty is 1. `noise` comes from `draw`, which is called if it is omitted. The chosen token wins a race of
+        exponential clocks with the probabilities as rates (the Gumbel-max rule), so the same noise usually selects the
+        same token from two similar distributions p and q: with probability at least (1 - t) / (1 + t), where t is
+        their total variation distance (arXiv 2408.07978).
+        The log-probability is that of the plain softmax of `logits`, without bias, penalty, temperature and filters.
+        RequestError when a logit is NaN or +inf, when all are -inf, or when an id is outside the vocabulary.
         """
         top, norm = check_logits(logits)
         sampler = self.sampler
@@ -102,18 +102,18 @@ class Sampling:
             noise = self.draw(len(logits))
         token = int(ids[0])
         if noise is not None and len(ids) > 1:
-            # Rates over times, so that a probability of 0 never wins, whatever its noise.
+            # Rate divided by time, so that a probability of 0 never wins.
             token = int(ids[np.argmax(probabilities / np.maximum(noise[ids], np.finfo(np.float64).tiny))])
         return token, float(logits[token]) - norm
 
     def survivors(self, logits: Logits, seen: Sequence[int] | Set[int]) -> tuple[Ids, Probabilities]:
-        """Ids [S] that the filters leave and their probabilities [S], which sum to 1; draws nothing."""
+        """Ids [S] that remain after the filters, and their probabilities [S], which sum to 1; does not draw."""
         sampler = self.sampler
         scores = _adjusted(logits, seen, sampler)  # [V]
         if sampler.temperature == 0:
             return np.array([np.argmax(scores)]), np.ones(1)
-        with np.errstate(over="ignore"):  # a tiny temperature drives all but the best to -inf, as it should
-            weights = np.exp((scores - scores.max()) / sampler.temperature)  # [V], the best has exactly 1
+        with np.errstate(over="ignore"):  # a tiny temperature drives all but the best to -inf, as intended
+            weights = np.exp((scores - scores.max()) / sampler.temperature)  # [V], exactly 1 for the best
         ids = np.arange(len(weights))
         if 0 < sampler.top_k < len(weights):
             ids = largest(weights, sampler.top_k)
@@ -129,11 +129,11 @@ def check_logits(logits: Logits) -> tuple[int, float]:
     """The id of the highest logit (the lowest such id) and the logarithm of the sum of exponentials."""
     if logits.ndim != 1 or not len(logits):
         raise RequestError(f"logits have shape {list(logits.shape)}; expected one row [V]")
-    top = int(np.argmax(logits))  # NaN counts as the highest, so this one value tells of all
+    top = int(np.argmax(logits))  # NaN compares as the highest, so this value covers all
     highest = float(logits[top])
     if not math.isfinite(highest):
-        raise RequestError(f"the highest logit is {highest}; the model's output is damaged, so no token can be chosen")
-    with np.errstate(over="ignore"):  # a difference beyond float32 is -inf and weighs nothing
+        raise RequestError(f"the highest logit is {highest}; the model's output is damaged and no token can be chosen")
+    with np.errstate(over="ignore"):  # a difference beyond float32 becomes -inf, with weight 0
         weights = np.exp(logits - logits[top])  # [V]
     return top, highest + math.log(float(weights.sum(dtype=np.float64)))
 
@@ -147,12 +147,12 @@ def _adjusted(logits: Logits, seen: Sequence[int] | Set[int], sampler: Sampler) 
     if sampler.repetition_penalty != 1 and seen:
         tokens = _in_vocabulary(seen if isinstance(seen, Set) else set(seen), len(scores), "the ids seen")
         values = scores[tokens]
-        with np.errstate(over="ignore"):  # refused below, with words
+        with np.errstate(over="ignore"):  # reported below
             penalty = sampler.repetition_penalty
             scores[tokens] = np.where(values > 0, values / penalty, values * penalty)
     if not math.isfinite(scores.max()):
         raise RequestError(
-            f"logit_bias and repetition_penalty leave {scores.max()} as the highest logit; use milder ones"
+            f"the highest logit is {scores.max()} after logit_bias and repetition_penalty; use smaller values"
         )
     return scores
 
@@ -179,12 +179,12 @@ def largest(values: Probabilities | Logits, count: int) -> Ids:
 
 
 def _nucleus(values: Probabilities, share: float) -> Ids:
-    """Indices of the shortest run of the largest values that holds this share of the sum; at least one."""
-    wanted = share * values.sum()
-    count = _FIRST_GUESS
+    """Indices of the smallest set of largest values with at least this share of the sum; at least one."""
+    mass_needed = share * values.sum()
+    count = _INITIAL_NUCLEUS_TOKENS
     while True:
         order = largest(values, count)
         mass = np.cumsum(values[order])
-        if mass[-1] >= wanted or count >= len(values):
-            return order[: int(np.searchsorted(mass, wanted)) + 1]
+        if mass[-1] >= mass_needed or count >= len(values):
+            return order[: int(np.searchsorted(mass, mass_needed)) + 1]
         count *= 8

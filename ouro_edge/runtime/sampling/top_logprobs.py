@@ -1,4 +1,4 @@
-"""The most probable tokens of a row of logits, with the sampler's tie-breaking."""
+"""The most probable tokens of a row of logits, for one position or for each of its loops (a logit lens)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ouro_edge.runtime.sampling.sampler import check_logits, largest
 
 
 def top_logprobs(logits: Array, count: int) -> tuple[Candidate, ...]:
-    """The `count` most probable ids of logits [V] with log-probabilities, best first; ties go to the lower id."""
+    """The `count` most probable ids of logits [V] with log-probabilities, highest first; ties go to the lower id."""
     if not count:
         return ()
     _, norm = check_logits(logits)
@@ -19,9 +19,9 @@ def top_logprobs(logits: Array, count: int) -> tuple[Candidate, ...]:
 
 
 def logit_lens(states: LoopStates, count: int) -> tuple[tuple[Candidate, ...], ...]:
-    """For each loop that ran on one position, the `count` most probable ids with probabilities.
+    """A logit lens: the `count` most probable ids, with probabilities, after each loop that ran on one position.
 
-    Costs a head call for each loop whose logits are not known yet.
+    Costs a call of the head for each loop whose logits were not computed yet.
     """
     if not count:
         return ()

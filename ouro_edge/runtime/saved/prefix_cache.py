@@ -23,9 +23,9 @@ class PrefixCache:
 
     def __init__(self, model: Model, max_bytes: int) -> None:
         if not callable(getattr(model, "new_sequence", None)):  # a stand-in will do
-            raise RequestError(f"model is {shown(model)}; wanted a loaded model")
+            raise RequestError(f"model is {shown(model)}; expected a loaded model")
         if type(max_bytes) is not int or max_bytes < 0:
-            raise RequestError(f"a prefix cache of {max_bytes!r} bytes was asked for; wanted a whole number from 0")
+            raise RequestError(f"max_bytes is {max_bytes!r}; expected a whole number of at least 0")
         self._model, self._max_bytes = model, max_bytes
         self._entries: OrderedDict[int, TokenSequence] = OrderedDict()  # by id; the oldest first
         self._held = 0  # bytes of the entries

@@ -1,13 +1,13 @@
-"""A chat becomes one text, by the Jinja template that came with the model. Knows jinja2 and errors; not the tokenizer.
+"""Renders a chat to text with the model's Jinja template. Uses jinja2; must not import the tokenizer.
 
-A template is a program by strangers. It runs in Jinja's immutable sandbox: no attribute that leads to Python, no change
-to the messages. Each loop turn and each call counts against a budget, a product or power has a largest size, and the
-text has a greatest length. What stays open: one filter or method may build a large value (`"x"|center(99999999)`), also
-while the template is compiled; doubling a string takes few turns; a filter over a long list takes its own time. Who
-serves models by strangers limits the memory and time of the process.
+A template is untrusted code. It runs in Jinja's immutable sandbox, without access to Python attributes and without
+changing the messages. Loop iterations and calls count against a budget; the size of products and powers and the length
+of the text are limited. Not limited: a single filter or method can build a large value (`"x"|center(99999999)`), also
+while the template is compiled; doubling a string takes few iterations; a filter over a long list takes its own time. To
+serve untrusted models, limit the memory and time of the process.
 
-The rendered text is encoded with its special tokens read as such, as everywhere: a message that spells `<|im_end|>`
-ends its turn. Who cannot trust the messages takes those spellings out beforehand.
+Special tokens in the rendered text are encoded as such: a message that contains `<|im_end|>` ends its turn. To serve
+untrusted messages, remove these strings first.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-_MAX_TEXT = 1 << 24  # characters of a rendered chat
-_MAX_STEPS = 1_000_000  # loop turns and calls of one rendering
-_MAX_PRODUCT = 1 << 20  # elements of a repeated string or list, bits of a number
+_MAX_TEXT_CHARACTERS = 1 << 24  # in a rendered chat
+_MAX_STEPS = 1_000_000  # loop iterations and calls per rendering
+_MAX_PRODUCT_SIZE = 1 << 20  # elements of a repeated string or list, bits of a number
 
-_steps_left: ContextVar[list[int]] = ContextVar("steps_left")  # set for one rendering only
+_steps_left: ContextVar[list[int]] = ContextVar("steps_left")  # set during a rendering only
 
 
 class ChatTemplate:
-    """A compiled template with the names of the tokens that it may print; threads may share it.
+    """A compiled template with the special tokens that it may print; thread-safe.
 
-    TemplateError when the source is no valid template, in one line.
+    TemplateError when the source is not a valid template.
     """
 
     __slots__ = ("_template", "bos_token", "eos_token", "source")
@@ -47,20 +47,20 @@ class ChatTemplate:
         self.eos_token = eos_token
         try:
             self._template: jinja2.Template = _environment().from_string(source)
-        except Exception as problem:  # Python's own compiler has its say too
+        except Exception as problem:  # including errors of Python's own compiler
             where = f" in line {problem.lineno}" if hasattr(problem, "lineno") else ""
             raise TemplateError(f"the chat template cannot be compiled{where}: {_reason(problem)}") from None
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
     ) -> str:
-        """The text of a chat; `variables` (enable_thinking, tools, ...) are handed to the template.
+        """The text of a chat; `variables` (enable_thinking, tools, ...) are passed to the template.
 
-        A message is a mapping with a role and a content: text, None (beside tool_calls) or a list of text parts, which
-        are joined by newlines. RequestError for other messages, TemplateError when the template fails or refuses them.
+        A message is a mapping with a role and a content: text, None (with tool_calls) or a list of text parts, which
+        are joined by newlines. RequestError for other messages, TemplateError when the template fails or rejects them.
         """
         values: dict[str, Any] = {
-            "tools": None,  # templates ask `is not none`, which is true of what is undefined
+            "tools": None,  # templates test `is not none`, which is true for undefined variables
             "documents": None,
             "bos_token": self.bos_token,
             "eos_token": self.eos_token,
@@ -74,12 +74,12 @@ class ChatTemplate:
         try:
             for part in self._template.generate(values):
                 length += len(part)
-                if length > _MAX_TEXT:
-                    raise TemplateError(f"the chat template printed over {_MAX_TEXT} characters; shorten the chat")
+                if length > _MAX_TEXT_CHARACTERS:
+                    raise TemplateError(f"the chat exceeds {_MAX_TEXT_CHARACTERS} characters when rendered; shorten it")
                 parts.append(part)
         except TemplateError:
             raise
-        except Exception as problem:  # a program by strangers may raise anything
+        except Exception as problem:  # untrusted code may raise anything
             raise TemplateError(f"the chat template refuses the messages: {_reason(problem)}") from None
         finally:
             _steps_left.reset(before)
@@ -87,37 +87,37 @@ class ChatTemplate:
 
 
 def check_variables(variables: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Variables for a chat template, from a caller. RequestError unless each has a name that is free."""
+    """Chat template variables from a caller. RequestError when a name is reserved or not text."""
     check_kind("template", variables, Mapping, optional=True)
     for name in variables or {}:
         if not isinstance(name, str) or name in ("self", "messages"):
-            raise RequestError(f"template has a variable {name!r}; wanted another name, such as 'enable_thinking'")
+            raise RequestError(f"template variable {name!r} is reserved; expected a name such as 'enable_thinking'")
     return variables or {}
 
 
 def _checked(messages: Any) -> list[dict[str, Any]]:
-    """Copies of the messages, with lists of text parts joined."""
+    """Copies of the messages; lists of text parts are joined."""
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
-        raise RequestError(f"messages are {type(messages).__name__}; wanted a list of objects with role and content")
+        raise RequestError(f"messages are {type(messages).__name__}; expected a list of objects with role and content")
     return [_checked_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
 def _checked_message(message: Any, name: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
-        raise RequestError(f"{name} is {type(message).__name__}; wanted an object with role and content")
+        raise RequestError(f"{name} is {type(message).__name__}; expected an object with role and content")
     if not isinstance(message.get("role"), str):
-        raise RequestError(f"{name} has the role {message.get('role')!r}; wanted text, such as 'user'")
+        raise RequestError(f"{name} has the role {message.get('role')!r}; expected text such as 'user'")
     content = message.get("content")
     if isinstance(content, Sequence) and not isinstance(content, (str, bytes)):
         for i, part in enumerate(content):
             kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
             if kind != "text" or not isinstance(part.get("text"), str):
-                raise RequestError(f"{name}.content[{i}] is {kind!r}; wanted a part of type 'text' with a text")
+                raise RequestError(f"{name}.content[{i}] is {kind!r}; expected a part of type 'text' with a text")
         content = "\n".join(part["text"] for part in content)
     elif content is None and not (message.get("tool_calls") or message.get("function_call")):
-        raise RequestError(f"{name} has no content; wanted text, or a list of text parts")
+        raise RequestError(f"{name} has no content; expected text or a list of text parts")
     elif content is not None and not isinstance(content, str):
-        raise RequestError(f"{name}.content is {type(content).__name__}; wanted text, None or a list of text parts")
+        raise RequestError(f"{name}.content is {type(content).__name__}; expected text, None or a list of text parts")
     return {**message, "content": content}
 
 
@@ -126,7 +126,7 @@ def _spend(steps: int) -> None:
     left[0] -= steps
     if left[0] < 0:
         raise TemplateError(
-            f"the chat template took over {_MAX_STEPS} steps; it loops too much, or the chat is too long"
+            f"the chat template exceeded {_MAX_STEPS} steps; shorten the chat or fix the template's loops"
         )
 
 
@@ -137,7 +137,7 @@ def _counted(items: Iterable[Any]) -> Iterator[Any]:
 
 
 def _result_size(operator: str, left: Any, right: Any) -> int:
-    """Elements of a repeated string or list, bits of a number that an operator is about to make, at most."""
+    """Upper bound of the size of an operator's result: elements of a repeated string or list, or bits of a number."""
     if isinstance(left, int) and isinstance(right, int):
         bits = left.bit_length()
         return bits * abs(right) if operator == "**" else bits + right.bit_length()
@@ -164,7 +164,7 @@ def _raise_exception(message: str) -> NoReturn:
 
 @cache
 def _environment() -> ImmutableSandboxedEnvironment:
-    """Hugging Face's environment for chat templates, with the budget built in. It holds no state of any chat."""
+    """Hugging Face's environment for chat templates, plus the step budget. Holds no state of any chat."""
     from jinja2 import nodes
     from jinja2.compiler import CodeGenerator
     from jinja2.exceptions import SecurityError
@@ -174,9 +174,9 @@ def _environment() -> ImmutableSandboxedEnvironment:
     from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 
     class Generation(Extension):
-        """`{% generation %}` marks the answers for training; here its body is simply printed."""
+        """`{% generation %}` marks answers for training; its body is rendered as usual."""
 
-        tags = {"generation"}  # noqa: RUF012  (declared so by Jinja)
+        tags = {"generation"}  # noqa: RUF012  (declared like this by Jinja)
 
         def parse(self, parser: Parser) -> nodes.Node:
             line = next(parser.stream).lineno
@@ -184,7 +184,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
             return nodes.Scope(body, lineno=line)
 
     class Counting(CodeGenerator):
-        """Passes what each loop runs over through a filter that counts the turns."""
+        """Passes the iterable of each loop through a filter that counts iterations."""
 
         def visit_Template(self, node: nodes.Template, frame: Any = None) -> None:  # noqa: N802  (Jinja's name)
             for loop in node.find_all(nodes.For):
@@ -197,24 +197,24 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
         def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
             _spend(1)
-            if isinstance(obj, LoopContext):  # a turn of a recursive loop brings its own items
+            if isinstance(obj, LoopContext):  # a recursive loop call passes its own items
                 args = tuple(map(_counted, args))
             return super().call(context, obj, *args, **kwargs)
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            if _result_size(operator, left, right) > _MAX_PRODUCT:
+            if _result_size(operator, left, right) > _MAX_PRODUCT_SIZE:
                 raise SecurityError(f"the result of {operator} would be too large")
             return super().call_binop(context, operator, left, right)
 
     def charged_range(*bounds: int) -> range:
         items = safe_range(*bounds)
-        _spend(len(items))  # filters run over it without a loop
+        _spend(len(items))  # filters iterate over it without a loop
         return items
 
     environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters |= {"counted": _counted, "tojson": _to_json}
     environment.globals |= {"range": charged_range, "raise_exception": _raise_exception, "strftime_now": _strftime_now}
-    del environment.globals["lipsum"]  # prints nonsense of any length
+    del environment.globals["lipsum"]  # generates text of any length
     return environment
 
 

@@ -1,4 +1,4 @@
-"""Separates reasoning from the answer while a text streams, by the tags that models put around reasoning."""
+"""Separates reasoning from the answer in streamed text, by the tags that models write around reasoning."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ReasoningTags:
-    """The text before and after a stretch of reasoning."""
+    """The tags before and after reasoning."""
 
     opening: str
     closing: str
 
 
-# As published chat templates spell them; the first is what Ouro, Qwen and DeepSeek use.
+# As in published chat templates; the first pair is used by Ouro, Qwen and DeepSeek.
 KNOWN = (
     ReasoningTags("<think>", "</think>"),
     ReasoningTags("<thinking>", "</thinking>"),
@@ -32,7 +32,7 @@ KNOWN = (
 
 
 def tags_of(template: str, is_token: Callable[[str], bool]) -> ReasoningTags:
-    """The tags that the chat template names, else those that are tokens of the model, else <think>."""
+    """The tags used in the chat template, else those in the model's vocabulary, else <think>."""
     for tags in KNOWN:
         if tags.opening in template or tags.closing in template:
             return tags
@@ -40,33 +40,33 @@ def tags_of(template: str, is_token: Callable[[str], bool]) -> ReasoningTags:
 
 
 def opened_by(prompt: str, tags: ReasoningTags) -> str:
-    """The opening tag with which a template has begun the answer, and what follows it; else nothing."""
+    """The opening tag at the end of a rendered prompt, with the white space after it; empty if there is none."""
     bare = prompt.rstrip()
     return prompt[len(bare) - len(tags.opening) :] if bare.endswith(tags.opening) else ""
 
 
 def text_with_tags(token: Token, tokenizer: Tokenizer, tags: ReasoningTags) -> str:
-    """A token's text, with the tags that are special tokens: readers never see those otherwise."""
+    """A token's text, including tags that are special tokens, which decoding leaves out."""
     piece = tokenizer.piece(token.id) if tokenizer.is_special(token.id) else None
     return token.text + piece if piece in (tags.opening, tags.closing) else token.text
 
 
 class ReasoningParser:
-    """Running state of one answer: `push` text, get pieces marked as reasoning or not, without the tags.
+    """Running state of one answer: `push` returns pieces marked as reasoning or answer, without the tags.
 
-    An opening tag counts only before the answer has begun, so that an answer may mention tags.
+    An opening tag counts only before the answer begins, so that an answer may mention tags.
     """
 
     __slots__ = ("_held", "_tags", "answered", "in_reasoning")
 
     def __init__(self, tags: ReasoningTags, *, in_reasoning: bool = False) -> None:
         self._tags = tags
-        self._held = ""  # what may be the beginning of a tag
+        self._held = ""  # text that may begin a tag
         self.in_reasoning = in_reasoning
         self.answered = False
 
     def push(self, text: str) -> list[tuple[str, bool]]:
-        """The pieces (text, is reasoning) that are certain now."""
+        """The pieces (text, is reasoning) that are final so far."""
         self._held += text
         pieces = []
         while tag := self._next_tag():
@@ -86,7 +86,7 @@ class ReasoningParser:
         return [piece for piece in pieces if piece[0]]
 
     def flush(self) -> list[tuple[str, bool]]:
-        """What was held back, when the answer has ended."""
+        """The text held back, at the end of the answer."""
         held, self._held = self._held, ""
         return [(held, self.in_reasoning)] if held else []
 

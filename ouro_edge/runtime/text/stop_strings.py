@@ -1,10 +1,10 @@
-"""Stop strings in streamed text, whatever the token borders. Knows strings and errors; nothing of tokens.
+"""Stop strings in streamed text, independent of token boundaries. Must not import the tokenizer.
 
-`StopStrings` is the blueprint, `StopMatcher` the running state of one answer. The stop that is complete first wins, the
-longest if several are complete at the same character; so the result does not depend on how the text was cut up. (Of
-`bcd` and `c` in "abcde" that is `c`: a stream cannot know that `bcd` will follow.)
-Each string is matched by Knuth, Morris and Pratt's automaton (SIAM J. Comput. 6, 1977): amortised one step a character
-and stop string, so long strings cost nothing extra.
+`StopStrings` is the specification, `StopMatcher` the running state of one answer. The stop string that is complete
+first wins, and the longest one if several are complete at the same character, so the result does not depend on how the
+text is split into pieces. (Of `bcd` and `c` in "abcde", `c` wins: a stream cannot know that `bcd` will follow.)
+Each string is matched by the Knuth-Morris-Pratt automaton (SIAM J. Comput. 6, 1977), with amortised one step per
+character and stop string, so long strings cost nothing extra.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ouro_edge.runtime.checks import check_items
 
 
 class StopStrings:
-    """The texts that end an answer, each with its automaton. RequestError when one is empty or no string."""
+    """The texts that end an answer, each with its automaton. RequestError when one is empty or not a string."""
 
     __slots__ = ("borders", "texts")
 
@@ -24,9 +24,9 @@ class StopStrings:
         texts = (texts,) if isinstance(texts, str) else tuple(check_items("stop", texts, "texts"))
         for text in texts:
             if not isinstance(text, str):
-                raise RequestError(f"a stop string is {text!r}; wanted text")
+                raise RequestError(f"a stop string is {text!r}; expected text")
             if not text:
-                raise RequestError("a stop string is empty; it would stop before the first token, so leave it out")
+                raise RequestError("a stop string is empty; omit it, since it would stop before the first token")
         self.texts = tuple(dict.fromkeys(texts))
         self.borders = tuple(_borders(text) for text in self.texts)
 
@@ -34,23 +34,23 @@ class StopStrings:
         return bool(self.texts)
 
     def start(self) -> StopMatcher:
-        """Fresh running state for one answer."""
+        """New running state for one answer."""
         return StopMatcher(self)
 
 
 class StopMatcher:
-    """What is held back of one answer, and how far into each stop string its end reaches."""
+    """Running state of one answer: the text held back, and the progress of each automaton."""
 
     __slots__ = ("_held", "_matched", "_stops", "stopped")
 
     def __init__(self, stops: StopStrings) -> None:
         self._stops = stops
         self._matched = [0] * len(stops.texts)
-        self._held = ""  # the longest end of the text that begins a stop string
+        self._held = ""  # the longest suffix of the text that begins a stop string
         self.stopped = False
 
     def push(self, text: str) -> tuple[str, bool]:
-        """The text that may be shown now, and whether a stop string is complete; after a stop nothing is shown."""
+        """The text that may be shown now, and whether a stop string is complete; after a stop, the text is empty."""
         if self.stopped:
             return "", True
         if not self._stops.texts:
@@ -68,13 +68,13 @@ class StopMatcher:
         return shown, False
 
     def flush(self) -> str:
-        """The text held back, when the answer has ended without a stop string."""
+        """The text held back, when the answer ended without a stop string."""
         held, self._held = self._held, ""
         self._matched = [0] * len(self._matched)
         return held
 
     def _step(self, character: str) -> int:
-        """Move every automaton by a character; the length of the longest stop string that it completes, else 0."""
+        """Advance all automata by one character; returns the length of the longest completed stop string, else 0."""
         hit = 0
         for i, (stop, borders) in enumerate(zip(self._stops.texts, self._stops.borders, strict=True)):
             n = self._matched[i]
@@ -88,7 +88,7 @@ class StopMatcher:
 
 
 def _borders(text: str) -> tuple[int, ...]:
-    """For each prefix the length of its longest proper prefix that is also its suffix."""
+    """For each prefix, the length of its longest proper prefix that is also its suffix."""
     borders = [0] * len(text)
     n = 0
     for i in range(1, len(text)):

@@ -1,6 +1,6 @@
-"""One POST endpoint: body in, JSON or a stream of events out, errors in OpenAI's form. Knows ASGI, nothing of models.
+"""A POST endpoint: JSON body in, JSON or a stream of events out, errors in OpenAI's format. Must not import models.
 
-The work of a request ends as soon as its client is gone, its time is over or the answer cannot be delivered.
+The work of a request ends when its client disconnects, its time is over or the answer cannot be delivered.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from ouro_edge.server.limits import BODY_SECONDS, MAX_BODY, PING_SECONDS, WRITE_
 Chunks = AsyncGenerator[dict[str, Any], None]
 Handler = Callable[[Fields], Awaitable[dict[str, Any] | Chunks]]
 
-CLIENT_GONE = 499  # nginx's number, for the metrics only
+CLIENT_GONE = 499  # nginx's status code, for the metrics only
 _log = logging.getLogger("ouro_edge.server")
 
 
 class ClientGone(Exception):
-    """Nobody listens any more."""
+    """The client has disconnected."""
 
 
 class Endpoint:
-    """An ASGI application around a handler, which gives an object or an asynchronous generator of chunks."""
+    """An ASGI application around a handler, which returns an object or an asynchronous generator of chunks."""
 
     def __init__(self, handler: Handler, seconds: float, count: Callable[[str, int], None]) -> None:
         self._handler, self._seconds, self._count = handler, seconds, count
@@ -44,7 +44,7 @@ class Endpoint:
                     fields = parse_json(await read_body(scope, receive))
                     await _while_connected(receive, self._answer(fields, reply))
             except TimeoutError:
-                raise ApiError(504, f"not done within {self._seconds:g} seconds", code="timeout") from None
+                raise ApiError(504, f"the request took longer than {self._seconds:g} seconds", code="timeout") from None
         except ClientGone:
             reply.status = CLIENT_GONE
         except Exception as problem:
@@ -65,11 +65,11 @@ class Endpoint:
 
 
 async def read_body(scope: Scope, receive: Receive) -> bytes:
-    """The body of a JSON request. ApiError for another type, for too much of it and for one that comes too slowly."""
+    """The body of a JSON request. ApiError for another content type, a body that is too large or too slow."""
     headers = dict(scope["headers"])
     kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-    if kind != b"application/json":  # a web page can send other types anywhere without asking
-        raise ApiError(415, "wanted the header Content-Type: application/json")
+    if kind != b"application/json":  # web pages can send other types to any server without a CORS check
+        raise ApiError(415, "expected the header Content-Type: application/json")
     too_long = ApiError(413, f"the body is larger than {MAX_BODY} bytes", headers={"Connection": "close"})
     length = headers.get(b"content-length", b"")
     if length.isdigit() and int(length) > MAX_BODY:
@@ -87,7 +87,7 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
                     raise too_long
                 more = message.get("more_body", False)
     except TimeoutError:
-        message_text = f"the body did not come within {BODY_SECONDS:g} seconds"
+        message_text = f"the body did not arrive within {BODY_SECONDS:g} seconds"
         raise ApiError(408, message_text, headers={"Connection": "close"}) from None
     return bytes(body)
 
@@ -97,19 +97,19 @@ class Reply:
 
     def __init__(self, send: Send, abort: Callable[[], None] | None = None) -> None:
         self._send = send
-        self._abort = abort  # drops the connection, whatever it still holds
+        self._abort = abort  # drops the connection and its unsent data
         self.status = 0  # 0: nothing sent yet
 
     async def json(self, status: int, value: Any, headers: dict[str, str] | None = None) -> None:
-        """Send a whole answer."""
+        """Send a complete answer."""
         body = dumps(value)
         await self._start(status, {"content-type": "application/json", "content-length": str(len(body))}, headers)
         await self._write({"type": "http.response.body", "body": body})
 
     async def event(self, value: Any) -> None:
-        """Send one event, and the head of the answer before the first."""
+        """Send one event, preceded by the headers for the first event."""
         if not self.status:
-            # no-transform and X-Accel-Buffering keep proxies from collecting events
+            # no-transform and X-Accel-Buffering keep proxies from buffering events
             head = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
             await self._start(200, {"content-type": "text/event-stream; charset=utf-8", **head})
         await self.raw(b"data: " + dumps(value) + b"\n\n")
@@ -119,7 +119,7 @@ class Reply:
         await self._write({"type": "http.response.body", "body": data, "more_body": more})
 
     async def fail(self, error: ApiError) -> None:
-        """Tell of an error: as the answer, or as the last event of a stream."""
+        """Send an error as the answer, or as the last event of a stream."""
         if not self.status:
             await self.json(error.status, error.body, error.headers)
         else:
@@ -142,12 +142,12 @@ class Reply:
 
 
 def dumps(value: Any) -> bytes:
-    """JSON in ASCII, so that nothing in a text can break it; NaN is a mistake of ours."""
+    """JSON in ASCII, so that no text can break the framing; NaN is a bug and raises."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
 
 
 def log_failure(problem: BaseException) -> None:
-    """One line on what broke where, without the message, which may quote a user's text."""
+    """Log the type and place of a failure, without its message, which may quote user text."""
     at = problem.__traceback__
     while at is not None and at.tb_next is not None:
         at = at.tb_next
@@ -156,7 +156,7 @@ def log_failure(problem: BaseException) -> None:
 
 
 async def _relay(chunks: Chunks, reply: Reply) -> None:
-    """Send chunk after chunk, and a comment when none comes for long."""
+    """Send the chunks, and comments during long pauses."""
     following = asyncio.ensure_future(anext(chunks, None))
     try:
         while True:
@@ -176,7 +176,7 @@ async def _relay(chunks: Chunks, reply: Reply) -> None:
 
 
 async def _while_connected(receive: Receive, work: Awaitable[None]) -> None:
-    """Do the work; end it and raise ClientGone when the client leaves first."""
+    """Await the work; cancel it and raise ClientGone if the client disconnects first."""
     job = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnect(receive))
     try:
@@ -189,7 +189,7 @@ async def _while_connected(receive: Receive, work: Awaitable[None]) -> None:
             task.cancel()
         await asyncio.wait({job, gone})
         if not job.cancelled():
-            job.exception()  # looked at, so that asyncio does not complain
+            job.exception()  # retrieved, so that asyncio does not log it
 
 
 async def _disconnect(receive: Receive) -> None:

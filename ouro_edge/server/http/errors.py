@@ -1,4 +1,4 @@
-"""What goes wrong, in OpenAI's form: {"error": {"message", "type", "param", "code"}}. Knows HTTP's status codes."""
+"""Errors in OpenAI's format: {"error": {"message", "type", "param", "code"}}, with HTTP status codes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TYPES = {
 
 
 class ApiError(Exception):
-    """An answer other than 2xx. `param` names the field at fault, `code` is for programs."""
+    """An answer other than 2xx. `param` names the invalid field, `code` is machine-readable."""
 
     def __init__(
         self,
@@ -35,18 +35,18 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """The JSON object that tells of it."""
+        """The error as a JSON object."""
         kind = _TYPES.get(self.status) or ("invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
 def bad_field(param: str, message: str) -> ApiError:
-    """400 for one field of a request."""
+    """Status 400 for one field of a request."""
     return ApiError(400, f"{param} {message}", param=param)
 
 
 def api_error(problem: BaseException) -> ApiError:
-    """The answer for any exception: the client's mistakes are 400, everything unforeseen is 500 without its text."""
+    """The ApiError for any exception: client errors are 400, unexpected ones 500 without their message."""
     if isinstance(problem, ApiError):
         return problem
     if isinstance(problem, ContextOverflowError):
@@ -54,7 +54,7 @@ def api_error(problem: BaseException) -> ApiError:
     if isinstance(problem, RequestError):
         return ApiError(400, str(problem))
     if isinstance(problem, Cancelled):
-        return ApiError(503, "the request was cancelled before it was done", code="cancelled")
+        return ApiError(503, "the request was cancelled before it finished", code="cancelled")
     if isinstance(problem, MemoryError):
-        return ApiError(503, "the server has no memory for this request: try a shorter one", code="out_of_memory")
-    return ApiError(500, f"the server failed with {type(problem).__name__}; its log says where", code="internal_error")
+        return ApiError(503, "not enough memory for this request: try a shorter one", code="out_of_memory")
+    return ApiError(500, f"the server failed with {type(problem).__name__}; see its log", code="internal_error")

@@ -1,4 +1,4 @@
-"""Reads the fields of a JSON object one by one: type, range, default; what nobody asked for is refused by name.
+"""Reads the fields of a JSON object one by one: type, range, default; unknown fields are errors.
 
 null counts as absent, because OpenAI's clients send it so. Every mistake is an ApiError 400 that names the field.
 """
@@ -19,7 +19,7 @@ _KINDS = {
     list: "a list",
     dict: "an object",
 }
-_DEPTH = 64  # of nested lists and objects: recursive code after us must not run out of stack
+_MAX_DEPTH = 64  # levels of nested lists and objects, so that recursive code cannot exhaust the stack
 
 T = TypeVar("T")
 
@@ -31,27 +31,27 @@ def parse_json(body: bytes) -> Fields:
     except RecursionError:
         raise ApiError(400, "the body is nested too deeply") from None
     except (ValueError, UnicodeDecodeError) as problem:
-        raise ApiError(400, f"the body is no JSON: {problem}") from None
-    if _depth(value) > _DEPTH:
-        raise ApiError(400, f"the body is nested more than {_DEPTH} levels deep")
+        raise ApiError(400, f"the body is not valid JSON: {problem}") from None
+    if _depth(value) > _MAX_DEPTH:
+        raise ApiError(400, f"the body is nested more than {_MAX_DEPTH} levels deep")
     return Fields(value, "")
 
 
 class Fields:
-    """One JSON object; every field that is read is ticked off, and `finish` refuses the others."""
+    """One JSON object; `finish` raises an error for fields that were not read."""
 
     def __init__(self, value: Any, name: str) -> None:
         if not isinstance(value, dict):
-            raise ApiError(400, f"{name or 'the body'} is {_shown(value)}; wanted an object", param=name or None)
+            raise ApiError(400, f"{name or 'the body'} is {_shown(value)}; expected an object", param=name or None)
         self._values: dict[str, Any] = {key: item for key, item in value.items() if item is not None}
         self._name, self._left = name, set(self._values)
 
     def path(self, name: str) -> str:
-        """How an error calls a field: messages[0].role."""
+        """The name of a field in errors, such as messages[0].role."""
         return f"{self._name}.{name}" if self._name else name
 
     def any(self, name: str) -> Any:
-        """The field as it came, None when absent."""
+        """The field unchanged, or None when absent."""
         self._left.discard(name)
         return self._values.get(name)
 
@@ -71,29 +71,29 @@ class Fields:
             value = int(value)
         if value is None or (type(value) is int and low <= value <= high):
             return value
-        raise bad_field(self.path(name), f"is {_shown(value)}; wanted a whole number from {low} to {high}")
+        raise bad_field(self.path(name), f"is {_shown(value)}; expected a whole number from {low} to {high}")
 
     def number(self, name: str, low: float, high: float) -> float | None:
         """A number in low..high, or None when absent."""
         value = self.any(name)
         if value is None or (type(value) in (int, float) and low <= value <= high):
             return value
-        raise bad_field(self.path(name), f"is {_shown(value)}; wanted a number from {low:g} to {high:g}")
+        raise bad_field(self.path(name), f"is {_shown(value)}; expected a number from {low:g} to {high:g}")
 
     def choice(self, name: str, options: Collection[str], default: str) -> str:
-        """One of some words."""
+        """One of several words."""
         value = self.any(name)
         if value is None:
             return default
         if not isinstance(value, str) or value not in options:
-            raise bad_field(self.path(name), f"is {_shown(value)}; wanted {' or '.join(sorted(options))}")
+            raise bad_field(self.path(name), f"is {_shown(value)}; expected {' or '.join(sorted(options))}")
         return value
 
     def items(self, name: str, most: int) -> list[Any] | None:
-        """A list of at most so many items, or None when absent."""
+        """A list of at most `most` items, or None when absent."""
         value: list[Any] | None = self._typed(name, list)
         if value is not None and len(value) > most:
-            raise bad_field(self.path(name), f"has {len(value)} items; wanted at most {most}")
+            raise bad_field(self.path(name), f"has {len(value)} items; expected at most {most}")
         return value
 
     def object(self, name: str) -> Fields | None:
@@ -102,7 +102,7 @@ class Fields:
         return None if value is None else Fields(value, self.path(name))
 
     def mapping(self, name: str) -> Mapping[str, Any] | None:
-        """An object as it came, or None when absent."""
+        """An object unchanged, or None when absent."""
         value: dict[str, Any] | None = self._typed(name, dict)
         return value
 
@@ -115,32 +115,32 @@ class Fields:
         found = self.items(name, most) or []
         for i, item in enumerate(found):
             if not isinstance(item, str):
-                raise bad_field(f"{self.path(name)}[{i}]", f"is {_shown(item)}; wanted text")
+                raise bad_field(f"{self.path(name)}[{i}]", f"is {_shown(item)}; expected text")
         return tuple(found)
 
     def required(self, name: str, value: T | None) -> T:
-        """The value of a field that must be there."""
+        """The value of a required field."""
         if value is None:
             raise bad_field(self.path(name), "is missing")
         return value
 
     def finish(self, ignored: Collection[str] = ()) -> None:
-        """Refuse every field that was neither read nor is in `ignored`."""
+        """ApiError when a field was neither read nor is in `ignored`."""
         unknown = sorted(self._left - set(ignored))
         if unknown:
             names = ", ".join(repr(name) for name in unknown[:5])
-            message = f"unknown field {names} in {self._name or 'the body'}: this server does not know it"
+            message = f"unknown field {names} in {self._name or 'the body'}; remove it"
             raise ApiError(400, message, param=self.path(unknown[0])[:100], code="unknown_parameter")
 
     def _typed(self, name: str, kind: type) -> Any:
         value = self.any(name)
         if value is not None and type(value) is not kind:
-            raise bad_field(self.path(name), f"is {_shown(value)}; wanted {_KINDS[kind]}")
+            raise bad_field(self.path(name), f"is {_shown(value)}; expected {_KINDS[kind]}")
         return value
 
 
 def _shown(value: Any) -> str:
-    """A value as an error quotes it: short, and no text of users."""
+    """A value for an error message: short, with at most the start of a text."""
     if isinstance(value, (bool, int, float)) or value is None:
         return json.dumps(value)[:40]
     if isinstance(value, str):
@@ -149,9 +149,9 @@ def _shown(value: Any) -> str:
 
 
 def _depth(value: Any) -> int:
-    """How deep lists and objects are nested; walks level by level, so it needs no stack itself."""
+    """The nesting depth of lists and objects, computed level by level without recursion."""
     depth, level = 0, [value]
-    while level and depth <= _DEPTH:
+    while level and depth <= _MAX_DEPTH:
         level = [
             item
             for outer in level
@@ -163,4 +163,4 @@ def _depth(value: Any) -> int:
 
 
 def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is no JSON number")
+    raise ValueError(f"{text} is not a JSON number")

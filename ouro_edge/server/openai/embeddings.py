@@ -28,7 +28,7 @@ class Embeddings:
         form = fields.choice("encoding_format", ("float", "base64"), "float")
         width = model.config.hidden_size
         if fields.whole("dimensions", 1) not in (None, width):
-            raise bad_field("dimensions", f"is not {width}, the only size of this model; leave it out")
+            raise bad_field("dimensions", f"is not {width}, the only size of this model; omit it")
         policy = position_rule(read_exit(fields, model, self._engine.default_exit))
         prompts = await self._engine.prepare(read_prompts, fields, "input", model, MAX_INPUTS)
         fields.finish(IGNORED)
@@ -41,7 +41,7 @@ class Embeddings:
             {
                 "object": "embedding",
                 "index": i,
-                # little-endian float32, as OpenAI's clients read it
+                # little-endian float32, as OpenAI's clients expect
                 "embedding": vector.tolist() if form == "float" else base64.b64encode(vector.astype("<f4")).decode(),
             }
             for i, vector in enumerate(vectors)

@@ -1,4 +1,4 @@
-"""Prompts of completions and inputs of embeddings: a text, a list of texts, token ids, or a list of lists of them."""
+"""Reads completion prompts and embedding inputs: text, a list of texts, token ids, or lists of token ids."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Prompt:
 
 
 def read_prompts(fields: Fields, name: str, model: Model, most: int) -> list[Prompt]:
-    """The prompts in one of OpenAI's four forms; ApiError 400 for anything else, RequestError for ids out of range."""
+    """The prompts in any of OpenAI's four forms; ApiError 400 for anything else, RequestError for ids out of range."""
     value = fields.required(name, fields.any(name))
     if isinstance(value, str) or (isinstance(value, list) and value and all(type(i) is int for i in value)):
         value = [value]
     if not isinstance(value, list) or not value:
-        raise bad_field(name, "is neither text, a list of texts, token ids nor lists of token ids")
+        raise bad_field(name, "has the wrong type; expected text, a list of texts, token ids or lists of token ids")
     if len(value) > most:
         raise bad_field(name, f"has {len(value)} items; expected at most {most}")
     return [_prompt(item, f"{name}[{i}]", model) for i, item in enumerate(value)]
@@ -40,7 +40,7 @@ def _prompt(item: Any, name: str, model: Model) -> Prompt:
         ids = check_ids(item, model.config.vocab_size)
         item = model.tokenizer.decode(ids, skip_special=False) if model.has_tokenizer else ""
     else:
-        raise bad_field(name, "is neither text nor a list of token ids")
+        raise bad_field(name, "has the wrong type; expected text or a list of token ids")
     if not ids:
-        raise bad_field(name, "is empty: give at least one token")
+        raise bad_field(name, "is empty; expected at least one token")
     return Prompt(tuple(ids), item)

@@ -1,4 +1,4 @@
-"""The deltas of one answer: thoughts as `reasoning_content`, as DeepSeek, vLLM and llama.cpp call it, then the rest."""
+"""The deltas of one answer: reasoning as `reasoning_content` (as in DeepSeek, vLLM, llama.cpp), then content."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class ReasoningText:
-    """Running state of one answer: tokens in, deltas out. White space before and after a thought is dropped.
+    """Running state of one answer: tokens in, deltas out. White space around the reasoning is dropped.
 
-    `thinking` says that the prompt has opened a thought.
+    `thinking` says that the prompt ends with an opening reasoning tag.
     """
 
     def __init__(
@@ -23,9 +23,9 @@ class ReasoningText:
     ) -> None:
         self._tokenizer, self._tags, self._answer = tokenizer, tags, answer
         self._splitter = ReasoningParser(tags, in_reasoning=thinking)
-        self._blank = ""  # white space with which the text began: it may stand before a thought
+        self._blank = ""  # leading white space: it may precede reasoning
         self._has_thought = thinking
-        self._has_reasoned = self._has_said = False  # shown anything of either
+        self._has_reasoned = self._has_said = False  # whether any of either was sent
 
     def push(self, token: Token) -> dict[str, Any]:
         """The delta that is certain now."""

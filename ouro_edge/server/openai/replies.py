@@ -1,4 +1,4 @@
-"""What every answer of the server shares: ids, time, the model's name; and how many tokens an answer may have."""
+"""Fields common to all answers (id, time, model name), and the token budget of an answer."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ouro_edge.version import __version__
 
 @dataclass(frozen=True, slots=True)
 class ResponseHeader:
-    """The model's name and when it was loaded, in seconds since 1970."""
+    """The model's name and the time of loading, in seconds since 1970."""
 
     model: str
     since: int
 
     def new(self, kind: str) -> dict[str, Any]:
-        """The fields that open an answer."""
+        """The first fields of an answer."""
         return {
             "id": f"{kind}-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -28,9 +28,10 @@ class ResponseHeader:
         }
 
 
-def budget(prompt: int, wanted: int | None, context: int) -> int:
-    """Tokens to generate at most. What a client asks for beyond the context is cut, as it says how much it would take;
-    a prompt that does not fit is a ContextOverflowError.
+def budget(prompt: int, requested: int | None, context: int) -> int:
+    """The maximum number of tokens to generate: `requested`, limited to the rest of the context.
+
+    ContextOverflowError when the prompt does not fit.
     """
     room = token_budget(prompt, None, context)
-    return room if wanted is None else min(wanted, room)
+    return room if requested is None else min(requested, room)

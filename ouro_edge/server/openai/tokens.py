@@ -1,4 +1,4 @@
-"""How a generated token is shown in JSON: its text, log-probabilities in OpenAI's two forms, and its depth."""
+"""Generated tokens as JSON: text, log-probabilities in OpenAI's two formats, depth, and usage."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ouro_edge.runtime.events import Candidate, Done, Token
 if TYPE_CHECKING:
     from ouro_edge.runtime.model import Model
 
-_LOWEST = -9999.0  # stands for a log-probability of minus infinity, which JSON cannot say
+_MIN_LOGPROB = -9999.0  # stands for minus infinity, which JSON cannot represent
 
 
 def depth_of(model: Model, token: Token) -> dict[str, Any]:
-    """How deep a token was thought: loops, probability of stopping at each, and what each would have said."""
+    """The exit depth of a token, its exit probability at each loop, and the top candidates of each loop."""
     probs = [None if math.isnan(p) else round(p, 4) for p in token.exit_probs]
     shown: dict[str, Any] = {"depth": token.depth, "exit_probs": probs}
     if token.logit_lens:
@@ -28,19 +28,19 @@ def depth_of(model: Model, token: Token) -> dict[str, Any]:
 
 
 def depths_of(model: Model, tokens: Iterable[Token]) -> dict[str, list[Any]]:
-    """The same of many tokens, as lists with one item a token."""
+    """The same for many tokens, as lists with one item per token."""
     shown = [depth_of(model, token) for token in tokens]
     names = {"depth": "depths", "exit_probs": "exit_probs", "lens": "lens"}
     return {plural: [s[name] for s in shown] for name, plural in names.items() if all(name in s for s in shown)}
 
 
 def chat_logprobs(model: Model, tokens: Iterable[Token]) -> dict[str, Any]:
-    """The `logprobs` of a chat's choice. The token that ended the answer has no text and is left out."""
+    """The `logprobs` of a chat choice, without the token that ended the answer, which has no text."""
 
     def entry(i: int, logprob: float) -> dict[str, Any]:
         data = model.tokenizer.token_bytes(i)
         text = data.decode("utf-8", "replace")
-        return {"token": text, "logprob": max(logprob, _LOWEST), "bytes": list(data)}
+        return {"token": text, "logprob": max(logprob, _MIN_LOGPROB), "bytes": list(data)}
 
     content = [
         {**entry(t.id, t.logprob), "top_logprobs": [entry(*candidate) for candidate in t.top_logprobs]}
@@ -51,7 +51,7 @@ def chat_logprobs(model: Model, tokens: Iterable[Token]) -> dict[str, Any]:
 
 
 class CompletionLogprobs:
-    """The `logprobs` of a completion's choice, gathered token by token."""
+    """The `logprobs` of a completion choice, collected token by token."""
 
     def __init__(self, model: Model, offset: int = 0) -> None:
         self._model, self._offset = model, offset
@@ -59,29 +59,29 @@ class CompletionLogprobs:
         self.json: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
 
     def add(self, token: int, logprob: float | None, top: Iterable[Candidate]) -> None:
-        """Add a token; its log-probability is None when nothing came before it. The chosen one joins the likeliest."""
+        """Add a token and its candidates, which then include the token; `logprob` is None for the first token."""
         text = completion_text(self._model, token)
         likely = None
         if logprob is not None:
-            likely = {completion_text(self._model, i): max(p, _LOWEST) for i, p in top}
-            likely.setdefault(text, max(logprob, _LOWEST))
-            logprob = max(logprob, _LOWEST)
+            likely = {completion_text(self._model, i): max(p, _MIN_LOGPROB) for i, p in top}
+            likely.setdefault(text, max(logprob, _MIN_LOGPROB))
+            logprob = max(logprob, _MIN_LOGPROB)
         values = (text, logprob, likely, self._offset)
         for name, value in zip(self.json, values, strict=True):
             self.json[name].append(value)
         data = self._model.tokenizer.token_bytes(token) if self._model.has_tokenizer else text.encode()
-        self._offset += len(self._decoder.decode(data))  # a character may come in several tokens
+        self._offset += len(self._decoder.decode(data))  # a character may span several tokens
 
 
 def token_text(model: Model, token: int) -> str:
-    """A token's text on its own; U+FFFD for what is no whole character."""
+    """A token's text by itself; U+FFFD for incomplete characters."""
     if not model.has_tokenizer:
         return str(token)
     return model.tokenizer.token_bytes(token).decode("utf-8", "replace")
 
 
 def completion_text(model: Model, token: int) -> str:
-    """A token's text as completions name it: OpenAI spells what is no UTF-8 as bytes:\\xe2, so that names differ."""
+    """A token's text in completions. OpenAI writes incomplete UTF-8 as bytes:\\xe2, so that names stay distinct."""
     data = model.tokenizer.token_bytes(token) if model.has_tokenizer else str(token).encode()
     try:
         return data.decode("utf-8")
@@ -90,7 +90,7 @@ def completion_text(model: Model, token: int) -> str:
 
 
 def usage_of(answers: Sequence[Done], choices: int) -> dict[str, Any]:
-    """The `usage` of a request from its answers in order; a prompt counts once for all its choices."""
+    """The `usage` of a request from its answers in order; a prompt counts once for all of its choices."""
     usages = [done.usage for done in answers]
     firsts = usages[::choices]
     prompt, completion = sum(u.prompt_tokens for u in firsts), sum(u.completion_tokens for u in usages)

@@ -1,7 +1,7 @@
-"""Tools: what a request offers, and the calls that an answer holds. Knows the `<tool_call>` form; nothing of models.
+"""Tools: the tools that a request offers, and the calls in an answer. Must not import models.
 
-A forced call is a JSON object {"name", "arguments"} under a schema. A free one is what SmolLM2, Qwen and Hermes were
-trained to write: such an object, or a list of them, between <tool_call> and </tool_call>.
+A forced call is a JSON object {"name", "arguments"} constrained by a schema. A free call has the format that SmolLM2,
+Qwen and Hermes were trained on: such an object, or a list of them, between <tool_call> and </tool_call>.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from ouro_edge.server.http.errors import bad_field
 from ouro_edge.server.http.fields import Fields
 from ouro_edge.server.limits import MAX_TOOLS
 
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_OPENING_TAG, _CLOSING_TAG = "<tool_call>", "</tool_call>"
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """The tools of a request and how they may be used."""
+    """The tools of a request and their allowed use."""
 
-    offered: Sequence[Mapping[str, Any]] = ()  # as the template gets them
-    forced: tuple[str, ...] = ()  # names, one of which must be called
-    parallel: bool = True  # whether an answer may hold several calls
+    offered: Sequence[Mapping[str, Any]] = ()  # in the form passed to the template
+    forced: tuple[str, ...] = ()  # names of the tools, one of which must be called
+    parallel: bool = True  # whether an answer may contain several calls
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # schema of each tool
 
     def schema(self) -> dict[str, Any]:
-        """What a forced call must look like."""
+        """The JSON schema of a forced call."""
         calls = [
             {
                 "type": "object",
@@ -42,7 +42,7 @@ class Tools:
         return calls[0] if len(calls) == 1 else {"anyOf": calls}
 
     def text(self) -> AnswerText:
-        """Fresh state for reading one answer."""
+        """New parser state for one answer."""
         if self.forced:
             return ForcedCall(self)
         return FreeCalls(self) if self.offered else AnswerText()
@@ -69,9 +69,9 @@ def read_tools(fields: Fields) -> Tools:
     choice = fields.any("tool_choice")
     parallel = fields.any("parallel_tool_calls")
     if parallel not in (None, True, False):
-        raise bad_field("parallel_tool_calls", "is neither true nor false")
+        raise bad_field("parallel_tool_calls", "is invalid; expected true or false")
     if choice not in (None, "none") and not found and choice != "auto":
-        raise bad_field("tool_choice", "requires a tool, and tools is empty")
+        raise bad_field("tool_choice", "requires a tool, but tools is empty")
     forced: tuple[str, ...] = ()
     if isinstance(choice, dict):
         named = Fields(choice, "tool_choice")
@@ -86,26 +86,26 @@ def read_tools(fields: Fields) -> Tools:
     elif choice == "required":
         forced = tuple(found)
     elif choice not in (None, "auto", "none"):
-        raise bad_field("tool_choice", "is neither none, auto, required nor a function")
+        raise bad_field("tool_choice", "is invalid; expected none, auto, required or a function")
     if choice == "none":
         return Tools()
     return Tools(offered, forced, parallel is not False, found)
 
 
 class AnswerText:
-    """Cuts an answer's text into OpenAI's deltas; here all of it is content."""
+    """Splits an answer's text into OpenAI's deltas; this base class returns all of it as content."""
 
     def push(self, text: str) -> dict[str, Any]:
-        """The delta that is certain now."""
+        """The delta that is final so far."""
         return {"content": text} if text else {}
 
     def finish(self) -> dict[str, Any]:
-        """The rest, when the answer has ended."""
+        """The remaining delta at the end of the answer."""
         return {}
 
 
 class ForcedCall(AnswerText):
-    """The whole answer is one call; what was cut off before its end is content."""
+    """An answer that is one call; an incomplete call is returned as content."""
 
     def __init__(self, tools: Tools) -> None:
         self._tools, self._text = tools, ""
@@ -120,7 +120,7 @@ class ForcedCall(AnswerText):
 
 
 class FreeCalls(AnswerText):
-    """Content with calls in it; text that may begin a call is held back, white space after a call dropped."""
+    """Content that may contain calls; text that may begin a call is held back, white space after a call is dropped."""
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
@@ -130,7 +130,7 @@ class FreeCalls(AnswerText):
     def push(self, text: str) -> dict[str, Any]:
         self._held += text
         content, calls = "", []
-        while (mark := _CLOSE if self._inside else _OPEN) in self._held:
+        while (mark := _CLOSING_TAG if self._inside else _OPENING_TAG) in self._held:
             before, _, self._held = self._held.partition(mark)
             if not self._inside:
                 content += self._content(before)
@@ -138,11 +138,11 @@ class FreeCalls(AnswerText):
                 calls += parsed
                 self._after_call = True
             else:
-                content += self._content(_OPEN + before + _CLOSE)  # no call that we know: leave it to the reader
+                content += self._content(_OPENING_TAG + before + _CLOSING_TAG)  # not a valid call: return it as content
             self._inside = not self._inside
         if not self._inside:
-            most = min(len(_OPEN) - 1, len(self._held))
-            keep = next(n for n in range(most, -1, -1) if self._held.endswith(_OPEN[:n]))
+            most = min(len(_OPENING_TAG) - 1, len(self._held))
+            keep = next(n for n in range(most, -1, -1) if self._held.endswith(_OPENING_TAG[:n]))
             sure = len(self._held) - keep
             content += self._content(self._held[:sure])
             self._held = self._held[sure:]
@@ -150,7 +150,7 @@ class FreeCalls(AnswerText):
 
     def finish(self) -> dict[str, Any]:
         calls = _calls(self._held, self._tools) if self._inside else []
-        return self._delta("" if calls else self._content(_OPEN * self._inside + self._held), calls)
+        return self._delta("" if calls else self._content(_OPENING_TAG * self._inside + self._held), calls)
 
     def _content(self, text: str) -> str:
         if self._after_call:
@@ -169,7 +169,7 @@ class FreeCalls(AnswerText):
 
 
 def _calls(text: str, tools: Tools) -> list[tuple[str, str]]:
-    """Names and arguments (JSON text) of the calls that a text spells; empty when it is not all calls of our tools."""
+    """Names and arguments (JSON text) of the calls in a text; empty unless all of it is calls of offered tools."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

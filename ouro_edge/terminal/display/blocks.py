@@ -1,4 +1,4 @@
-"""Where a growing Markdown text has finished blocks: those that no later text can change. Knows markdown-it."""
+"""Finds the finished blocks of a growing Markdown text: those that later text cannot change. Uses markdown-it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class BlockStream:
-    """Running state of one text: `push` pieces and get finished blocks; `tail` is what is still open."""
+    """Running state of one text: `push` returns finished blocks; `tail` is the unfinished rest."""
 
     __slots__ = ("tail",)
 
@@ -21,7 +21,7 @@ class BlockStream:
     def push(self, text: str) -> list[str]:
         """The top-level blocks that are finished now, in order.
 
-        Only whole lines count, since half of one may turn out to belong to the block before it ("#" and "#1").
+        Only complete lines count, since a partial line may belong to the block before it ("#" and "#1").
         """
         self.tail += text
         if "\n" not in text:
@@ -39,17 +39,17 @@ class BlockStream:
 
 @cache
 def markdown_parser() -> MarkdownIt:
-    """CommonMark with tables and strike-through. HTML stays text: rich would swallow it."""
+    """CommonMark with tables and strike-through. HTML stays text, because rich would drop it."""
     from markdown_it import MarkdownIt
 
-    # Definitions of links stay text: they would show nothing of what was written.
+    # Link definitions stay text, because they would not be visible otherwise.
     parser = MarkdownIt("commonmark", {"html": False}).enable("strikethrough").enable("table").disable("reference")
-    return parser.disable("text_join")  # so that escaped characters can be told from plain ones
+    return parser.disable("text_join")  # so that escaped characters remain distinguishable
 
 
 @cache
 def _block_parser() -> MarkdownIt:
-    """The same blocks, their inline text unread: that is most of the work."""
+    """A parser of blocks only: parsing inline text is most of the work."""
     from markdown_it import MarkdownIt
 
     parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("reference")

@@ -1,6 +1,6 @@
-"""The end of the screen that may still change: finished things go into the scrollback, one open thing below them.
+"""The live region at the end of the screen: finished blocks go into the scrollback, one unfinished block stays below.
 
-Knows rich. Only the open thing is ever drawn again, in one write, so nothing flickers and nothing above it moves.
+Uses rich. Only the unfinished block is redrawn, in one write, so nothing flickers and nothing above it moves.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from rich.text import Text
 
 from ouro_edge.terminal.display.markdown import Trimmed
 
-_INTERVAL = 0.06  # seconds between two drawings at least
-_SHARE = 0.2  # of the time that may go into drawing, also when the open block is long
+_MIN_REDRAW_SECONDS = 0.06  # between two drawings
+_MAX_DRAWING_SHARE = 0.2  # of the elapsed time, also for long blocks
 
 
 class LiveTail:
-    """Context manager around one answer. Blocks are set apart by an empty line."""
+    """Context manager around one answer. Blocks are separated by an empty line."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -39,11 +39,11 @@ class LiveTail:
 
     @property
     def due(self) -> bool:
-        """Whether the last drawing is long enough ago for another one."""
+        """Whether enough time has passed since the last drawing."""
         return time.monotonic() >= self._next
 
     def show(self, content: RenderableType, fallback: str = "", *, most: int | None = None) -> None:
-        """Draw the open thing; of what is too high, the last `most` lines, or what the window holds."""
+        """Draw the unfinished block; if it is too high, its last `most` lines, or as many as fit the window."""
         began = time.monotonic()
         room = max(1, self._console.height - 3)
         tail = Trimmed(content, fallback, last=min(room, most or room))
@@ -52,10 +52,10 @@ class LiveTail:
             self._open.set_renderable(self._set_apart(tail))
             self._console.print(self._open, end="")
         now = time.monotonic()
-        self._next = now + max(_INTERVAL, (now - began) / _SHARE)
+        self._next = now + max(_MIN_REDRAW_SECONDS, (now - began) / _MAX_DRAWING_SHARE)
 
     def commit(self, content: RenderableType, fallback: str = "") -> None:
-        """Print a finished thing for good; what was open is gone."""
+        """Print a finished block permanently, in place of the unfinished one."""
         with self._console:
             self._erase()
             self._console.print(self._set_apart(Trimmed(content, fallback)), end="")

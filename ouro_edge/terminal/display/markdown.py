@@ -1,7 +1,7 @@
-"""Markdown for a terminal: rich's, with quieter headings and code, nothing lost of what was written. Knows rich.
+"""Markdown for a terminal: rich's renderer with plainer headings and code, without dropping any text.
 
-Lines carry no trailing spaces, so that copied text is clean, and a link shows where it leads as text: an escape
-sequence with a stranger's address is never printed.
+Lines have no trailing spaces, so that copied text is clean. A link shows its target as text: an escape sequence with an
+address from a model is never printed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from rich.theme import Theme
 
 from ouro_edge.terminal.display.blocks import markdown_parser
 
-THEME = Theme({"markdown.code": "bold cyan"})  # rich's own paints a black ground, which a light terminal shows
-_MATH = ("\\(", "\\)", "\\[", "\\]")  # LaTeX, which Markdown would take for escaped brackets
-_DEEPEST = 12  # six lists in one another
+THEME = Theme({"markdown.code": "bold cyan"})  # rich's default has a black background, visible in a light terminal
+_MATH = ("\\(", "\\)", "\\[", "\\]")  # LaTeX; Markdown would read these as escaped brackets
+_MAX_NESTING_LEVEL = 12  # six nested lists
 
 
 class _PlainHeading(Heading):
@@ -43,7 +43,7 @@ class _ThinRule(HorizontalRule):
 
 
 class AnswerMarkdown(Markdown):
-    """One block, or several, of a model's answer; line breaks stay where the model made them."""
+    """One or several blocks of a model's answer; the model's line breaks are kept."""
 
     elements: ClassVar[dict[str, type[MarkdownElement]]] = {
         **Markdown.elements,
@@ -63,9 +63,9 @@ class AnswerMarkdown(Markdown):
 
 
 def drawn(text: str) -> RenderableType:
-    """What to draw for a block. Text that is nested so deeply that the parser would drop it is shown as it is."""
+    """The renderable of a block; text nested too deeply for the parser is shown unformatted."""
     markdown = AnswerMarkdown(text)
-    too_deep = any(token.level > _DEEPEST for token in markdown.parsed)
+    too_deep = any(token.level > _MAX_NESTING_LEVEL for token in markdown.parsed)
     return Text(text) if too_deep else markdown
 
 
@@ -76,16 +76,16 @@ def _keep_as_written(token: Token) -> None:
         token.type = "text"
         if token.markup in _MATH:
             token.content = token.markup
-    elif token.type == "image":  # rich would draw a landscape beside the text and crop what follows
+    elif token.type == "image":  # rich would draw a symbol beside the text and crop what follows
         token.content = f"[image: {token.content}] ({token.attrs.get('src', '')})"
         token.type, token.tag, token.children = "text", "", None
 
 
 class Trimmed:
-    """A renderable without trailing spaces and without empty lines around it; plain text where rich cannot draw it."""
+    """A renderable without trailing spaces and surrounding empty lines; plain text where rich fails."""
 
     def __init__(self, content: RenderableType, fallback: str = "", *, last: int | None = None) -> None:
-        self.content, self.fallback, self.last = content, fallback, last  # `last`: only so many lines, from the end
+        self.content, self.fallback, self.last = content, fallback, last  # `last`: show only the last lines
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for line in _trimmed(self._lines(console, options.update(height=None)))[-(self.last or 0) :]:
@@ -95,7 +95,7 @@ class Trimmed:
     def _lines(self, console: Console, options: ConsoleOptions) -> list[list[Segment]]:
         try:
             return console.render_lines(self.content, options, pad=False)
-        except Exception:  # strange Markdown in a narrow window finds holes in any renderer; the text must be seen
+        except Exception:  # unusual Markdown in a narrow window can break the renderer; the text must still be shown
             if not self.fallback:
                 raise
             return console.render_lines(Text(self.fallback), options, pad=False)

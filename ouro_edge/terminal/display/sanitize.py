@@ -1,4 +1,4 @@
-"""Text by strangers made harmless for a terminal. Knows characters only."""
+"""Sanitises untrusted text for terminals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The screen of a terminal: Markdown while it streams, folded thoughts, tokens tinted by depth. Knows rich."""
+"""The terminal view: streaming Markdown, folded reasoning, tokens tinted by depth. Uses rich."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ouro_edge.terminal.display.markdown import Trimmed, drawn
 from ouro_edge.terminal.display.sanitize import clean
 from ouro_edge.terminal.display.summary import summary
 
-_THOUGHT_LINES = 6  # of a thought that is still going on
+_MAX_REASONING_LINES = 6  # shown while the model is still reasoning
 
 
 class Screen:
-    """A View on a rich console; `read` is where the user's lines come from."""
+    """A View on a rich console; `read` yields the user's lines."""
 
     lasting = True
 
@@ -30,19 +30,19 @@ class Screen:
         self.console, self._loops, self._read = console, loops, read
 
     def lines(self, status: Callable[[], str]) -> Iterator[str]:
-        """What the user types, with `status` below it."""
+        """The lines that the user types, with `status` below the prompt."""
         return self._read(status)
 
     def notice(self, text: str) -> None:
-        """Dimmed."""
+        """Print dimmed text."""
         self.console.print(Text(clean(text), style="dim"))
 
     def error(self, text: str) -> None:
-        """On one line, as wide as the window is."""
+        """Print an error without line breaks."""
         self.console.print(Text.assemble(("Error: ", "bold red"), one_line(text)))
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
-        """Columns; the last one wraps."""
+        """Print columns; the last one wraps."""
         grid = Table.grid(padding=(0, 2))
         for _ in rows[0]:
             grid.add_column()
@@ -51,7 +51,7 @@ class Screen:
         self.console.print(Trimmed(grid), end="")
 
     def answer(self, events: Iterable[Piece | Done], *, show_depth: bool) -> None:
-        """Finished blocks go into the scrollback; what was said stays, whatever ends it."""
+        """Stream an answer; finished blocks go into the scrollback, and the text stays however the answer ends."""
         done, depths = None, dict[int, int]()
         with LiveTail(self.console) as live:
             drawing = _TintedDrawing(live, self.console, self._loops) if show_depth else _Drawing(live)
@@ -75,7 +75,7 @@ class Screen:
         self.notice(summary(done, self._loops) + "\n")
 
     def thought(self, text: str) -> None:
-        """Dimmed, as it was shown while it went on."""
+        """Print reasoning dimmed, as it was shown while it streamed."""
         self.console.print(Text(clean(text).strip(), style="dim italic"))
 
     def depths(self, tokens: Sequence[Token]) -> bool:
@@ -86,7 +86,7 @@ class Screen:
 
 
 class _Drawing:
-    """Running state of one answer on the screen, as Markdown."""
+    """Running state of one answer drawn as Markdown."""
 
     def __init__(self, live: LiveTail) -> None:
         self._live = live
@@ -95,14 +95,14 @@ class _Drawing:
         self.anything = False
 
     def add(self, piece: Piece) -> None:
-        """Show a piece of the thought or of the answer."""
+        """Show a piece of the reasoning or of the answer."""
         text = clean(piece.text)
         if piece.thinking:
             self._thought += text
             self._thought_tokens = piece.tokens
             if self._live.due:
                 shown = Text(self._thought[-4000:].strip() or "thinking…", style="dim italic")
-                self._live.show(shown, most=_THOUGHT_LINES)
+                self._live.show(shown, most=_MAX_REASONING_LINES)
             return
         if not self.anything:
             text = text.lstrip("\n")
@@ -113,14 +113,14 @@ class _Drawing:
         self._say(text, piece)
 
     def end(self) -> None:
-        """Leave what was said on the screen."""
+        """Draw the rest; the text stays on the screen."""
         if not self.anything:
-            self._fold(" (not to its end)")
+            self._fold(" (unfinished)")
         self._finish()
 
     def _fold(self, how: str) -> None:
         if self._thought.strip():
-            line = f"thought for {self._thought_tokens} tokens{how}, /think shows it"
+            line = f"reasoning: {self._thought_tokens} tokens{how}, /think shows it"
             self._live.commit(Text(line, style="dim italic"))
             self.anything = True
         self._thought = ""
@@ -137,7 +137,7 @@ class _Drawing:
 
 
 class _TintedDrawing(_Drawing):
-    """The same with each token in its tint: as written, since Markdown would move the tokens about."""
+    """Running state of one answer drawn with tinted tokens, without Markdown, which would rearrange the tokens."""
 
     def __init__(self, live: LiveTail, console: Console, loops: int) -> None:
         super().__init__(live)

@@ -1,4 +1,4 @@
-"""What a turn cost, in words. Knows events."""
+"""The usage summary line of a turn."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ouro_edge.runtime.events import Done
 
 
 def summary(done: Done, loops: int) -> str:
-    """One line about an answer; depth is mentioned where a model has several loops."""
+    """One line about an answer; depth is included for models with several loops."""
     usage = done.usage
     parts = [f"{usage.completion_tokens} tokens", f"{done.timings.decode_rate(usage.completion_tokens):.1f} tokens/s"]
     if loops > 1:
@@ -15,5 +15,5 @@ def summary(done: Done, loops: int) -> str:
             parts.append(f"{-usage.loops_saved} loops of earlier answers caught up")
         else:
             parts.append(f"{usage.loops_saved} of {usage.loops_full} loops saved")
-    ending = {"cancelled": " (stopped)", "length": " (cut off: longest answer reached)", "stop": ""}[done.reason]
+    ending = {"cancelled": " (stopped)", "length": " (cut off: token limit reached)", "stop": ""}[done.reason]
     return f"[{', '.join(parts)}]{ending}"

@@ -1,4 +1,4 @@
-"""What a conversation needs of a screen, and the screen that is none: plain lines for pipes and dumb terminals."""
+"""The View protocol of a conversation, and its plain-text implementation for pipes and dumb terminals."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ from ouro_edge.terminal.display.summary import summary
 
 
 class View(Protocol):
-    """A screen. Text from models and files is cleaned here, and nowhere else."""
+    """Output and input of a conversation. Implementations clean all text from models and files."""
 
-    lasting: bool  # a person sits there: a failure must not end the conversation
+    lasting: bool  # interactive: a failure must not end the conversation
 
     def lines(self, status: Callable[[], str]) -> Iterator[str]:
-        """What the user says, until the end; `status` may be shown while waiting."""
+        """The user's lines until the input ends; `status` may be shown while waiting."""
 
     def notice(self, text: str) -> None:
-        """Show a line that is not part of an answer."""
+        """Show a message that is not part of an answer."""
 
     def error(self, text: str) -> None:
-        """Say in one line what went wrong."""
+        """Show an error on one line."""
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
         """Show rows of cells; the last cell of each may be long."""
 
     def answer(self, events: Iterable[Piece | Done], *, show_depth: bool) -> None:
-        """Show an answer while it comes."""
+        """Show an answer while it streams."""
 
     def thought(self, text: str) -> None:
-        """Show the thought before an answer."""
+        """Show the reasoning before an answer."""
 
     def depths(self, tokens: Sequence[Token]) -> bool:
-        """Show tokens tinted by depth; False where tints cannot be seen."""
+        """Show tokens tinted by depth; False if the view cannot show tints."""
 
 
 class PlainView:
-    """Answers on standard output, all else on standard error; no escape sequence anywhere."""
+    """Answers on standard output, everything else on standard error; no escape sequences."""
 
     def __init__(self, loops: int, tags: ReasoningTags) -> None:
         self._loops, self._tags = loops, tags
         self.lasting = sys.stdin.isatty()
 
     def lines(self, status: Callable[[], str]) -> Iterator[str]:
-        """A line is a message. RequestError when standard input is not text."""
+        """Lines of standard input. RequestError when it is not valid text."""
         if self.lasting:
-            with suppress(ImportError):  # Windows has none; its console edits lines by itself
-                import readline  # noqa: F401  (importing it is what gives input() a history)
+            with suppress(ImportError):  # not on Windows, whose console edits lines itself
+                import readline  # noqa: F401  (importing it enables line editing in input())
         both = self.lasting and sys.stdout.isatty()
         while True:
             try:
@@ -63,30 +63,30 @@ class PlainView:
             except EOFError:
                 return
             except UnicodeDecodeError as problem:
-                raise RequestError(f"standard input is not {problem.encoding} text: {problem.reason}") from None
+                raise RequestError(f"standard input is not valid {problem.encoding} text: {problem.reason}") from None
             except KeyboardInterrupt:
                 if not self.lasting:
                     raise
-                self.notice("\n(Ctrl-D or /bye leaves)")
+                self.notice("\n(Ctrl-D or /bye quits)")
                 continue
             yield line
 
     def notice(self, text: str) -> None:
-        """On standard error."""
+        """Print on standard error."""
         print(clean(text), file=sys.stderr, flush=True)
 
     def error(self, text: str) -> None:
-        """On standard error, on one line."""
+        """Print on standard error, on one line."""
         self.notice(f"Error: {one_line(text)}")
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
-        """Aligned columns on standard error."""
+        """Print aligned columns on standard error."""
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         for row in rows:
             self.notice("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
     def answer(self, events: Iterable[Piece | Done], *, show_depth: bool) -> None:
-        """The text as it comes, thoughts between their tags; depths as numbers on standard error."""
+        """Print the text as it streams, reasoning between its tags; depths as numbers on standard error."""
         thinking, depths = False, dict[int, int]()
         try:
             for event in events:
@@ -106,9 +106,9 @@ class PlainView:
             self.notice(summary(done, self._loops))
 
     def thought(self, text: str) -> None:
-        """On standard error."""
+        """Print on standard error."""
         self.notice(text.strip())
 
     def depths(self, tokens: Sequence[Token]) -> bool:
-        """No tints here."""
+        """Always False: plain text has no tints."""
         return False

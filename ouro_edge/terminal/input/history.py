@@ -1,4 +1,4 @@
-"""Where the user's lines are remembered: a private file in the state directory. Knows paths and prompt_toolkit."""
+"""The input history: a private file in the state directory. Uses prompt_toolkit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
 
 def history_file() -> Path | None:
-    """OURO_EDGE_HISTORY (empty: none), else chat_history in the platform's state directory."""
+    """OURO_EDGE_HISTORY if set (empty: no history), else chat_history in the state directory of the platform."""
     own = os.environ.get("OURO_EDGE_HISTORY")
     if own is not None:
         return Path(own).expanduser() if own else None
@@ -26,7 +26,7 @@ def history_file() -> Path | None:
 
 
 def open_history() -> tuple[History, str]:
-    """The history, and a line for the user when it cannot be kept."""
+    """The history, and a message for the user when it cannot be stored."""
     try:
         file = history_file()
         if file is None:
@@ -34,16 +34,16 @@ def open_history() -> tuple[History, str]:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _make_private(file)
     except (OSError, RuntimeError) as problem:  # RuntimeError: no home directory
-        return InMemoryHistory(), f"no history will be kept: {problem}"
+        return InMemoryHistory(), f"the input history will not be stored: {problem}"
     return _Forgiving(str(file)), ""
 
 
 def _make_private(file: Path) -> None:
-    """The file exists, is a plain one that may be written, and only its owner may read it."""
+    """Create the file if needed; OSError unless it is a writable regular file. Only its owner may read it."""
     handle = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o600)
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(f"{file} is not a plain file")
+            raise OSError(f"{file} is not a regular file")
         if hasattr(os, "fchmod"):
             os.fchmod(handle, 0o600)
     finally:
@@ -51,7 +51,7 @@ def _make_private(file: Path) -> None:
 
 
 class _Forgiving(FileHistory):
-    """A full disk later on costs the line's place in the file, not the conversation."""
+    """A history that ignores write errors, such as a full disk, so that the conversation continues."""
 
     def store_string(self, string: str) -> None:
         with suppress(OSError, UnicodeError):

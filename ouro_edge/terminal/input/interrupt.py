@@ -1,4 +1,4 @@
-"""Ctrl-C stops an answer, not the program. Knows signals and Cancel."""
+"""Ctrl-C stops an answer instead of the program."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ouro_edge.runtime.backend.cancel import Cancel
 
 @contextmanager
 def stop_on_interrupt(*, insist: bool = True) -> Iterator[Cancel]:
-    """A Cancel that the first Ctrl-C fires; a second one interrupts the program as usual, if `insist`."""
+    """A Cancel that the first Ctrl-C fires; if `insist`, a second Ctrl-C interrupts the program as usual."""
     cancel = Cancel()
 
     def stop(signum: int, frame: object) -> None:
@@ -28,7 +28,7 @@ def stop_on_interrupt(*, insist: bool = True) -> Iterator[Cancel]:
 
 @contextmanager
 def ignore_interrupts() -> Iterator[None]:
-    """Ctrl-C does nothing between answers: a second, late one must not end the conversation."""
+    """Ignore Ctrl-C between answers, so that a late second Ctrl-C does not end the conversation."""
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         yield

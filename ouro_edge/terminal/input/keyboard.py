@@ -1,4 +1,4 @@
-"""The keyboard while an answer streams. Knows termios, where there is one."""
+"""Terminal input mode while an answer streams. Uses termios where available."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def quiet_keyboard() -> Iterator[None]:
-    """Keys typed meanwhile are not echoed into an answer; they wait, as they are, for the next prompt."""
+    """Keys typed inside the block are not echoed into the answer; they stay in the input for the next prompt."""
     try:
         import termios
     except ImportError:  # Windows
@@ -17,12 +17,12 @@ def quiet_keyboard() -> Iterator[None]:
         return
     try:
         before = termios.tcgetattr(sys.stdin.fileno())
-    except (OSError, ValueError, termios.error):  # no terminal
+    except (OSError, ValueError, termios.error):  # not a terminal
         yield
         return
     quiet = [*before]
     quiet[0] &= ~termios.ICRNL
-    quiet[3] &= ~(termios.ECHO | termios.ICANON)  # else the driver would keep Ctrl-D for itself
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)  # otherwise the driver would consume Ctrl-D
     termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The input line of a terminal: several lines, history, completion, a status line. Knows prompt_toolkit."""
+"""The input prompt of a terminal: multi-line editing, history, completion, status line. Uses prompt_toolkit."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _STYLE = Style.from_dict({
     "bottom-toolbar": "noreverse ansibrightblack",
     "bottom-toolbar.text": "noreverse ansibrightblack",
 })  # fmt: skip
-_PLACEHOLDER = "a message; /help lists commands"
+_PLACEHOLDER = "type a message; /help lists commands"
 
 
 class Prompt:
-    """Reads what the user says: Enter sends, Alt-Enter or Esc Enter begins a new line, a paste may have many."""
+    """Reads messages: Enter sends, Alt-Enter or Esc Enter inserts a new line; pasted text may have several lines."""
 
     def __init__(self, history: History, *, input: Input | None = None, output: Output | None = None) -> None:
         self._session: PromptSession[str] = PromptSession(
@@ -48,7 +48,7 @@ class Prompt:
         )
 
     def lines(self, status: Callable[[], str]) -> Iterator[str]:
-        """What is typed, until Ctrl-D; Ctrl-C clears the line."""
+        """The messages typed until Ctrl-D; Ctrl-C clears the line."""
         while True:
             try:
                 line = self._session.prompt([("class:prompt", "> ")], bottom_toolbar=lambda: clean(status()))
@@ -64,7 +64,7 @@ class Prompt:
 
 
 def _placeholder() -> FormattedText:
-    """Only while the line is being typed: an empty one that was left must not keep it."""
+    """The placeholder, shown only while the line is being edited: an empty line that was sent must not keep it."""
     return FormattedText([] if get_app().is_done else [("class:placeholder", _PLACEHOLDER)])
 
 
@@ -83,7 +83,7 @@ def _keys() -> KeyBindings:
 
 
 class _Commands(Completer):
-    """Commands after a slash, then what each takes: a setting's name, a file."""
+    """Completes commands after a slash, then their arguments: setting names and files."""
 
     def __init__(self) -> None:
         self._paths = PathCompleter(expanduser=True)
