@@ -25,7 +25,7 @@ class LoopPass:
 
 @dataclass(frozen=True, slots=True)
 class LoopProgram:
-    """The passes of a model in order. Passes that use the same cache must use the same graph."""
+    """The passes of a model in order. Passes that use the same cache must use the same graph; the last one may exit."""
 
     passes: tuple[LoopPass, ...]
     width: int  # W: columns of a state row

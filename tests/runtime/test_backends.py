@@ -126,3 +126,19 @@ def test_programs_say_which_cache_a_pass_uses(checkpoint):
     shared = loop_program(config, share_kv=True)
     assert (shared.num_caches, shared.shares_caches) == (1, True)
     assert new_sequence(ReferenceBackend(config, {}, share_kv=True)).kv_share == "last"
+
+
+def test_a_token_exits_only_after_a_pass_that_allows_it():
+    """A program whose second and last pass may exit: rules that would stop earlier stop there."""
+    config = replace(ouro_edge.load(None).config, max_positions=100)
+    backend = ScriptedBackend(config, lambda ids, count: (int(ids[count - 1]) + 1, 1))
+    allowed = (False, True, False, True)
+    backend.program = LoopProgram(
+        tuple(replace(step, may_exit=may) for step, may in zip(backend.program.passes, allowed, strict=True)),
+        backend.program.width,
+    )
+    model = ouro_edge.Model(backend)
+    for exit, depth in ((ouro_edge.ExitThreshold(0.5), 2), (ouro_edge.FixedDepth(1), 2), (ouro_edge.FixedDepth(3), 4)):
+        *tokens, _ = model.generate([3, 4], max_tokens=3, exit=exit, speculate=False)
+        assert [token.depth for token in tokens] == [depth] * 3
+        assert model.forward([3, 4, 5], exit=exit).depth.tolist() == [depth] * 3

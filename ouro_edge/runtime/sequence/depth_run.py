@@ -50,7 +50,10 @@ class DepthRun:
         self.states: LoopStates | None = None  # of these positions; None before the first loop
         self._sequence, self._policy, self._cancel = sequence, policy, cancel
         self._head = sequence.backend.head if head is None else head
-        self._limit = policy.limit(sequence.config)
+        self._passes = sequence.backend.program.passes
+        # The rule's limit, or the next pass after it that a token may exit from.
+        limit = policy.limit(sequence.config)
+        self._limit = next(r for r, step in enumerate(self._passes, start=1) if r >= limit and step.may_exit)
 
     @property
     def loop(self) -> int:
@@ -85,7 +88,12 @@ class DepthRun:
             states = LoopStates(gates[:, None], [hidden], self._head)
         else:
             states = self.states.deeper(gates, hidden)
-        stops = np.ones(len(states), bool) if loop == self._limit else self._decide(states)
+        if loop == self._limit:
+            stops = np.ones(len(states), bool)
+        elif self._passes[loop - 1].may_exit:
+            stops = self._decide(states)
+        else:
+            stops = np.zeros(len(states), bool)
         if not stops.any():
             self.states = states
             return Exited([], states.rows(slice(0)))
