@@ -110,6 +110,8 @@ class MeteredBackend:
         self._on_block, self._on_head = on_block, on_head
 
     def __getattr__(self, name: str) -> Any:
+        if name == "inner":  # not set yet, as while copying
+            raise AttributeError(name)
         return getattr(self.inner, name)
 
     def run(self, groups: Sequence[RowGroup], cancel: Cancel | None = None) -> list[GroupOutput]:

@@ -40,6 +40,14 @@ class LoopProgram:
         """Whether several passes append to the same cache."""
         return self.num_caches < len(self.passes)
 
+    def exit_at(self, limit: int) -> int:
+        """The depth at which a rule with this limit stops: the first pass from there on that a token may exit from."""
+        return next(depth for depth, step in enumerate(self.passes, start=1) if depth >= limit and step.may_exit)
+
+    def may_exit(self, depth: int) -> bool:
+        """Whether a token may exit after this pass, counted from 1."""
+        return self.passes[depth - 1].may_exit
+
 
 def loop_program(config: ModelConfig, *, share_kv: bool = False) -> LoopProgram:
     """Ouro's program: R passes over the block; with `share_kv` all of them append to one cache."""

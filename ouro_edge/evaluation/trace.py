@@ -12,6 +12,7 @@ from ouro_edge.arch.reference import exit_probabilities
 from ouro_edge.arch.weights import Array
 from ouro_edge.runtime.exits.loop_states import LoopStates
 from ouro_edge.runtime.exits.policies import ExitPolicy
+from ouro_edge.runtime.forward import HEAD_ROWS
 from ouro_edge.runtime.model import Model
 
 Candidate = tuple[int, str, float]  # token id, its text, its probability
@@ -60,11 +61,17 @@ def trace(
 
 def exit_depths(policy: ExitPolicy, model: Model, gates: NDArray[np.float64], hidden: Array) -> NDArray[np.int64]:
     """Depths [T] at which an exit rule stops positions, from gate logits [T, R] and states [R, T, C] of all loops."""
-    limit = policy.limit(model.config)
+    program = model.backend.program
+    limit = program.exit_at(policy.limit(model.config))
     depths = np.full(len(gates), limit)
     for loop in range(limit - 1, 0, -1):
-        stops = policy.stops(LoopStates(gates[:, :loop], list(hidden[:loop]), model.logits))
-        depths[stops] = loop
+        if program.may_exit(loop):
+            for first in range(
+                0, len(gates), HEAD_ROWS
+            ):  # logits that the rule looks at are not held for all positions
+                part = slice(first, first + HEAD_ROWS)
+                stops = policy.stops(LoopStates(gates[part, :loop], list(hidden[:loop, part]), model.logits))
+                depths[part][stops] = loop
     return depths
 
 

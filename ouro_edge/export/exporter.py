@@ -23,7 +23,7 @@ from ouro_edge.arch.weights import fused_names
 from ouro_edge.bundle.added_files import ADDED_FILES
 from ouro_edge.bundle.directory import BLOCK_FILES, DATA_FILE, HEAD_FILE, MANIFEST_FILE, DirectoryBundle, sha256
 from ouro_edge.bundle.manifest import Manifest, StoredTensor
-from ouro_edge.errors import ExportError
+from ouro_edge.errors import BundleError, ExportError
 from ouro_edge.export.checkpoint import Checkpoint
 from ouro_edge.export.data_file import DataFile, store
 from ouro_edge.export.graphs.block_graph import block_graph, head_graph
@@ -59,7 +59,13 @@ def export_bundle(
     with _fresh_directory(out, overwrite, checkpoint.path) as work:
         manifest = _write(work, checkpoint, recipe, source or {}, progress)
         for step in steps:
-            step(DirectoryBundle(work, manifest))
+            try:
+                step(DirectoryBundle(work, manifest))
+            except BundleError as problem:
+                text = str(problem).replace(str(work), str(out))
+                raise ExportError(
+                    f"{out} was not written, because a step after the conversion failed: {text}"
+                ) from None
         (work / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 

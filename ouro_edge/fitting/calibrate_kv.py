@@ -88,7 +88,7 @@ def _measure(
     bundle: Bundle, calibration: Calibration, threads: int | None, progress: Progress | None
 ) -> tuple[list[int], Array]:
     """The token ids that were run, and the ranges [R, L, 2, KV, D] that they reached."""
-    with open_model(bundle, threads=threads, kv="fp32", parallel_packing=False) as model:
+    with open_model(bundle, threads=threads, kv="fp32", parallel_packing=False, open_head=False) as model:
         tokenizer = model.tokenizer if model.has_tokenizer else None
         ids = calibration_ids(tokenizer, model.config.vocab_size, calibration)
         opening = _opening(model)

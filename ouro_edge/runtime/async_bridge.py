@@ -22,20 +22,25 @@ T = TypeVar("T")
 
 
 async def iterate(
-    start: Callable[[], Iterator[T]], cancel: Cancel, executor: Executor | None = None, *, ahead: int = 0
+    start: Callable[[], Iterator[T]],
+    cancel: Cancel,
+    executor: Executor | None = None,
+    *,
+    ahead: int = 0,
+    is_last: Callable[[T], bool] = lambda item: False,
 ) -> AsyncGenerator[T, None]:
     """The items of the iterator that `start` makes; `start` and the iterator run on a worker of `executor`.
 
     Without an executor the work has a thread of its own. At most `ahead` items are computed before they are asked for.
-    `cancel` is what ends the work early; it is not fired when the iterator ends by itself. Errors of the work are
-    raised here, except after an early end.
+    `cancel` is what ends the work early; it is not fired when the iterator ends by itself, nor when the reader stops
+    after an item that `is_last`. Errors of the work are raised here, except after an early end.
     """
     loop, own = asyncio.get_running_loop(), None
     if executor is None:
         executor = own = ThreadPoolExecutor(1, "ouro-edge")
     arrived: asyncio.Queue[T | _End] = asyncio.Queue()
     worker = _Worker(start, executor, lambda item: loop.call_soon_threadsafe(arrived.put_nowait, item))
-    end, more = None, ahead + 1
+    end, more, complete = None, ahead + 1, False
     try:
         while True:
             worker.allow(more)
@@ -43,12 +48,14 @@ async def iterate(
             if isinstance(item, _End):
                 end = item
                 break
+            complete = is_last(item)
             yield item
             more = 1
     finally:
         try:
             if end is None:
-                cancel.cancel()
+                if not complete:
+                    cancel.cancel()
                 if not loop.is_closed():  # else the generator was forgotten, and nothing can be waited for
                     worker.allow(math.inf)
                     await _end_of(arrived)

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar, Unpack
 from ouro_edge.arch.weights import Array
 from ouro_edge.runtime.async_bridge import call, iterate
 from ouro_edge.runtime.backend.cancel import Cancel
-from ouro_edge.runtime.events import Event
+from ouro_edge.runtime.events import Done, Event
 from ouro_edge.runtime.exits.policies import ExitPolicy
 from ouro_edge.runtime.forward import Forward, Score
 from ouro_edge.runtime.request import GenerateOptions
@@ -78,7 +78,8 @@ def _stream(
     generate: Callable[..., Iterator[Event]], *args: Any, cancel: Cancel | None = None, **options: Any
 ) -> AsyncGenerator[Event, None]:
     cancel = cancel or Cancel()
-    return iterate(partial(generate, *args, cancel=cancel, **options), cancel)
+    events = partial(generate, *args, cancel=cancel, **options)
+    return iterate(events, cancel, is_last=lambda event: isinstance(event, Done))
 
 
 async def _call(function: Callable[..., T], *args: Any, **options: Any) -> T:

@@ -59,8 +59,6 @@ class PlainDecoder:
         sampling, exits, generation = request.sampler.start(), ExitTracker(request.exit), sequence.generation_id
         seen = set(sequence.tokens) if request.sampler.repetition_penalty != 1 else set()
         while True:
-            if sequence.generation_id != generation:
-                raise RequestError("another generation has used this sequence meanwhile: give each its own")
             states = sequence.run_until_exit(exits.next_rule(), request.cancel)
             exits.record(states.loop)
             logits = states.logits[0]
@@ -69,6 +67,8 @@ class PlainDecoder:
             else:
                 token, logprob = _pick_allowed(sampling, logits, seen, request.constraint)
             yield make_token(states, sequence.config.loops, token, logprob, request)
+            if sequence.generation_id != generation:  # nothing may be appended to what another one has made of it
+                raise RequestError("another generation has used this sequence meanwhile: give each its own")
             if seen:
                 seen.add(token)
             sequence.append([token])

@@ -23,11 +23,13 @@ def open_model(
     gate: str = "auto",
     prefill_copy: Path | None = None,
     parallel_packing: bool = True,
+    open_head: bool = True,
     progress: Progress | None = None,
 ) -> Model:
     """Open a bundle with onnxruntime. The options are those of `ouro_edge.load`; errors are OuroEdgeError's kinds.
 
-    Without `parallel_packing`, weights are packed one after the other: half the peak memory, twice the time.
+    Without `parallel_packing`, weights are packed one after the other: half the peak memory, twice the time. Without
+    `open_head`, the model computes states but no logits.
     """
     fitted = choose_gate(bundle, gate)
     chosen, reason = choose_kv(bundle, kv)
@@ -41,6 +43,7 @@ def open_model(
             share_kv=share,
             prefill_copy=prefill_copy,
             parallel_packing=parallel_packing,
+            open_head=open_head,
             progress=progress,
         )
     return Model(backend, read_model_text(bundle), gate=fitted, kv_reason=reason)

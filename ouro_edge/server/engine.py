@@ -115,6 +115,7 @@ class Engine:
         sequence = self._cache.checkout(job.ids)
         options, rows = job.options, sequence.work.rows
         if job.score is not None:
+            sequence.truncate(0)  # scoring starts from nothing: what the request saves is what is pending at its end
             yield self.model.score(
                 job.ids, exit=position_rule(options.exit), top=job.score, cancel=cancel, sequence=sequence
             )

@@ -75,7 +75,7 @@ def test_steps_see_the_finished_bundle_and_their_files_are_published(tmp_path):
     ("error", "wanted"),
     [
         (KeyboardInterrupt(), KeyboardInterrupt),
-        (BundleError("too much"), BundleError),
+        (BundleError("too much"), ExportError),
         (OSError(28, "No space left on device"), ExportError),
     ],
 )

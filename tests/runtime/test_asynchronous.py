@@ -190,3 +190,15 @@ def test_the_options_passed_on_are_those_of_generate():
 
     parameters = list(inspect.signature(ouro_edge.Model.generate).parameters)
     assert set(parameters) - {"self", "prompt", "lens"} == set(GenerateOptions.__annotations__)
+
+
+def test_stopping_at_the_end_leaves_the_callers_switch_alone(model):
+    async def main():
+        cancel = ouro_edge.Cancel()
+        async with aclosing(model.agenerate(PROMPT, max_tokens=3, stop_ids=(), cancel=cancel)) as events:
+            async for event in events:
+                if isinstance(event, ouro_edge.Done):
+                    break
+        return cancel.cancelled
+
+    assert asyncio.run(main()) is False

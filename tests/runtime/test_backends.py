@@ -16,6 +16,7 @@ from ouro_edge.runtime.backend.protocol import GroupOutput
 from ouro_edge.runtime.backend.reference_backend import ReferenceBackend
 from ouro_edge.runtime.backend.scripted_backend import ScriptedBackend
 from ouro_edge.runtime.sequence.shared_kv import new_sequence
+from ouro_edge.runtime.speculation.draft_policy import DraftPolicy
 from ouro_edge.testing import MeteredBackend
 
 PROMPT = [5, 17, 3, 88, 41, 41, 7]
@@ -92,6 +93,11 @@ def test_a_group_of_the_past_is_refused(bundle_of):
         sequence.truncate(4)
         with pytest.raises(RequestError, match="take a new one"):
             sequence.commit(1, group, output)
+        sequence.truncate(0)
+        sequence.append(PROMPT[::-1])  # other tokens at the same positions
+        with pytest.raises(RequestError, match="take a new one"):
+            sequence.commit(1, group, output)
+        sequence.truncate(4)
         sequence.advance(1)
         with pytest.raises(RequestError, match="take a new one"):
             sequence.commit(1, group, output)
@@ -142,3 +148,30 @@ def test_a_token_exits_only_after_a_pass_that_allows_it():
         *tokens, _ = model.generate([3, 4], max_tokens=3, exit=exit, speculate=False)
         assert [token.depth for token in tokens] == [depth] * 3
         assert model.forward([3, 4, 5], exit=exit).depth.tolist() == [depth] * 3
+
+
+def test_a_shared_cache_and_traces_honour_where_a_program_may_exit(bundle_of):
+    with ouro_edge.load(bundle_of(), kv_share="last") as shared, ouro_edge.load(bundle_of()) as model:
+        for each in (shared, model):
+            program = each.backend.program
+            passes = tuple(replace(step, may_exit=i % 2 == 1) for i, step in enumerate(program.passes))
+            each.backend.program = LoopProgram(passes, program.width)
+            sequence = each.new_sequence()
+            sequence.append(PROMPT)
+            assert sequence.run_until_exit(ouro_edge.FixedDepth(1)).loop == 2
+            traced = ouro_edge.trace(each, PROMPT, exit=ouro_edge.FixedDepth(1))
+            assert {token.depth for token in traced} == {2}
+
+
+def test_a_draft_policy_for_another_model_is_refused(bundle_of):
+    with ouro_edge.load(bundle_of()) as model, pytest.raises(RequestError, match="is for 2 loops"):
+        model.generate(PROMPT, speculate=DraftPolicy(2))
+
+
+def test_rules_that_look_at_logits_hold_them_for_few_positions_at_a_time(bundle_of):
+    with ouro_edge.load(bundle_of()) as loaded:
+        meter = MeteredBackend(loaded.backend)
+        model = ouro_edge.Model(meter, loaded.text)
+        model.forward([5, 6] * 150, exit=ouro_edge.ConfidenceThreshold(1.0))
+        assert max(meter.head_rows[:-2]) <= 128
+        ouro_edge.trace(model, [5, 6] * 150, exit=ouro_edge.ConfidenceThreshold(1.0))

@@ -288,3 +288,17 @@ def test_a_generation_config_that_makes_no_sense_is_named_and_can_be_overridden(
     assert model.default_sampler(top_p=0.5).top_p == 0.5
     with pytest.raises(RequestError, match="temperature"):
         model.default_sampler(temperature=-1)
+
+
+def test_a_generation_that_was_taken_over_leaves_its_successor_alone(model):
+    """The superseded generation must not append its token to what the other one has made of the sequence."""
+    expected = [event.id for event in list(model.generate([9, 8, 7], max_tokens=6, stop_ids=()))[:-1]]
+    sequence = model.new_sequence()
+    first = model.generate(PROMPT, stop_ids=(), sequence=sequence)
+    next(first)
+    second = model.generate([9, 8, 7], max_tokens=6, stop_ids=(), sequence=sequence)
+    found = [next(second).id]
+    with pytest.raises(RequestError, match="another generation"):
+        next(first)
+    found += [event.id for event in list(second)[:-1]]
+    assert found == expected

@@ -21,7 +21,7 @@ from ouro_edge.arch.weights import Array
 from ouro_edge.bundle.bundle import Bundle, cache_head_dim
 from ouro_edge.bundle.fitted_gate import FittedGate
 from ouro_edge.bundle.kv_ranges import read_ranges
-from ouro_edge.errors import BundleError, OuroEdgeError, one_line
+from ouro_edge.errors import BundleError, OuroEdgeError, RequestError, one_line
 from ouro_edge.runtime.backend.cancel import Cancel
 from ouro_edge.runtime.backend.fair_lock import FairLock
 from ouro_edge.runtime.backend.kv import scales_of
@@ -47,6 +47,7 @@ class OnnxBackend:
         share_kv: bool = False,
         prefill_copy: Path | None = None,
         parallel_packing: bool = True,
+        open_head: bool = True,
         progress: Progress | None = None,
     ) -> None:
         self.config, self.kv = bundle.config, kv
@@ -56,7 +57,9 @@ class OnnxBackend:
         self.state_id = _state_id(bundle, ranges)
         self._gate = gate
         self._session = open_session(bundle.block_graph(kv, progress), threads, parallel=parallel_packing)
-        self._head = open_session(bundle.head_graph(progress), threads, parallel=parallel_packing)
+        self._head = None
+        if open_head:
+            self._head = open_session(bundle.head_graph(progress), threads, parallel=parallel_packing)
         self._prefill = None if prefill_copy is None else PrefillSession(prefill_copy, kv, threads)
         self.rows_per_call = ROWS_PER_CALL if self._prefill is None else PREFILL_ROWS
         self._embedding = bundle.embedding()
@@ -80,6 +83,8 @@ class OnnxBackend:
 
     def head(self, rows: Array) -> Array:
         """Logits [T, V] of normed state rows [T, C]."""
+        if self._head is None:
+            raise RequestError("this model was opened without its head, so it has no logits")
         try:
             with self.lock.hold():
                 logits: Array = self._head.run(["logits"], {"hidden": np.ascontiguousarray(rows, np.float32)})[0]

@@ -42,6 +42,7 @@ class RowGroup:
     cache: Any  # a Cache of the same backend
     start: int  # position of the first row; the cache holds every position before it
     rows: Array  # [T, W]
+    version: int = 0  # of the sequence, which refuses outputs of groups that it has dropped since
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,8 @@ class LoopStates:
         """T, the number of positions."""
         return len(self.gate_logits)
 
+    __iter__ = None  # positions and loops are both sequences: say which
+
     def __getitem__(self, loop: int) -> LoopStates:
         if not 1 <= loop <= self.loop:
             raise IndexError(f"loop {loop} is outside the {self.loop} loops that ran")

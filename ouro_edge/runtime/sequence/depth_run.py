@@ -23,15 +23,16 @@ from ouro_edge.runtime.exits.policies import ExitPolicy
 if TYPE_CHECKING:
     from ouro_edge.runtime.sequence.sequence import LoopChunk, TokenSequence
 
-_ROWS_PER_DECISION = 256  # positions that a rule sees at a time: their logits take 48 MiB at a vocabulary of 49152
+_ROWS_PER_DECISION = 128  # positions that a rule sees at a time: their logits take 24 MiB at a vocabulary of 49152
+_ROWS_WITH_KEPT_LOGITS = 16  # up to here logits that a rule has looked at are kept, as for tokens that are generated
 
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The positions that stopped after one loop; possibly none."""
+    """The positions that stopped after one loop; with none, `states` are those of all positions of the run."""
 
     positions: list[int]
-    states: LoopStates  # of these positions; `loop` is their depth
+    states: LoopStates  # `loop` is their depth
 
 
 class DepthRun:
@@ -50,10 +51,8 @@ class DepthRun:
         self.states: LoopStates | None = None  # of these positions; None before the first loop
         self._sequence, self._policy, self._cancel = sequence, policy, cancel
         self._head = sequence.backend.head if head is None else head
-        self._passes = sequence.backend.program.passes
-        # The rule's limit, or the next pass after it that a token may exit from.
-        limit = policy.limit(sequence.config)
-        self._limit = next(r for r, step in enumerate(self._passes, start=1) if r >= limit and step.may_exit)
+        self._program = sequence.backend.program
+        self._limit = self._program.exit_at(policy.limit(sequence.config))
 
     @property
     def loop(self) -> int:
@@ -88,34 +87,38 @@ class DepthRun:
             states = LoopStates(gates[:, None], [hidden], self._head)
         else:
             states = self.states.deeper(gates, hidden)
-        if loop == self._limit:
-            stops = np.ones(len(states), bool)
-        elif self._passes[loop - 1].may_exit:
-            stops = self._decide(states)
+        if loop < self._limit:
+            stops = self._decide(states) if self._program.may_exit(loop) else None
+            count = 0 if stops is None else int(np.count_nonzero(stops))
         else:
-            stops = np.zeros(len(states), bool)
-        if not stops.any():
+            stops, count = None, len(states)
+        if count == 0:
             self.states = states
-            return Exited([], states.rows(slice(0)))
-        leaving = states if stops.all() else states.rows(np.flatnonzero(stops))
-        exited = Exited([at for at, stop in zip(self.positions, stops, strict=True) if stop],
-                        exit_states(self._policy, leaving))  # fmt: skip
-        self.positions = [at for at, stop in zip(self.positions, stops, strict=True) if not stop]
-        self.states = states.rows(np.flatnonzero(~stops))
+            return Exited([], states)
+        if count == len(states):
+            leaving, self.positions, self.states = self.positions, [], states
+            return Exited(leaving, exit_states(self._policy, states))
+        assert stops is not None
+        where, rest = np.flatnonzero(stops), np.flatnonzero(~stops)
+        exited = Exited([self.positions[i] for i in where], exit_states(self._policy, states.rows(where)))
+        self.positions = [self.positions[i] for i in rest]
+        self.states = states.rows(rest)
         return exited
 
     def _advance(self, loop: int, upto: int) -> list[LoopChunk]:
-        return self._sequence.advance(loop, upto, self._cancel)
+        return self._sequence.advance(loop, upto, self._cancel, since=self.positions[0])
 
     def _decide(self, states: LoopStates) -> NDArray[np.bool_]:
-        """Which positions stop. Logits for a rule over many positions are dropped at once, to bound the memory."""
-        if len(states) <= _ROWS_PER_DECISION:
+        """Which positions stop. Logits are kept for a few positions only, which bounds the memory."""
+        if len(states) <= _ROWS_WITH_KEPT_LOGITS:
             return self._policy.stops(states)
         parts = (slice(i, i + _ROWS_PER_DECISION) for i in range(0, len(states), _ROWS_PER_DECISION))
         return np.concatenate([self._policy.stops(states.rows(part)) for part in parts])
 
     def _gather(self, chunks: Sequence[LoopChunk]) -> tuple[NDArray[np.float64], Array]:
         """Gate logits [T] and states [T, W] of the run's positions."""
+        if len(chunks) == 1 and chunks[0].start == self.positions[0] and len(chunks[0].gates) == len(self.positions):
+            return chunks[0].gates.astype(np.float64), chunks[0].states
         needed = [chunk for chunk in chunks if chunk.start + len(chunk.states) > self.positions[0]]
         if not needed or needed[0].start > self.positions[0]:
             raise RequestError("the last position was processed before: append a token first")

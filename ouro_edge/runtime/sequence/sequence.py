@@ -57,6 +57,7 @@ class TokenSequence:
         self.frontier = [0] * (len(program.passes) + 1)
         self.work = Work()
         self.generation_id = 0  # counts `set_prompt`: a generation notices when another one has taken over
+        self._version = 0  # changes when positions are dropped or replaced
         self._caches = [backend.new_cache(index) for index in range(program.num_caches)]
         self._waiting = [HiddenQueue(program.width) for _ in program.passes[1:]]  # [r]: input of loop r + 2
 
@@ -93,6 +94,7 @@ class TokenSequence:
     def load_state(self, tokens: Sequence[int], frontier: Sequence[int], waiting: Sequence[Array]) -> None:
         """Take over this state; caches get room for their valid positions, which the caller then fills."""
         self.tokens, self.frontier = list(tokens), list(frontier)
+        self._version += 1
         self.load_waiting(waiting)
         for cache, valid in self.caches():
             cache.reserve(valid)
@@ -128,6 +130,7 @@ class TokenSequence:
     def truncate(self, length: int) -> None:
         """Drop every position from `length` on, as if it had never been appended."""
         length = check_whole("length", length, 0, len(self.tokens), ", the tokens of the sequence")
+        self._version += 1
         del self.tokens[length:]
         self.frontier = [min(at, length) for at in self.frontier]
         for r, rows in enumerate(self._waiting, start=1):
@@ -152,27 +155,15 @@ class TokenSequence:
         A group has at most `backend.rows_per_call` rows; more waiting rows are split into even parts, because a short
         rest would take the slower path. It stays pending until `commit`.
         """
-        loop = check_whole("loop", loop, 1, len(self.frontier) - 1, ", the loops of the model")
-        start, stop = self.frontier[loop], self.frontier[loop - 1]
-        if upto is not None:
-            stop = min(check_whole("upto", upto, 0, len(self.tokens), ", the tokens of the sequence"), stop)
-        if start >= stop:
-            return None
-        calls = -(-(stop - start) // self.backend.rows_per_call)
-        count = -(-(stop - start) // calls)
-        if loop == 1:
-            rows = self.backend.embed(self.tokens[start : start + count])
-        else:
-            rows = self._waiting[loop - 2].peek(count)
-        return RowGroup(self.kv_of(loop), start, rows)
+        return self._pending(loop, self._target(loop, upto))
 
     def commit(self, loop: int, group: RowGroup, output: GroupOutput) -> None:
         """Take in the output of a group from `pending(loop)`: move the frontier, queue the rows for the next loop.
 
-        RequestError when the sequence has changed since.
+        RequestError when the sequence was truncated or the loop has advanced since.
         """
         count = len(group.rows)
-        if group.start != self.frontier[loop] or group.start + count > self.frontier[loop - 1]:
+        if group.version != self._version or group.start != self.frontier[loop]:
             raise RequestError("the sequence has changed since this group was pending: take a new one")
         if loop > 1:
             self._waiting[loop - 2].drop(count)
@@ -182,18 +173,41 @@ class TokenSequence:
         self.work.calls += 1
         self.work.rows += count
 
-    def advance(self, loop: int, upto: int | None = None, cancel: Cancel | None = None) -> list[LoopChunk]:
+    def advance(
+        self, loop: int, upto: int | None = None, cancel: Cancel | None = None, *, since: int = 0
+    ) -> list[LoopChunk]:
         """Run one loop (counted from 1) on the positions that wait for it, or only on those before `upto`.
 
-        Returns what was computed, in order; empty when nothing waited. When `cancel` fires, positions whose call had
-        finished stay computed.
+        Returns what was computed, in order; empty when nothing waited. Chunks that end before position `since` are left
+        out. When `cancel` fires, positions whose call had finished stay computed.
         """
-        chunks = []
-        while (group := self.pending(loop, upto)) is not None:
+        chunks, target = [], self._target(loop, upto)
+        while (group := self._pending(loop, target)) is not None:
             (output,) = self.backend.run([group], cancel)
             self.commit(loop, group, output)
-            chunks.append(LoopChunk(group.start, output.states.copy(), output.gates.copy()))
+            if self.frontier[loop] > since:
+                chunks.append(LoopChunk(group.start, output.states.copy(), output.gates.copy()))
         return chunks
+
+    def _target(self, loop: int, upto: int | None) -> int:
+        """The position that a loop can advance to."""
+        loop = check_whole("loop", loop, 1, len(self.frontier) - 1, ", the loops of the model")
+        if upto is None:
+            return self.frontier[loop - 1]
+        upto = check_whole("upto", upto, 0, len(self.tokens), ", the tokens of the sequence")
+        return min(upto, self.frontier[loop - 1])
+
+    def _pending(self, loop: int, target: int) -> RowGroup | None:
+        start = self.frontier[loop]
+        if start >= target:
+            return None
+        calls = -(-(target - start) // self.backend.rows_per_call)
+        count = -(-(target - start) // calls)
+        if loop == 1:
+            rows = self.backend.embed(self.tokens[start : start + count])
+        else:
+            rows = self._waiting[loop - 2].peek(count)
+        return RowGroup(self.kv_of(loop), start, rows, self._version)
 
     def run_positions(
         self, positions: Sequence[int], policy: ExitPolicy, cancel: Cancel | None = None

@@ -34,8 +34,12 @@ class SharedKVSequence(TokenSequence):
 
     @property
     def pending_loops(self) -> int:
-        """Loops that no token has needed since the sequence was made; they are never computed."""
+        """Loops that no token has needed since `set_prompt`; they are never computed."""
         return self._skipped
+
+    def set_prompt(self, ids: Sequence[int]) -> int:
+        self._skipped = 0
+        return super().set_prompt(ids)
 
     def layout(self, frontier: Sequence[int]) -> tuple[list[int], list[int]]:
         """One cache and no waiting rows. RequestError for frontiers that differ, which no saved sequence has."""
@@ -58,16 +62,18 @@ class SharedKVSequence(TokenSequence):
         done, fresh = self.frontier[1], self.frontier[0] - self.frontier[1]
         if not fresh:
             raise RequestError("the last position was processed before: append a token first")
-        limit = policy.limit(self.config)
+        program = self.backend.program
+        limit = program.exit_at(policy.limit(self.config))
         # Prompt positions cannot be caught up later: they go as deep as the rule allows, whatever a budget says.
-        deepest = limit if fresh == 1 else position_rule(policy).limit(self.config)
+        deepest = limit if fresh == 1 else program.exit_at(position_rule(policy).limit(self.config))
         run = DepthRun(self, [self.frontier[0] - 1], FixedDepth(deepest), cancel=cancel)
         stopped: LoopStates | None = None
         try:
             for exited in run:
-                states = exited.states if exited.positions else run.states
-                assert states is not None
-                if stopped is None and (states.loop == limit or policy.stops(states)[0]):
+                states = exited.states
+                if stopped is None and (
+                    states.loop == limit or (program.may_exit(states.loop) and policy.stops(states)[0])
+                ):
                     stopped = states
                 if stopped is not None and fresh == 1:
                     break

@@ -70,7 +70,7 @@ class SpeculativeDecoder:
         self.sequence, self.request, self.policy = sequence, request, policy
         self.exit = request.exit
         self.drafted = self.accepted = 0  # tokens that were drafted and extended, and those of them that were right
-        self._limit = request.exit.limit(sequence.config)
+        self._limit = sequence.backend.program.exit_at(request.exit.limit(sequence.config))
         self._sampling = request.sampler.start()
         self._generation_id = sequence.generation_id
         self._penalised = request.sampler.repetition_penalty != 1

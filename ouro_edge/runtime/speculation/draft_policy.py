@@ -81,6 +81,7 @@ class DraftPolicy:
 
     def __init__(self, loops: int, forced: bool = False, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
+        self.loops = loops
         self.forced = forced  # draft even where it does not seem to pay
         self.block, self.head = LatencyModel(), LatencyModel()
         self._alive = [RunningRate(1.0) for _ in range(loops)]  # [r]: of all positions, those that need loop r + 1

@@ -31,6 +31,8 @@ def check_speculate(
         raise RequestError(f"speculate is {speculate!r}; expected True, False or 'auto'")
     if speculate is False:
         return False
+    if isinstance(speculate, DraftPolicy) and speculate.loops != config.loops:
+        raise RequestError(f"the draft policy is for {speculate.loops} loops; this model has {config.loops}")
     reasons = (
         (config.loops == 1, "the model has one loop"),
         (not can_draft, "its loops share one KV cache"),
