@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ouro_edge.bundle.bundle import Bundle
+from ouro_edge.bundle.bundle import SLOT_COUNTS, Bundle, Graph
 from ouro_edge.bundle.directory import MANIFEST_FILE, is_bundle, open_bundle
 from ouro_edge.errors import RequestError, one_line
 from ouro_edge.prefill_weights import prefill_copy_for
+from ouro_edge.runtime.checks import check_whole
 from ouro_edge.runtime.options import Gate, KVShare, KVType, LoadOptions, PrefillWeights, from_old_prefill
 from ouro_edge.system.hub import resolve
 from ouro_edge.system.progress import Progress
 
 if TYPE_CHECKING:
     from ouro_edge.runtime.model import Model
+
+_MAX_PARALLEL = 64  # more threads wait for a place in the next call
 
 
 def load(
@@ -33,6 +37,7 @@ def load(
     context: int | None = None,
     gate: Gate = "auto",
     prefill_weights: PrefillWeights = "auto",
+    parallel: int = 1,
     progress: Progress | None = None,
     prefill: str | None = None,
 ) -> Model:
@@ -44,7 +49,8 @@ def load(
     quarter of the free memory. `kv_share="last"` keeps one cache for all loops: a quarter of the memory, and no longer
     exact. `context` caps the positions below the model's own. `gate="original"` ignores a gate that was fitted to the
     bundle later. `prefill_weights` (auto, int8, none) is for long prompts: see `ouro_edge.prefill_weights`; `prefill`
-    (auto, fast, lean) is its old name. Raises OuroEdgeError's kinds.
+    (auto, fast, lean) is its old name. With `parallel` above 1, generations of up to that many threads (16 at most)
+    share their calls, which read the weights once for all. Raises OuroEdgeError's kinds.
     """
     from ouro_edge.runtime.open_model import open_model
 
@@ -56,12 +62,33 @@ def load(
     )
     if progress is not None and not callable(progress):
         raise RequestError(f"progress is {one_line(progress)}; expected a function or None")
+    check_whole("parallel", parallel, 1, _MAX_PARALLEL)
     bundle = open_model_files(resolve_model(model, progress))
     bundle = bundle if context is None else bundle.with_context(context)
     prefill_copy = prefill_copy_for(bundle, prefill_weights, progress)
     return open_model(
-        bundle, threads=threads, kv=kv, kv_share=kv_share, gate=gate, prefill_copy=prefill_copy, progress=progress
+        bundle,
+        threads=threads,
+        kv=kv,
+        kv_share=kv_share,
+        gate=gate,
+        prefill_copy=prefill_copy,
+        batched=_batched(bundle, parallel, progress),
+        progress=progress,
     )
+
+
+def _batched(bundle: Bundle, parallel: int, progress: Progress | None) -> Callable[[str], tuple[Graph, int]] | None:
+    """What makes the graph for several generations at once; None for one, or in an app without the exporter."""
+    if parallel <= 1:
+        return None
+    try:
+        from ouro_edge.export.batched_block import batched_block
+    except ImportError:  # an app may ship without onnx: generations then alternate call by call
+        return None
+
+    slots = next((count for count in SLOT_COUNTS if count >= parallel), SLOT_COUNTS[-1])
+    return lambda kv: (batched_block(bundle, kv, slots, progress), slots)
 
 
 def resolve_model(model: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> Path:

@@ -33,7 +33,7 @@ ROWS: dict[str, list[set[str]]] = {
     "export": [
         {"checkpoint", "model_card", "data_file", "graphs"},
         {"gguf", "prefill_copy"},
-        {"huggingface", "exporter"},
+        {"huggingface", "exporter", "batched_block"},
         {"open_checkpoint"},
     ],
     "runtime": [
@@ -41,7 +41,7 @@ ROWS: dict[str, list[set[str]]] = {
         {"backend", "exits", "text", "option_table"},
         {"sampling", "options"},
         {"sequence"},
-        {"request", "forward", "async_bridge"},
+        {"request", "forward", "async_bridge", "generate_many"},
         {"make_token", "forward_model", "asynchronous"},
         {"speculation"},
         {"generate"},

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from ouro_edge.bundle.fitted_gate import FittedGate
 
 
+SLOT_COUNTS = (1, 2, 4, 8, 16)  # groups that the branches of a batched graph compute
+
+
 def cache_head_dim(config: ModelConfig) -> int:
     """Width of a head in the block's KV inputs: the kernel takes multiples of 16, other heads are padded with zeros."""
     return -(-config.head_dim // 16) * 16

@@ -87,7 +87,7 @@ def take_load_options(settings: dict[str, Any]) -> LoadOptions:
     return LoadOptions(**{name: settings.pop(name) for name, o in LOAD_OPTIONS.items() if "cli" in o.interfaces})
 
 
-def open_model(model: str | None, options: LoadOptions) -> Model:
+def open_model(model: str | None, options: LoadOptions, parallel: int = 1) -> Model:
     """Load MODEL, showing progress when it has to be converted first, and saying what was chosen for the user."""
     from ouro_edge.cli.progress import conversion_progress
     from ouro_edge.loading import load
@@ -95,7 +95,7 @@ def open_model(model: str | None, options: LoadOptions) -> Model:
     if model is None:
         click.echo(BUILT_IN, err=True)
     with conversion_progress() as progress:
-        loaded = load(model, **options.arguments(), progress=progress)
+        loaded = load(model, **options.arguments(), parallel=parallel, progress=progress)
     for note in loaded.text.notes:
         click.echo(f"Note: {note}", err=True)
     if loaded.kv_reason:

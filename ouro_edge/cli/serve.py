@@ -31,7 +31,13 @@ _MAX_SECONDS = 86_400  # for --timeout and --grace
     metavar="NAME",
     help="Also accept this Host header, on loopback; may be repeated.",
 )
-@click.option("--parallel", type=click.IntRange(1, 64), default=4, show_default=True, help="Requests that run at once.")
+@click.option(
+    "--parallel",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    help="Requests that share calls of the model.",
+)
 @click.option(
     "--queue",
     type=click.IntRange(0, 10_000),
@@ -104,7 +110,7 @@ def command(
             raise RequestError(f"--cors is {origin!r}; expected an origin such as https://example.org")
     loading, options = take_load_options(settings), GenerationOptions(**settings)
     listener = open_socket(host, port)  # before the model is loaded, which may take a minute
-    with listener, open_model(model, loading) as loaded:
+    with listener, open_model(model, loading, parallel) as loaded:
         policy = options.exit_policy(loaded.default_exit())
         if policy is not None:
             policy.limit(loaded.config)

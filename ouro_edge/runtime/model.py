@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Unpack
 from ouro_edge.errors import BundleError, NoTokenizerError, RequestError, TemplateError
 from ouro_edge.runtime.asynchronous import AsyncTwins
 from ouro_edge.runtime.backend.cancel import Cancel
+from ouro_edge.runtime.checks import check_whole
 from ouro_edge.runtime.events import Event
 from ouro_edge.runtime.exits.policies import ExitPolicy
 from ouro_edge.runtime.forward_model import ForwardModel
 from ouro_edge.runtime.generate import generate_events
+from ouro_edge.runtime.generate_many import run_many
 from ouro_edge.runtime.request import GenerateOptions, Request, make_request
 from ouro_edge.runtime.sampling.constraint import Constraint
 from ouro_edge.runtime.sampling.generation_config import sampler_settings
@@ -95,6 +97,22 @@ class Model(ForwardModel, AsyncTwins):
         )
         can_draft = check_speculate(speculate, self.config, request.exit, constraint, state.can_draft)
         return self._events(state, replace(request, speculate=can_draft))
+
+    def generate_many(
+        self,
+        prompts: Iterable[str | Iterable[int]],
+        *,
+        threads: int | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Iterator[tuple[int, Event]]:
+        """Continue many prompts at once; yields pairs (index of the prompt, event) as they come.
+
+        At most `threads` generations run at a time (default: what the model was loaded for with `parallel`); they share
+        calls where the backend can. Options and events are those of `generate`; `sequence` and `constraint` belong to
+        one answer and are refused. An error of one generation ends all.
+        """
+        count = check_whole("threads", threads or getattr(self.backend, "slots", 1), 1, 64)
+        return run_many(self.generate, prompts, count, dict(options))
 
     def _events(self, sequence: TokenSequence, request: Request) -> Iterator[Event]:
         """Run a request; a generator, so that nothing happens before the first event is taken."""

@@ -25,6 +25,7 @@ from ouro_edge.export.gguf.graph_arrays import blank_arrays, fill, fused_groups,
 from ouro_edge.export.gguf.header import Header, read_header
 from ouro_edge.export.gguf.own_metadata import KV_RANGES, read_fitted_gate, read_kv_ranges
 from ouro_edge.export.gguf.reader import GgufReader, open_gguf
+from ouro_edge.export.graphs.batched_graph import batched_block_graph
 from ouro_edge.export.graphs.block_graph import block_graph, head_graph
 from ouro_edge.system.cpus import available_threads
 from ouro_edge.system.progress import Progress
@@ -67,6 +68,11 @@ class GgufBundle(Bundle):
 
     def block_graph(self, kv: str, progress: Progress | None = None) -> GraphInMemory:
         return self._repacked(block_graph(self.config, self.tensors, kv), block_tensors(self.tensors), progress)
+
+    def batched_graph(self, kv: str, slots: int, progress: Progress | None = None) -> GraphInMemory:
+        """The block over up to `slots` caches in one call."""
+        graph = batched_block_graph(self.config, self.tensors, kv, slots)
+        return self._repacked(graph, block_tensors(self.tensors), progress)
 
     def head_graph(self, progress: Progress | None = None) -> GraphInMemory:
         return self._repacked(head_graph(self.config, self.tensors), ["head"], progress)

@@ -15,7 +15,7 @@ from ouro_edge.arch.config import ModelConfig
 from ouro_edge.arch.weights import head_tensor
 from ouro_edge.bundle.bundle import cache_head_dim
 from ouro_edge.bundle.tensors import TensorSpec
-from ouro_edge.export.graphs.builder import CACHE_TYPES, MICROSOFT, GraphBuilder
+from ouro_edge.export.graphs.builder import MICROSOFT, GraphBuilder
 
 
 def block_graph(
@@ -31,20 +31,14 @@ def block_graph(
     """
     g = builder(config, tensors, kv)
     g.inputs("hidden", "float32", ["batch", "length", config.hidden_size])
-    g.inputs("seqlens_k", "int32", ["batch"])  # keys after this call, minus one
-    g.inputs("total_length", "int32", [])
+    g.length_inputs()
     for name in ("cos_cache", "sin_cache"):
         g.inputs(name, "float32", ["positions", cache_head_dim(config) // 2])
-    width = cache_head_dim(config) // (2 if kv == "int4" else 1)  # two nibbles per byte
-    kv_type, kv_shape = CACHE_TYPES[kv], ["batch", config.num_kv_heads, "capacity", width]
     residual, normed = "hidden", g.norm("hidden", "layers.0.attn_norm")
     for i in range(config.num_layers):
         layer = f"layers.{i}."
         for part in ("key", "value"):
-            g.inputs(f"past.{i}.{part}", kv_type, kv_shape)
-            g.outputs(f"present.{i}.{part}", kv_type, kv_shape)
-            if kv != "fp32":
-                g.inputs(f"scale.{i}.{part}", "float32", [config.num_kv_heads * cache_head_dim(config)])
+            g.cache_inputs(i, part)
         mixed = g.linear(g.attention(g.linear(normed, layer + "qkv_proj"), i), layer + "o_proj")
         if config.sandwich_norms:
             mixed = g.norm(mixed, layer + "attn_post_norm")

@@ -28,6 +28,7 @@ _ONNX_TYPES = {
     "uint8": TensorProto.UINT8,
     "int8": TensorProto.INT8,
     "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
 }
 CACHE_TYPES = {"fp32": "float32", "int8": "int8", "int4": "uint8"}
 # MatMulNBits accuracy_level: activations rounded to int8 per block; float32 (level 0) on CPUs without such a kernel.
@@ -147,19 +148,37 @@ class GraphBuilder:
 
     def attend(self, qkv: str, layer: int) -> str:
         """Attention [B, T, H * D] of the layer's concatenated queries, keys and values [B, T, (H + 2 KV) * D]."""
-        config = self.config
-        inputs = [qkv, "", "", f"past.{layer}.key", f"past.{layer}.value", "seqlens_k", "total_length"]
+        inputs, attributes = self.attention_inputs(qkv, layer)
         outputs = (f"attention_{layer}", f"present.{layer}.key", f"present.{layer}.value")
-        inputs += ["cos_cache", "sin_cache"]
-        attributes: dict[str, Any] = {}
+        return self.node("GroupQueryAttention", inputs, *outputs, domain=MICROSOFT, **attributes)
+
+    def attention_inputs(self, qkv: str, layer: int, slot: str = "") -> tuple[list[str], dict[str, Any]]:
+        """Inputs and attributes of one attention node; `slot` ends the names of what belongs to a cache."""
+        config = self.config
+        inputs = [qkv, "", "", f"past.{layer}.key{slot}", f"past.{layer}.value{slot}"]
+        inputs += [f"seqlens_k{slot}", f"total_length{slot}", "cos_cache", "sin_cache"]
+        attributes: dict[str, Any] = {"do_rotary": 1, "rotary_interleaved": 0, "num_heads": config.num_heads}
+        attributes |= {"kv_num_heads": config.num_kv_heads, "scale": config.head_dim**-0.5}
         if self.kv != "fp32":
-            inputs += ["", "", "", f"scale.{layer}.key", f"scale.{layer}.value"]
-            kinds = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
-            attributes = {**kinds, "kv_cache_bit_width": int(self.kv.removeprefix("int"))}
-        return self.node(
-            "GroupQueryAttention", inputs, *outputs, domain=MICROSOFT, do_rotary=1, rotary_interleaved=0,
-            num_heads=config.num_heads, kv_num_heads=config.num_kv_heads, scale=config.head_dim**-0.5, **attributes,
-        )  # fmt: skip
+            inputs += ["", "", "", f"scale.{layer}.key{slot}", f"scale.{layer}.value{slot}"]
+            attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
+            attributes |= {"kv_cache_bit_width": int(self.kv.removeprefix("int"))}
+        return inputs, attributes
+
+    def cache_inputs(self, layer: int, part: str) -> None:
+        """Inputs and outputs of one layer's keys or values."""
+        config, kind = self.config, CACHE_TYPES[self.kv]
+        width = cache_head_dim(config) // (2 if self.kv == "int4" else 1)  # two nibbles a byte
+        shape = ["batch", config.num_kv_heads, "capacity", width]
+        self.inputs(f"past.{layer}.{part}", kind, shape)
+        self.outputs(f"present.{layer}.{part}", kind, shape)
+        if self.kv != "fp32":
+            self.inputs(f"scale.{layer}.{part}", "float32", [config.num_kv_heads * cache_head_dim(config)])
+
+    def length_inputs(self) -> None:
+        """Lengths of the cache."""
+        self.inputs("seqlens_k", "int32", ["batch"])  # keys after this call, minus one
+        self.inputs("total_length", "int32", [])
 
     def gated(self, gate_up: str) -> str:
         """silu(gate) * up of the concatenated halves."""
@@ -175,6 +194,11 @@ class GraphBuilder:
 
 def _value(name: str, dtype: str, shape: list[Any]) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], shape)
+
+
+def tensor_type(dtype: str) -> int:
+    """The ONNX type of a NumPy type."""
+    return int(_ONNX_TYPES[dtype])
 
 
 def external(name: str, array: ArraySpec) -> onnx.TensorProto:

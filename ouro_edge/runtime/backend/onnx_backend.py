@@ -18,10 +18,12 @@ import numpy as np
 from ouro_edge.arch.loop_program import loop_program
 from ouro_edge.arch.reference import rope_tables
 from ouro_edge.arch.weights import Array
-from ouro_edge.bundle.bundle import Bundle, cache_head_dim
+from ouro_edge.bundle.bundle import Bundle, Graph, cache_head_dim
 from ouro_edge.bundle.fitted_gate import FittedGate
 from ouro_edge.bundle.kv_ranges import read_ranges
 from ouro_edge.errors import BundleError, OuroEdgeError, RequestError, one_line
+from ouro_edge.runtime.backend.batched_call import BatchedCall, DummyCache
+from ouro_edge.runtime.backend.call_queue import CallQueue
 from ouro_edge.runtime.backend.cancel import Cancel
 from ouro_edge.runtime.backend.fair_lock import FairLock
 from ouro_edge.runtime.backend.kv import scales_of
@@ -48,6 +50,7 @@ class OnnxBackend:
         prefill_copy: Path | None = None,
         parallel_packing: bool = True,
         open_head: bool = True,
+        batched: tuple[Graph, int] | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.config, self.kv = bundle.config, kv
@@ -56,7 +59,8 @@ class OnnxBackend:
         ranges = None if kv == "fp32" else read_ranges(bundle)
         self.state_id = _state_id(bundle, ranges)
         self._gate = gate
-        self._session = open_session(bundle.block_graph(kv, progress), threads, parallel=parallel_packing)
+        block, self.slots = (bundle.block_graph(kv, progress), 1) if batched is None else batched
+        self._session = open_session(block, threads, parallel=parallel_packing)
         self._head = None
         if open_head:
             self._head = open_session(bundle.head_graph(progress), threads, parallel=parallel_packing)
@@ -65,6 +69,12 @@ class OnnxBackend:
         self._embedding = bundle.embedding()
         self._ort = import_onnxruntime()
         self._scales = [] if ranges is None else self._scale_values(ranges)
+        self._queue: CallQueue | None = None
+        self._batched: BatchedCall | None = None
+        if self.slots > 1:
+            self._dummy = DummyCache(self)
+            self._queue = CallQueue(self._run_together, self._run_head, self.slots)
+            self._batched = BatchedCall(self, self._session, self.slots)
         self._rope: tuple[Any, Any] = (None, None)
         self._rope_length = 0
         self._rope_lock = threading.Lock()
@@ -74,8 +84,26 @@ class OnnxBackend:
         return OnnxCache(self, index)
 
     def run(self, groups: Sequence[RowGroup], cancel: Cancel | None = None) -> list[GroupOutput]:
-        """Compute the groups one after the other."""
-        return [group.cache.run(group.rows, group.start, cancel) for group in groups]
+        """Compute the groups; with several slots, together with groups that other threads submit meanwhile."""
+        if self._queue is None or any(self._takes_prefill_path(len(group.rows)) for group in groups):
+            return [group.cache.run(group.rows, group.start, cancel) for group in groups]
+        for group in groups:
+            group.cache.grow(group.start + len(group.rows), group.start)
+        return self._queue.block(groups, cancel)
+
+    def _run_together(self, groups: list[RowGroup], cancel: Cancel | None) -> list[GroupOutput]:
+        """Calls of at most as many groups as there are slots."""
+        if len(groups) == 1:
+            (group,) = groups
+            return [group.cache.run(group.rows, group.start, cancel)]
+        assert self._batched is not None
+        outputs: list[GroupOutput] = []
+        for first in range(0, len(groups), self.slots):
+            outputs += self._batched.run(groups[first : first + self.slots], cancel)
+        return outputs
+
+    def _takes_prefill_path(self, rows: int) -> bool:
+        return self.session_for(rows) is not self._session
 
     def embed(self, ids: Sequence[int]) -> Array:
         """State rows [T, C] of token ids, gathered from the memory-mapped embedding."""
@@ -83,6 +111,9 @@ class OnnxBackend:
 
     def head(self, rows: Array) -> Array:
         """Logits [T, V] of normed state rows [T, C]."""
+        return self._run_head(rows) if self._queue is None else self._queue.head(rows)
+
+    def _run_head(self, rows: Array) -> Array:
         if self._head is None:
             raise RequestError("this model was opened without its head, so it has no logits")
         try:
@@ -125,17 +156,41 @@ class OnnxBackend:
             self._rope, self._rope_length = (wrap(cos), wrap(sin)), grown
             return self._rope
 
-    def new_binding(self, session: Any, cache: int) -> Any:
-        """An IOBinding of a session with what never changes: a fitted gate, the KV scales of a cache."""
+    def new_binding(self, session: Any) -> Any:
+        """An IOBinding of a session with what never changes: a fitted gate."""
         binding = session.io_binding()
-        for i, (key, value) in enumerate(self._scales[cache] if self._scales else ()):
-            binding.bind_ortvalue_input(f"scale.{i}.key", key)
-            binding.bind_ortvalue_input(f"scale.{i}.value", value)
         if self._gate is not None:
             values = {"weight": self._gate.weight[None], "bias": np.array([self._gate.bias], np.float32)}
             for part, value in values.items():
                 binding.bind_ortvalue_input(f"exit_gate.{part}.values", self._ort.OrtValue.ortvalue_from_numpy(value))
         return binding
+
+    def bind_scales(self, binding: Any, cache: int, suffix: str) -> None:
+        """Bind the KV scales of a cache to a slot; nothing for float32."""
+        for i, (key, value) in enumerate(self._scales[cache] if self._scales else ()):
+            binding.bind_ortvalue_input(f"scale.{i}.key{suffix}", key)
+            binding.bind_ortvalue_input(f"scale.{i}.value{suffix}", value)
+
+    def bind_spare_slots(self, session: Any, binding: Any) -> tuple[str, list[Any]]:
+        """Bind all slots but the first to a dummy cache, for calls of one group.
+
+        Returns the suffix of the first slot's names, and what must stay alive as long as the binding.
+        """
+        if session is not self._session or self.slots == 1:
+            return "", []
+        wrap = self._ort.OrtValue.ortvalue_from_numpy
+        numbers = {"slot_rows": np.zeros(self.slots + 1, np.int64), "total_rows": np.ones(1, np.int64)}
+        numbers["slots"] = np.array(1, np.int64)
+        for slot in range(1, self.slots):
+            numbers[f"seqlens_k.{slot}"], numbers[f"total_length.{slot}"] = np.zeros(1, np.int32), np.array(1, np.int32)
+            for name, value in self._dummy.buffers.items():
+                binding.bind_ortvalue_input(f"past.{name}.{slot}", value)
+                binding.bind_ortvalue_output(f"present.{name}.{slot}", value)
+            self.bind_scales(binding, 0, f".{slot}")
+        kept = {name: wrap(number) for name, number in numbers.items()}
+        for name, value in kept.items():
+            binding.bind_ortvalue_input(name, value)
+        return ".0", list(kept.values())
 
     def _scale_values(self, ranges: Array) -> list[list[tuple[Any, Any]]]:
         """OrtValues of each cache's scales, a pair per layer; one cache for several passes gets the widest range."""

@@ -22,10 +22,11 @@ class OnnxCache:
     """Keys and values of one pass of one sequence, and the calls that append to them."""
 
     def __init__(self, backend: OnnxBackend, index: int) -> None:
-        self._backend, self._index = backend, index
+        self._backend, self.index = backend, index
+        self.version = 0  # changes when the buffers do
         self._kv = KVBuffers(backend.config, backend.kv, backend.program.num_caches)
         self._calls: dict[int, _Call] = {}  # by session
-        self._buffers: dict[str, Any] = {}  # OrtValues of the KV buffers, by name
+        self.buffers: dict[str, Any] = {}  # OrtValues of the KV buffers, by name
 
     @property
     def nbytes(self) -> int:
@@ -43,14 +44,18 @@ class OnnxCache:
         The output is made of views of buffers that the next call of the same length overwrites.
         """
         total = start + len(rows)
-        self._kv.reserve(total, start, self._bind_kv)
+        self.grow(total, start)
         session = self._backend.session_for(len(rows))
         call = self._calls.get(id(session))
         if call is None:
-            call = self._calls[id(session)] = _Call(self._backend, session, self._index)
-            for name, value in self._buffers.items():
+            call = self._calls[id(session)] = _Call(self._backend, session, self)
+            for name, value in self.buffers.items():
                 call.bind_kv(name, value)
         return call(rows, total, cancel)
+
+    def grow(self, length: int, valid: int) -> None:
+        """Make room for `length` positions, keeping the first `valid`."""
+        self._kv.reserve(length, valid, self._bind_kv)
 
     def reserve(self, length: int) -> None:
         """Make room for `length` positions that the caller will fill; earlier contents are lost."""
@@ -65,7 +70,8 @@ class OnnxCache:
         self._kv.fill(length, arrays)
 
     def _bind_kv(self, name: str, value: Any) -> None:
-        self._buffers[name] = value
+        self.buffers[name] = value
+        self.version += 1
         for call in self._calls.values():
             call.bind_kv(name, value)
 
@@ -73,15 +79,18 @@ class OnnxCache:
 class _Call:
     """A binding of one session, and the buffers of its rows."""
 
-    def __init__(self, backend: OnnxBackend, session: Any, cache: int) -> None:
+    def __init__(self, backend: OnnxBackend, session: Any, cache: OnnxCache) -> None:
         self._backend, self._session = backend, session
         self._wrap = import_onnxruntime().OrtValue.ortvalue_from_numpy
-        self._binding = backend.new_binding(session, cache)
+        self._binding = backend.new_binding(session)
+        # The suffix ends the names of what belongs to a cache.
+        self._suffix, self._kept = backend.bind_spare_slots(session, self._binding)
+        backend.bind_scales(self._binding, cache.index, self._suffix)
         self._seqlens = np.zeros(1, np.int32)
         self._total = np.zeros((), np.int32)
-        self._binding.bind_ortvalue_input("seqlens_k", self._wrap(self._seqlens))
+        self._binding.bind_ortvalue_input("seqlens_k" + self._suffix, self._wrap(self._seqlens))
         self._total_value = self._wrap(self._total)
-        self._binding.bind_ortvalue_input("total_length", self._total_value)
+        self._binding.bind_ortvalue_input("total_length" + self._suffix, self._total_value)
         self._rope: Any = None
         self._shape: tuple[int, ...] = ()
         self._hidden = self._out = self._gate = np.empty((0, 0, 0), np.float32)
@@ -102,8 +111,8 @@ class _Call:
 
     def bind_kv(self, name: str, value: Any) -> None:
         """Let the session append to one buffer."""
-        self._binding.bind_ortvalue_input("past." + name, value)
-        self._binding.bind_ortvalue_output("present." + name, value)
+        self._binding.bind_ortvalue_input("past." + name + self._suffix, value)
+        self._binding.bind_ortvalue_output("present." + name + self._suffix, value)
 
     def _bind_rows(self, shape: tuple[int, ...]) -> None:
         length, width = shape

@@ -1,0 +1,119 @@
+"""One call of the batched block: many row groups, each over its own KV cache. Bindings are kept between calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ouro_edge.bundle.bundle import SLOT_COUNTS
+from ouro_edge.runtime.backend.cancel import Cancel
+from ouro_edge.runtime.backend.kv import KVBuffers
+from ouro_edge.runtime.backend.protocol import GroupOutput, RowGroup
+from ouro_edge.runtime.backend.session import import_onnxruntime
+
+if TYPE_CHECKING:
+    from ouro_edge.runtime.backend.onnx_backend import OnnxBackend
+    from ouro_edge.runtime.backend.onnx_cache import OnnxCache
+
+
+class BatchedCall:
+    """The binding of a batched session with all its slots. Not safe for several threads at once."""
+
+    def __init__(self, backend: OnnxBackend, session: Any, slots: int) -> None:
+        self._backend, self._session, self._slots = backend, session, slots
+        self._wrap = import_onnxruntime().OrtValue.ortvalue_from_numpy
+        self._binding = backend.new_binding(session)
+        self._seqlens = [np.zeros(1, np.int32) for _ in range(slots)]
+        self._totals = [np.zeros((), np.int32) for _ in range(slots)]
+        self._slot_rows = np.zeros(slots + 1, np.int64)
+        self._total_rows = np.zeros(1, np.int64)
+        self._used = np.zeros((), np.int64)
+        self._values: dict[str, Any] = {}  # OrtValues of the arrays above
+        for name, array in (("slot_rows", self._slot_rows), ("total_rows", self._total_rows), ("slots", self._used)):
+            self._bind(name, array)
+        self._dummy = DummyCache(backend)
+        self._bound: list[tuple[Any, int]] = [(None, -1)] * slots  # cache and its version
+        for slot in range(slots):
+            self._bind(f"seqlens_k.{slot}", self._seqlens[slot])
+            self._bind(f"total_length.{slot}", self._totals[slot])
+            self._bind_cache(slot, self._dummy, 0)
+        self._rope: Any = None
+        self._rows = -1
+        self._hidden = self._out = self._gate = np.empty((0, 0, 0), np.float32)
+
+    def run(self, groups: Sequence[RowGroup], cancel: Cancel | None = None) -> list[GroupOutput]:
+        """Compute at most as many groups as there are slots; the outputs are copies."""
+        total = sum(len(group.rows) for group in groups)
+        size = next(count for count in SLOT_COUNTS if count >= len(groups))
+        self._bind_rows(total)
+        self._slot_rows[:] = 0
+        self._slot_rows[-1] = len(groups)  # dummy rows that no slot takes
+        self._total_rows[0], self._used[...] = total, len(groups)
+        ends = []
+        start = 0
+        for slot in range(size):
+            if slot < len(groups):
+                group = groups[slot]
+                rows, length, cache = len(group.rows), group.start + len(group.rows), group.cache
+                self._hidden[0, start : start + rows] = group.rows
+                start += rows
+                ends.append(start)
+            else:
+                rows, length, cache = 1, 1, self._dummy
+            self._slot_rows[slot] = rows
+            self._seqlens[slot][0], self._totals[slot][...] = length - 1, length
+            self._bind_cache(slot, cache, cache.version)
+        rope = self._backend.rope(max(group.start + len(group.rows) for group in groups))
+        if rope is not self._rope:
+            self._rope = rope
+            self._binding.bind_ortvalue_input("cos_cache", rope[0])
+            self._binding.bind_ortvalue_input("sin_cache", rope[1])
+        self._backend.call(self._session, self._binding, cancel)
+        parts = zip([0, *ends[:-1]], ends, strict=True)
+        return [GroupOutput(self._out[0, a:b].copy(), self._gate[0, a:b, 0].copy()) for a, b in parts]
+
+    def release(self, cache: OnnxCache) -> None:
+        """Let go of a cache that is about to grow or to be dropped."""
+        for slot, (bound, _) in enumerate(self._bound):
+            if bound is cache:
+                self._bind_cache(slot, self._dummy, 0)
+
+    def _bind(self, name: str, array: Any) -> None:
+        self._values[name] = self._wrap(array)
+        self._binding.bind_ortvalue_input(name, self._values[name])
+
+    def _bind_cache(self, slot: int, cache: Any, version: int) -> None:
+        bound, known = self._bound[slot]
+        if bound is cache and known == version:
+            return
+        for name, value in cache.buffers.items():
+            self._binding.bind_ortvalue_input(f"past.{name}.{slot}", value)
+            self._binding.bind_ortvalue_output(f"present.{name}.{slot}", value)
+        if bound is not cache:
+            self._backend.bind_scales(self._binding, cache.index, f".{slot}")
+        self._bound[slot] = cache, version
+
+    def _bind_rows(self, count: int) -> None:
+        if count == self._rows:
+            return
+        self._rows, width = count, self._backend.program.width
+        self._hidden, self._out = (np.empty((1, count, width), np.float32) for _ in range(2))
+        self._gate = np.full((1, count, 1), np.nan, np.float32)
+        self._binding.bind_ortvalue_input("hidden", self._wrap(self._hidden))
+        self._binding.bind_ortvalue_output("hidden_out", self._wrap(self._out))
+        if self._backend.config.has_gate:
+            self._binding.bind_ortvalue_output("exit_logit", self._wrap(self._gate))
+
+
+class DummyCache:
+    """The cache of slots that have no group: one position, written and never read."""
+
+    index = version = 0
+
+    def __init__(self, backend: OnnxBackend) -> None:
+        self.buffers: dict[str, Any] = {}
+        kv = KVBuffers(backend.config, backend.kv)
+        kv.reserve(1, 0, self.buffers.__setitem__)
+        self._kv = kv

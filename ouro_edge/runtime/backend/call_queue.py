@@ -1,0 +1,187 @@
+"""Combines the calls of several threads: whoever finds the engine free runs everything that waits, in shared calls.
+
+A thread that submits work while another one runs a call waits for it. When that call ends, one waiting thread becomes
+the leader: it runs the head rows that wait in one call, then the row groups that wait, as many as a call may have, and
+hands over. A leader first waits a moment for the threads whose groups were in the last call, because those are about
+to submit their next group; without this, two threads would take turns and never share a call.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from ouro_edge.arch.weights import Array
+from ouro_edge.runtime.backend.cancel import Cancel
+from ouro_edge.runtime.backend.protocol import GroupOutput, RowGroup
+
+_MAX_WAIT_SECONDS = 0.004  # for threads that are about to submit: sampling and text take a millisecond or two
+_CANCEL_POLL_SECONDS = 0.02  # a Cancel may fire in a signal handler, which may take no locks and can wake no thread
+
+
+class _Job:
+    """One submission: row groups for the block, or rows for the head."""
+
+    def __init__(self, kind: Literal["block", "head"], work: Any, cancel: Cancel | None) -> None:
+        self.kind, self.work, self.cancel = kind, work, cancel
+        self.thread = threading.get_ident()
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.done = False
+        self.leads = False
+        self.wake = threading.Event()
+
+
+class CallQueue:
+    """Runs blocks and heads of one backend, at most `max_groups` row groups per block call."""
+
+    def __init__(
+        self,
+        run_block: Callable[[list[RowGroup], Cancel | None], list[GroupOutput]],
+        run_head: Callable[[Array], Array],
+        max_groups: int,
+    ) -> None:
+        self._run_block, self._run_head, self._max_groups = run_block, run_head, max_groups
+        self._changed = threading.Condition()
+        self._waiting: list[_Job] = []
+        self._busy = False
+        self._recent: set[int] = set()  # threads whose groups were in the last block call
+
+    @property
+    def waiting(self) -> int:
+        """Number of submissions that wait for a call."""
+        return len(self._waiting)
+
+    def block(self, groups: Sequence[RowGroup], cancel: Cancel | None) -> list[GroupOutput]:
+        """The outputs of these groups. Raises Cancelled when `cancel` fires before or during the call."""
+        outputs: list[GroupOutput] = self._submit(_Job("block", list(groups), cancel))
+        if cancel is not None:
+            cancel.check()
+        return outputs
+
+    def head(self, rows: Array) -> Array:
+        """Logits [T, V] of rows [T, W]."""
+        logits: Array = self._submit(_Job("head", rows, None))
+        return logits
+
+    def _submit(self, job: _Job) -> Any:
+        with self._changed:
+            self._waiting.append(job)
+            job.leads, self._busy = not self._busy, True
+            self._changed.notify_all()  # a leader may be waiting for this group
+        try:
+            while not job.done:  # set by the thread that leads, which may be this one
+                if job.leads:
+                    self._lead(job)
+                    continue
+                job.wake.wait(None if job.cancel is None else _CANCEL_POLL_SECONDS)
+                if job.cancel is not None and job.cancel.cancelled and self._withdraw(job):
+                    job.cancel.check()
+        except BaseException:  # such as KeyboardInterrupt while waiting: the queue must not wait for this thread
+            self._leave(job)
+            raise
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    def _withdraw(self, job: _Job) -> bool:
+        """Take a cancelled job out of the queue; False if it is running, done or leading."""
+        with self._changed:
+            if job.leads or job not in self._waiting:
+                return False
+            self._waiting.remove(job)
+            return True
+
+    def _lead(self, job: _Job) -> None:
+        """Run what waits until the own job is done, then hand over."""
+        try:
+            while not job.done:
+                self._run_heads()
+                if job.kind == "head":
+                    break
+                self._await_recent()
+                self._run_groups(job)
+        finally:
+            self._leave(job)
+
+    def _leave(self, job: _Job) -> None:
+        """Take a job out of the queue, and hand over if it leads."""
+        with self._changed:
+            if not job.done and job in self._waiting:
+                self._waiting.remove(job)
+            if not job.leads:
+                return
+            job.leads = False
+            if self._waiting:
+                self._waiting[0].leads = True
+                self._waiting[0].wake.set()
+            else:
+                self._busy = False
+
+    def _await_recent(self) -> None:
+        """Wait until the threads of the last call have submitted again, for a few milliseconds at most."""
+        deadline = time.monotonic() + _MAX_WAIT_SECONDS
+        while True:
+            with self._changed:
+                there = {job.thread for job in self._waiting}
+                left = deadline - time.monotonic()
+                if not any(job.kind == "head" for job in self._waiting):
+                    if self._recent <= there or len(there) >= self._max_groups or left <= 0:
+                        return
+                    self._changed.wait(left)
+                    continue
+            self._run_heads()  # their threads cannot submit a group before they have these logits
+
+    def _run_heads(self) -> None:
+        jobs = self._take("head", 1 << 30)
+        if jobs:
+            self._finish(jobs, lambda: self._split(jobs))
+
+    def _split(self, jobs: list[_Job]) -> list[Any]:
+        logits = self._run_head(np.concatenate([job.work for job in jobs]) if len(jobs) > 1 else jobs[0].work)
+        ends = np.cumsum([len(job.work) for job in jobs])[:-1]
+        return list(np.split(logits, ends))
+
+    def _run_groups(self, own: _Job) -> None:
+        jobs = self._take("block", self._max_groups, own)
+        if not jobs:
+            return
+        self._recent = {job.thread for job in jobs}
+        groups = [group for job in jobs for group in job.work]
+        cancel = jobs[0].cancel if len(jobs) == 1 else None  # a shared call goes on when one of its jobs is cancelled
+
+        def run() -> list[Any]:
+            outputs = iter(self._run_block(groups, cancel))
+            return [[next(outputs) for _ in job.work] for job in jobs]
+
+        self._finish(jobs, run)
+
+    def _take(self, kind: str, most: int, own: _Job | None = None) -> list[_Job]:
+        """The waiting jobs of a kind, `own` first, with at most this many groups or rows."""
+        with self._changed:
+            taken: list[_Job] = []
+            for job in sorted((j for j in self._waiting if j.kind == kind), key=lambda j: j is not own):
+                if taken and sum(len(t.work) for t in taken) + len(job.work) > most:
+                    break
+                taken.append(job)
+            for job in taken:
+                self._waiting.remove(job)
+            return taken
+
+    def _finish(self, jobs: list[_Job], run: Callable[[], list[Any]]) -> None:
+        try:
+            for job, result in zip(jobs, run(), strict=True):
+                job.result = result
+        except BaseException as problem:
+            for job in jobs:
+                job.error = problem
+            if not isinstance(problem, Exception):
+                raise
+        finally:
+            for job in jobs:
+                job.done = True
+                job.wake.set()
