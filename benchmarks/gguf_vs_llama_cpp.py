@@ -3,13 +3,13 @@
     python benchmarks/gguf_vs_llama_cpp.py MODEL.gguf --peer PYTHON      a file that both read (architecture llama)
     python benchmarks/gguf_vs_llama_cpp.py --looped q8_0 --peer PYTHON   a random looped model
 
-PYTHON is an interpreter that has `xllamacpp`. llama.cpp has no Ouro, but its architecture `nanbeige` loops in the same
-way: Ouro less the two closing norms of a layer and less the gate. Such a model is written under that name for
-llama.cpp, and run here over the very same file.
+PYTHON is an interpreter with `xllamacpp`. llama.cpp does not implement Ouro, but its architecture `nanbeige` loops in
+the same way: it is Ouro without the two closing norms of a layer and without the gate. The model is
+written once for each of the two names of the architecture, with the same tensors.
 
-Agreement is counted twice: how far the two free answers run together, and, because one different token makes all later
-ones differ, how often our best next token is theirs after their own history. There the five likeliest tokens of both
-are printed with their log-probabilities, position by position, and how far ours are from theirs on their five.
+Agreement is measured in two ways: the length of the common prefix of the two greedy answers, and, because one different
+token changes all later ones, how often both have the same next token after llama.cpp's history. For the second measure
+the five most probable tokens of both are printed with log-probabilities at every position, with their differences.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-TOP = 5
+TOP_TOKENS = 5
 PROMPTS = (
     "The capital of France is",
     "Once upon a time, in a small village by the sea, there lived",
@@ -36,10 +36,10 @@ PROMPTS = (
 
 
 def peer(request: dict[str, Any]) -> dict[str, Any]:
-    """Runs in the other interpreter: greedy tokens of every prompt, from llama.cpp's server in this process.
+    """Greedy tokens of every prompt from llama.cpp's server; runs in the other interpreter.
 
-    With `exact` llama.cpp computes attention in float32 as we do, and `top` has [id, log-probability] of the likeliest
-    tokens at every position. Otherwise everything is as llama.cpp would have it, for its speed.
+    With `exact`, llama.cpp computes attention in float32 as ouro-edge does, and `top` has [id, log-probability] of the
+    most probable tokens at every position. Otherwise llama.cpp has its default settings, for its speed.
     """
     import xllamacpp
 
@@ -48,7 +48,7 @@ def peer(request: dict[str, Any]) -> dict[str, Any]:
     params.n_ctx, params.n_parallel, params.n_gpu_layers, params.warmup = 1024, 1, 0, True
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = request["threads"]
     params.sampling.temp = 0.0
-    if request["exact"]:  # its flash attention rounds to float16
+    if request["exact"]:  # llama.cpp's flash attention rounds to float16
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     start = time.perf_counter()
@@ -58,10 +58,10 @@ def peer(request: dict[str, Any]) -> dict[str, Any]:
         body = {
             "prompt": ids, "n_predict": request["tokens"], "temperature": 0.0, "top_k": 1, "ignore_eos": True,
             "return_tokens": True, "cache_prompt": False, "repeat_penalty": 1.0,
-            "n_probs": TOP if request["exact"] else 0,
+            "n_probs": TOP_TOKENS if request["exact"] else 0,
         }  # fmt: skip
         post = urllib.request.Request(server.listening_address + "/completion", json.dumps(body).encode())
-        with urllib.request.urlopen(post) as reply:  # the Python calls leave token ids out
+        with urllib.request.urlopen(post) as reply:  # the Python calls do not return token ids
             answer = json.load(reply)
         probabilities = answer.get("completion_probabilities", [])
         top = [[(token["id"], token["logprob"]) for token in at["top_logprobs"]] for at in probabilities]
@@ -70,7 +70,7 @@ def peer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def ask_peer(python: str, request: dict[str, Any]) -> dict[str, Any]:
-    """What `peer` returns in the interpreter `python`."""
+    """The result of `peer` in the interpreter `python`."""
     done = subprocess.run([python, __file__], input=json.dumps(request), capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"llama.cpp failed: {done.stderr[-2000:]}")
@@ -110,7 +110,7 @@ def looped_model(path: Path, precision: str) -> Any:
     weights = Weights(config, {name: Random(shape) for name, shape in tensor_shapes(config).items()})
     kind = type_of(precision)
     text = {
-        "tokenizer.ggml.model": "gpt2",  # llama.cpp's server wants one; prompts are ids
+        "tokenizer.ggml.model": "gpt2",  # llama.cpp's server needs a vocabulary; prompts are ids
         "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.tokens": [chr(0x4E00 + i) for i in range(config.vocab_size)],
         "tokenizer.ggml.token_type": np.ones(config.vocab_size, np.int32),
@@ -150,7 +150,7 @@ def main() -> None:
     """Read the arguments, run both, print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, nargs="?", help="a .gguf file of architecture llama")
-    parser.add_argument("--peer", required=True, metavar="PYTHON", help="an interpreter that has xllamacpp")
+    parser.add_argument("--peer", required=True, metavar="PYTHON", help="an interpreter with xllamacpp")
     parser.add_argument("--looped", metavar="PRECISION", help="a random looped model in f32, q8_0, q4_0, ... instead")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
@@ -162,7 +162,7 @@ def main() -> None:
 
 
 def compare(arguments: argparse.Namespace, folder: Path) -> None:
-    """Both engines on the same prompts."""
+    """Run both engines on the same prompts."""
     import ouro_edge
 
     start = time.perf_counter()
@@ -201,24 +201,24 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     print(f"{file.name}, {arguments.threads} threads, {len(prompts)} prompts, {total} greedy tokens")
     print(f"ouro-edge {ouro_edge.__version__}: load {load:.2f} s, {sorted(speeds)[len(speeds) // 2]:.1f} tokens/s")
     print(f"llama.cpp (xllamacpp {usual['version']}): load {usual['load']:.2f} s, {middle:.1f} tokens/s")
-    print(f"free answers run together for {together} of {total} tokens; same next token after the same history: "
+    print(f"greedy answers agree for the first {together} of {total} tokens; same next token after the same history: "
           f"{forced} of {total}")  # fmt: skip
     away = np.concatenate(distances)
-    print(f"log-probabilities of llama.cpp's {TOP} likeliest tokens: {away.mean():.2g} away on average, at most "
-          f"{away.max():.2g}")  # fmt: skip
+    print(f"log-probabilities of llama.cpp's {TOP_TOKENS} most probable tokens: mean difference {away.mean():.2g}, "
+          f"greatest {away.max():.2g}")  # fmt: skip
 
 
 def side_by_side(logits: Any, top: list[list[tuple[int, float]]]) -> Any:
-    """Print the likeliest tokens of both at every position; returns how far apart they are [T, TOP].
+    """Print the most probable tokens of both at every position; returns the differences [T, TOP_TOKENS].
 
-    `logits` [T, V] are ours, `top` theirs: [id, log-probability], likeliest first.
+    `logits` [T, V] are from ouro-edge, `top` from llama.cpp: [id, log-probability], most probable first.
     """
     shifted = logits - logits.max(axis=1, keepdims=True)
     ours = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     away = np.array([[abs(row[i] - value) for i, value in best] for row, best in zip(ours, top, strict=True)])
-    print("position: llama.cpp's id and log-probability, ... | ours, ... | mean and greatest difference")
+    print("position: llama.cpp's id and log-probability, ... | ouro-edge's, ... | mean and greatest difference")
     for at, (row, best) in enumerate(zip(ours, top, strict=True)):
-        own = [(i, row[i]) for i in np.argsort(-row)[:TOP]]
+        own = [(i, row[i]) for i in np.argsort(-row)[:TOP_TOKENS]]
         columns = (", ".join(f"{i} {value:.3f}" for i, value in side) for side in (best, own))
         print(f"{at}:", " | ".join((*columns, f"{away[at].mean():.2g} {away[at].max():.2g}")))
     return away

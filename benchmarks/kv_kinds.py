@@ -1,8 +1,8 @@
-"""What a smaller KV cache costs on Ouro-nano: `python benchmarks/kv_kinds.py --most 15`.
+"""Cost of smaller KV caches on Ouro-nano: `python benchmarks/kv_kinds.py --most 15`.
 
-Float32 against int8, int4 and one cache shared by all loops: answers to held-out questions, the likelihood of right
-answers, and the divergence over long contexts. After a prompt text is fed token by token, as generation does it: only
-there does sharing change anything.
+Compares float32 with int8, int4 and one cache shared by all loops: answers to held-out questions, likelihood of right
+answers, and divergence in long contexts. Text after a prompt is fed token by token, as in generation, because sharing
+has no effect on prompts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import ouro_edge
 from ouro_edge.arch.weights import Array
 
-KINDS = {  # what `load` is told; the first is what the others are compared with
+KINDS = {  # arguments of `load`; the first one is the reference
     "fp32": ("fp32", "none"),
     "int8": ("int8", "none"),
     "int4": ("int4", "none"),
@@ -37,34 +37,34 @@ class Text:
 
     prompt: list[int]
     rest: list[int]
-    answers: list[bool]  # which tokens of the rest are answers; the others are questions
+    answers: list[bool]  # whether a token of the rest is part of an answer
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What one kind of cache makes of questions and texts."""
+    """Results of one kind of cache."""
 
     full: list[nano.Answer]
     shipped: list[nano.Answer]  # at the model's own exit threshold
-    fed: list[nano.Answer]  # at full depth, the question fed token by token as if the model had written it
+    fed: list[nano.Answer]  # at full depth, with the question fed token by token like an answer
     right: list[Array]  # [T, V] log-probabilities along the right answers
-    long: list[Array]  # the same along the long texts
+    long: list[Array]  # the same for the long texts
     kv_bytes: int  # of the longest
 
 
 def prompt_of(model: ouro_edge.Model, question: Question) -> list[int]:
-    """The ids of a question, up to where the answer begins."""
+    """The ids of a question, up to the beginning of the answer."""
     return model.tokenizer.encode(model.render([{"role": "user", "content": question["prompt"]}]))
 
 
 def right_answer(model: ouro_edge.Model, question: Question) -> Text:
-    """A question, and its right answer with the token that ends it."""
+    """A question, and its right answer including the end token."""
     answer = model.tokenizer.encode(question["answer"] + END)
     return Text(prompt_of(model, question), answer, [True] * len(answer))
 
 
 def conversation(model: ouro_edge.Model, asked: Iterable[Question], length: int) -> Text:
-    """Questions and the model's own greedy answers, one turn after the other, of `length` tokens at most."""
+    """Questions and the model's greedy answers in turns, at most `length` tokens."""
     sequence, ids, answers = model.new_sequence(), [], []
     for question in asked:
         turn = prompt_of(model, question)
@@ -101,7 +101,7 @@ def ask_fed(model: ouro_edge.Model, asked: Iterable[Question]) -> list[nano.Answ
 
 
 def examine(model: ouro_edge.Model, asked: Sequence[Question], right: Iterable[Text], long: Iterable[Text]) -> Kind:
-    """Everything about the cache that a model was loaded with."""
+    """All results for the cache of a loaded model."""
     readings = [read(model, text) for text in long]
     return Kind(
         nano.ask(model, asked, FULL),
@@ -126,14 +126,14 @@ def divergence(exact: Sequence[Array], other: Sequence[Array]) -> tuple[float, f
 
 
 def by_hops(answers: Sequence[nano.Answer]) -> str:
-    """Exact match of all, and of one hop, two hops, ..."""
+    """Exact match for all questions, and for one hop, two hops, ..."""
     hops = sorted({a.hops for a in answers})
     parts = "/".join(f"{nano.accuracy(a for a in answers if a.hops == h):.0%}" for h in hops)
     return f"{nano.accuracy(answers):.1%} ({parts})"
 
 
 def table(kinds: dict[str, Kind], right: Sequence[Text], long: Sequence[Text]) -> str:
-    """Markdown, one kind of cache a column."""
+    """A Markdown table, one column per kind of cache."""
     exact = next(iter(kinds.values()))
     rows: dict[str, list[str]] = {}
 
@@ -160,14 +160,14 @@ def main() -> None:
     """Compare the kinds of cache on the model named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", help="an exported model that answers these questions; the built-in one")
-    parser.add_argument("--most", type=int, help="at most this many questions a family and number of hops")
-    parser.add_argument("--contexts", type=int, default=4, help="long contexts (%(default)s)")
+    parser.add_argument("--most", type=int, help="maximum number of questions per family and number of hops")
+    parser.add_argument("--contexts", type=int, default=4, help="number of long contexts (%(default)s)")
     parser.add_argument("--length", type=int, default=500, help="tokens of a long context (%(default)s)")
     options = parser.parse_args()
     asked = nano.questions(nano.DATA / "questions.test.jsonl", options.most)
     with ouro_edge.load(options.model, kv="fp32", threads=1) as model:
         right = [right_answer(model, question) for question in asked]
-        # Every n-th question, so that each context mixes families and hops.
+        # Every n-th question, so that each context has all families and hops.
         parts = [asked[i :: options.contexts] for i in range(options.contexts)]
         long = [conversation(model, part[::-5] + part, options.length) for part in parts]
     kinds = {}

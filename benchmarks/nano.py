@@ -1,4 +1,4 @@
-"""How good Ouro-nano is, and what depth buys: `python benchmarks/nano.py MODEL... --png curve.png`.
+"""Accuracy of Ouro-nano by depth and exit threshold: `python benchmarks/nano.py MODEL... --png curve.png`.
 
 MODEL is an exported model (several to compare precisions). Questions are the held-out ones in benchmarks/nano: exact
 match of the whole greedy answer by family, hops and fixed depth; then by exit threshold. Thresholds are chosen on the
@@ -23,23 +23,23 @@ import ouro_edge
 
 DATA = Path(__file__).parent / "nano"
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
-MOST_LOSS = 0.02  # accuracy that the chosen threshold may cost on the validation questions
+MAX_ACCURACY_LOSS = 0.02  # accuracy that the chosen threshold may cost on the validation questions
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How one question went."""
+    """The result of one question."""
 
     family: str
     hops: int
     text: str
     right: bool
-    depth: float  # mean over the answer's tokens
-    tokens: int  # with the one that ends the answer
+    depth: float  # mean over the tokens of the answer
+    tokens: int  # including the end token
     prompt_tokens: int
     loops_run: int
     loops_full: int
-    answer_loops: int  # of loops_run, those of the positions that the answer's tokens came from
+    answer_loops: int  # loops_run of the positions that produced the answer's tokens
 
 
 def questions(file: Path, most: int | None) -> list[dict[str, Any]]:
@@ -60,13 +60,13 @@ def ask(
     policy: ouro_edge.ExitPolicy,
     sequence: ouro_edge.TokenSequence | None = None,
 ) -> list[Answer]:
-    """Greedy answers to all questions under one exit policy, each in a new sequence unless one is given."""
+    """Greedy answers to all questions with one exit policy, each in a new sequence unless one is given."""
     answers = []
     for question in asked:
         messages = [{"role": "user", "content": question["prompt"]}]
         own = model.new_sequence() if sequence is None else sequence
         *tokens, done = model.chat(messages, exit=policy, max_tokens=48, sampler=ouro_edge.Sampler(), sequence=own)
-        before = done.usage.prompt_tokens - 1  # the prompt's last position gives the first token
+        before = done.usage.prompt_tokens - 1  # the last position of the prompt produces the first token
         answers.append(
             Answer(
                 question["family"],
@@ -90,7 +90,7 @@ def accuracy(answers: Iterable[Answer]) -> float:
 
 
 def depth_table(runs: list[list[Answer]]) -> str:
-    """Markdown: exact match by family, hops and fixed depth."""
+    """A Markdown table: exact match by family, hops and fixed depth."""
     loops = range(len(runs))
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for i, answer in enumerate(runs[0]):
@@ -110,14 +110,14 @@ def depth_table(runs: list[list[Answer]]) -> str:
 
 
 def fixed_at(depth: float, fixed: list[float]) -> float:
-    """Accuracy of mixing two neighbouring fixed depths so that their mean is `depth`."""
+    """Accuracy of a mixture of two adjacent fixed depths with mean `depth`."""
     low = min(int(depth), len(fixed) - 1)
     share = depth - low
     return fixed[low - 1] * (1 - share) + fixed[low] * share
 
 
 def evaluate(path: str, most: int | None) -> dict[str, Any]:
-    """Everything about one model, printed as Markdown and returned."""
+    """Evaluate one model; prints Markdown and returns the figures."""
     with ouro_edge.load(path, kv="fp32") as model:
         validation, test = (questions(DATA / f"questions.{split}.jsonl", most) for split in ("validation", "test"))
         runs = [ask(model, test, ouro_edge.FixedDepth(r + 1)) for r in range(model.config.loops)]
@@ -149,7 +149,7 @@ def evaluate(path: str, most: int | None) -> dict[str, Any]:
             cells = "/".join(f"{d:.2f}" for d in by_hops)
             print(f"| {threshold} | {row['validation']:.1%} | {row['test']:.1%} | {depth:.2f} | {row['fixed']:.1%} "
                   f"| {cells} | {saved:.0%} |")  # fmt: skip
-        good = [row for row in sweep if row["validation"] >= full - MOST_LOSS]
+        good = [row for row in sweep if row["validation"] >= full - MAX_ACCURACY_LOSS]
         chosen = min(good, key=lambda row: row["validation_depth"])
         print(f"\nChosen on validation: threshold {chosen['threshold']}, on test {chosen['test']:.1%} at mean depth "
               f"{chosen['depth']:.2f}; full depth {fixed[-1]:.1%}.")  # fmt: skip
@@ -157,7 +157,7 @@ def evaluate(path: str, most: int | None) -> dict[str, Any]:
 
 
 def draw(results: list[dict[str, Any]], out: Path) -> None:
-    """Accuracy against mean depth, thresholds as a line and fixed depths as points."""
+    """Plot accuracy against mean depth: thresholds as a line, fixed depths as points."""
     try:
         import matplotlib.pyplot as plt
     except ImportError:
@@ -179,7 +179,7 @@ def main() -> None:
     """Evaluate the models named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+")
-    parser.add_argument("--most", type=int, help="at most this many questions a family and number of hops")
+    parser.add_argument("--most", type=int, help="maximum number of questions per family and number of hops")
     parser.add_argument("--png", type=Path, help="draw accuracy against mean depth")
     parser.add_argument("--json", type=Path, help="write all figures")
     options = parser.parse_args()

@@ -1,9 +1,9 @@
-"""ouro-edge beside llama.cpp and OpenVINO on this machine: `python benchmarks/peers.py`. One command does it all.
+"""Compares ouro-edge with llama.cpp and OpenVINO on this machine: `python benchmarks/peers.py`.
 
-It installs the peers into environments of their own, makes one random model of Ouro-1.4B's shapes for each, and times
-them in turn (A B C A B C), every turn in a new process: medians, ranges, and how many times the peer's speed ours is,
-by the ratio of every round. `--only dense` sets us beside what one would take instead of a looped 1.4B: a dense 4B in
-llama.cpp. Results are kept: what was interrupted goes on where it was. Linux; a full run takes most of an hour.
+Installs the peers in separate environments, creates one random model with Ouro-1.4B's shapes for each, and times them
+in turn (A B C A B C), each time in a new process. Reports medians, ranges, and the speed of ouro-edge divided by that
+of the peer in the same round. `--only dense` compares with an alternative to a looped 1.4B: a dense 4B in llama.cpp.
+Results are stored, so that an interrupted run can be continued. Linux; a full run takes most of an hour.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ QUICK_SECTIONS = {
     "longest-decode": (Test("decode", 96),),
     "dense": (Test("prefill", 16), Test("decode", 16)),
 }
-QUIET = 0.2  # CPUs that others may take before a run is taken again
-OURS = ("ouro-edge", "ouro-edge, int8 KV")  # as installed; the lean way stands beside them
+MAX_OTHER_CPUS = 0.2  # CPUs in use by other processes above which a run is repeated
+OURS = ("ouro-edge", "ouro-edge, int8 KV")  # default settings; prefill without the copy is a separate contender
 
 
 def contenders_of(section: str, peers: tuple[str, ...]) -> list[Contender]:
-    """Who takes part: dense model and smaller depths in their own section only, other KV types where it is long."""
+    """The contenders of a section: dense model and smaller depths only in `dense`, other KV types for long contexts."""
     there = [c for c in CONTENDERS if c.peer in peers]
     if section == "dense":
         return [c for c in there if c.peer == "dense" or c.name == OURS[1]]
@@ -63,7 +63,7 @@ def contenders_of(section: str, peers: tuple[str, ...]) -> list[Contender]:
 def measure(
     sections: dict[str, tuple[Test, ...]], options: argparse.Namespace, places: Places, sizes: Sizes, results: Path
 ) -> list[dict[str, Any]]:
-    """Rounds over all tests and contenders; every outcome is written down before the next begins."""
+    """Rounds over all tests and contenders; every outcome is stored before the next test."""
     done: list[dict[str, Any]] = json.loads(results.read_text()) if results.is_file() else []
     have = {(o["section"], o["test"], o["contender"], o["round"]) for o in done}
     for round_, (section, test) in product(range(options.rounds), ((s, t) for s in sections for t in sections[s])):
@@ -74,7 +74,7 @@ def measure(
             print(f"round {round_ + 1}, {section}, {test}: {contender.name}", file=sys.stderr)
             about |= {"at": time.time(), "memory_read": memory_read(options.threads, options.wrap)}
             tries = [run(contender, test, places, sizes, options.threads, options.wrap)]
-            while (tries[-1].others or 0) > QUIET and len(tries) <= options.retries:
+            while (tries[-1].others or 0) > MAX_OTHER_CPUS and len(tries) <= options.retries:
                 tries.append(run(contender, test, places, sizes, options.threads, options.wrap))
             done.append(about | asdict(min(tries, key=lambda tried: tried.others or 0)))
             partial = results.with_suffix(".partial")
@@ -84,9 +84,9 @@ def measure(
 
 
 def report(done: list[dict[str, Any]]) -> str:
-    """A Markdown table a section. Ratios are ours to theirs in the same round, ours the better of both KV types."""
+    """A Markdown table per section. Ratios are ouro-edge (the faster of both KV types) to peer in the same round."""
     lines = []
-    head = ("test", "runtime", "tokens/s", "range", "ours is", "load, s", "resident, GB", "peak, GB", "CPUs of others")
+    head = ("test", "runtime", "tokens/s", "range", "ouro-edge is", "load, s", "resident, GB", "peak, GB", "other CPUs")
     for section in dict.fromkeys(o["section"] for o in done):
         lines += [f"\n### {section}\n", row(*head), row(*["---"] * len(head))]
         here = [o for o in done if o["section"] == section]
@@ -105,12 +105,12 @@ def report(done: list[dict[str, Any]]) -> str:
 
 
 def row(*cells: str) -> str:
-    """A line of a Markdown table."""
+    """A row of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
 def ratio(here: list[dict[str, Any]], mine: list[dict[str, Any]]) -> str:
-    """Our speed by theirs, in the rounds that both were in: median and range."""
+    """Speed of ouro-edge divided by the peer's in common rounds: median and range."""
     if mine[0]["contender"].startswith("ouro-edge"):
         return ""
     found = []
@@ -123,7 +123,7 @@ def ratio(here: list[dict[str, Any]], mine: list[dict[str, Any]]) -> str:
 
 
 def mixture(done: list[dict[str, Any]]) -> Iterator[str]:
-    """Our speed at a mean depth of 2.5 beside the dense model's: half of the tokens at depth 2, half at 3."""
+    """Speed of ouro-edge at mean depth 2.5 (half of the tokens at depth 2, half at 3) and of the dense model."""
     dense = [o for o in done if o["section"] == "dense"]
     for test in dict.fromkeys(o["test"] for o in dense):
         names = ("ouro-edge, depth 2, int8 KV", "ouro-edge, depth 3, int8 KV", "dense 4B in llama.cpp")
@@ -135,7 +135,7 @@ def mixture(done: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def words(choices: tuple[str, ...]) -> Any:
-    """A reader of names separated by commas, each one of `choices`."""
+    """A parser of names separated by commas, each one of `choices`."""
 
     def read(text: str) -> tuple[str, ...]:
         found = tuple(text.split(","))
@@ -152,15 +152,15 @@ def main() -> None:
     parser.add_argument("--peers", type=words(PEERS), default=PEERS, help=f"any of {','.join(PEERS)}")
     parser.add_argument("--only", type=words(tuple(SECTIONS)), default=tuple(SECTIONS), help="sections to run")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--retries", type=int, default=0, help="runs more where others took over a fifth of a CPU")
+    parser.add_argument("--retries", type=int, default=0, help="additional runs if others used over a fifth of a CPU")
     parser.add_argument("--threads", type=int, default=available_threads())
-    parser.add_argument("--quick", action="store_true", help="tiny models: does everything work?")
+    parser.add_argument("--quick", action="store_true", help="tiny models, to test this program")
     parser.add_argument("--work", type=Path, default=Path(".cache/peers"), help="models and results")
     parser.add_argument("--venvs", type=Path, help="environments of the peers (default: in --work)")
     parser.add_argument(
-        "--wrap", default="", metavar="COMMAND", help="put before every timed program, such as 'nice -n -5'"
+        "--wrap", default="", metavar="COMMAND", help="prefix of every timed command, such as 'nice -n -5'"
     )
-    parser.add_argument("--fresh", action="store_true", help="forget earlier results")
+    parser.add_argument("--fresh", action="store_true", help="discard earlier results")
     options = parser.parse_args()
     places = Places(options.work.resolve(), (options.venvs or options.work).resolve())
     sizes = QUICK if options.quick else FULL

@@ -1,7 +1,7 @@
-"""What every exit policy costs and how well it answers, on Ouro-nano: `python benchmarks/policies.py --most 15`.
+"""Cost and accuracy of every exit policy on Ouro-nano: `python benchmarks/policies.py --most 15`.
 
-Exact match on held-out questions against the mean depth, the loops run and the calls of the head. One table, sorted by
-cost in loops: a loop counts one, a call of the head `--head` loops.
+One table: exact match on held-out questions, mean depth, loops run and head calls, sorted by cost in loops. A call of
+the head costs `--head` loops.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import nano
 import ouro_edge
 from ouro_edge.testing import MeteredBackend
 
-HEAD = 0.15  # Ouro-1.4B in int4: the head reads 0.1 GB, a loop 0.66 GB
+HEAD_CALL_LOOPS = 0.15  # Ouro-1.4B in int4: the head reads 0.1 GB, a loop 0.66 GB
 
-# Spelled as the command line does. Each kind with a setting that costs (next to) no accuracy on the validation
-# questions, and with cheaper ones.
+# In the notation of the command line. Each kind with a setting that costs almost no accuracy on the validation
+# questions, and with cheaper settings.
 POLICIES: dict[str, ouro_edge.ExitPolicy] = {
     **{f"--loops {r}": ouro_edge.FixedDepth(r) for r in (1, 2, 3, 4)},
     **{f"--exit-threshold {q}": ouro_edge.ExitThreshold(q) for q in (0.05, 0.1, 0.3, 0.5, 0.7)},
@@ -38,21 +38,21 @@ POLICIES: dict[str, ouro_edge.ExitPolicy] = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One policy on all questions: means over questions of what a token of the answer took."""
+    """One policy on all questions: means over questions, per token of the answer."""
 
     policy: str
     right: float
-    depth: float  # block calls that end in this token: each reads the block's weights once
-    loops: float  # positions through the block, with those before that were caught up
-    prompt_loops: float  # of a position of the prompt, the last apart
+    depth: float  # block calls per token: each reads the block's weights once
+    loops: float  # positions that passed the block, including earlier ones that caught up
+    prompt_loops: float  # per position of the prompt, except the last
     heads: float
-    cost: float  # loops, and heads at their price
+    cost: float  # loops, plus head calls converted to loops
 
 
 def measure(
     model: ouro_edge.Model, asked: Iterable[dict[str, object]], name: str, policy: ouro_edge.ExitPolicy, price: float
 ) -> Row:
-    """Ask all questions under one policy."""
+    """Answer all questions with one policy."""
     answers, heads = [], []
     for question in asked:
         meter = MeteredBackend(model.backend)
@@ -66,7 +66,7 @@ def measure(
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Markdown, the cheapest first."""
+    """A Markdown table, sorted by cost."""
     head = ("policy", "exact match", "mean depth", "loops run", "head calls", "cost", "loops a prompt token")
     lines = [" | ".join(("", *head, "")).strip(), "| --- " * len(head) + "|"]
     for row in sorted(rows, key=lambda row: row.cost):
@@ -80,9 +80,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", help="an exported model that answers these questions; the built-in one")
     parser.add_argument("--most", type=int, help="at most this many questions a family and number of hops")
-    parser.add_argument("--head", type=float, default=HEAD, help="loops that a call of the head costs (%(default)s)")
+    cost = "loops that a call of the head costs (%(default)s)"
+    parser.add_argument("--head", type=float, default=HEAD_CALL_LOOPS, help=cost)
     parser.add_argument("--split", choices=("test", "validation"), default="test")
-    parser.add_argument("--only", help="only policies whose spelling contains this")
+    parser.add_argument("--only", help="only policies that contain this text")
     options = parser.parse_args()
     chosen = {name: policy for name, policy in POLICIES.items() if (options.only or "") in name}
     asked = nano.questions(nano.DATA / f"questions.{options.split}.jsonl", options.most)

@@ -1,11 +1,11 @@
-"""Writes a random Ouro checkpoint with the true shapes, so that speed and memory can be measured without real weights.
+"""Writes a random Ouro checkpoint with the published shapes, to measure speed and memory without real weights.
 
     python benchmarks/random_checkpoint.py OUT --shape 1.4b|2.6b|tiny [--tokenizer DIR|tokenizer.json] [--seed 0]
 
-Knows the published config, tensor names and the safetensors layout; needs NumPy alone and about 100 MB of memory.
-Refuses to pretend that the values mean anything: drawing 1.4e9 normals would take minutes, so every matrix is cut out
-of one pool of some four million bfloat16 normals at random offsets. Sizes, bytes and distributions are right; values
-repeat, so neither compression nor text quality may be measured with them.
+Contains the published config, tensor names and safetensors layout; needs only NumPy and about 100 MB of memory.
+Sampling 1.4e9 normals would take minutes, so every matrix consists of pieces of one pool of four million bfloat16
+normals, at random offsets. Sizes and distributions are correct, but values repeat: do not measure compression or text
+quality.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Bf16 = NDArray[np.uint16]  # bfloat16 as its bits
+Bf16 = NDArray[np.uint16]  # bits of bfloat16
 
-POOL = 4_194_301  # a prime: no tensor width divides it, so rows do not repeat in step
-PIECE = 1 << 20  # values taken from the pool at one random offset
+POOL_VALUES = 4_194_301  # a prime, so that no width of a tensor divides it and rows differ
+PIECE_VALUES = 1 << 20  # values taken from the pool at one random offset
 GATE_SPREAD = 1.5  # standard deviation of a gate logit over hidden states of unit variance
-GATE_BIAS = -0.5  # mean gate logit: a threshold of 0.5 then meets exits at every depth
+GATE_BIAS = -0.5  # mean gate logit: with threshold 0.5, exits occur at every depth
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes in which the published models differ, and those that a test wants smaller."""
+    """The sizes that differ between the published models, or that tests reduce."""
 
     layers: int
     hidden: int = 2048
@@ -54,11 +54,11 @@ SHAPES = {
 
 
 class CheckpointExists(Exception):
-    """The destination, or a left-over of an interrupted run beside it, is in the way."""
+    """The destination exists, or the working directory of an interrupted run."""
 
 
 def hf_config(shape: Shape) -> dict[str, Any]:
-    """config.json as the published base models have it: token ids 0, every loop run; no generation_config beside it."""
+    """config.json of the published base models: token ids 0, all loops; there is no generation_config.json."""
     return {
         "architectures": ["OuroForCausalLM"],
         "attention_dropout": 0.0,
@@ -121,11 +121,11 @@ def write(
     shard_bytes: int = 5_000_000_000,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write the checkpoint beside `out` and rename it into place; `progress(bytes done, bytes in all)` follows it.
+    """Write the checkpoint next to `out` and rename it; `progress(bytes done, bytes in all)` is called meanwhile.
 
-    One model.safetensors when all fits in `shard_bytes`, else shards with an index, as transformers does. The values
-    depend on the seed alone, not on the sharding. A tokenizer with more ids than the shape has makes the vocabulary
-    grow. CheckpointExists when `out` holds anything.
+    One model.safetensors if it fits in `shard_bytes`, otherwise shards with an index, as in transformers. The values
+    depend only on the seed, not on the shards. A tokenizer with more ids than the shape extends the vocabulary.
+    CheckpointExists when `out` is not empty.
     """
     partial = out.with_name(out.name + ".partial")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
@@ -158,14 +158,14 @@ def to_bf16(values: NDArray[np.float32]) -> Bf16:
 
 
 class Values:
-    """Where the numbers come from: one pool of normals for matrices, a generator of its own for each small tensor."""
+    """The source of values: one pool of normals for matrices, and a separate generator per small tensor."""
 
     def __init__(self, seed: int, hidden: int) -> None:
         self.seed, self.hidden = seed, hidden
-        self.pool = to_bf16(np.random.default_rng(seed).standard_normal(POOL, np.float32) * np.float32(0.02))
+        self.pool = to_bf16(np.random.default_rng(seed).standard_normal(POOL_VALUES, np.float32) * np.float32(0.02))
 
     def pieces(self, name: str, index: int, size: tuple[int, ...]) -> Iterator[Bf16]:
-        """The values of a tensor in order, a piece at a time; `index` is its place among all tensors."""
+        """The values of a tensor in pieces; `index` is its position among all tensors."""
         rng = np.random.default_rng([self.seed, index])
         count = math.prod(size)
         if name.endswith("early_exit_gate.bias"):
@@ -175,9 +175,9 @@ class Values:
         elif len(size) == 1:
             yield to_bf16(1 + rng.standard_normal(count, np.float32) * np.float32(0.1))
         else:
-            for start in range(0, count, PIECE):
-                offset = int(rng.integers(POOL - PIECE))
-                yield self.pool[offset : offset + min(PIECE, count - start)]
+            for start in range(0, count, PIECE_VALUES):
+                offset = int(rng.integers(POOL_VALUES - PIECE_VALUES))
+                yield self.pool[offset : offset + min(PIECE_VALUES, count - start)]
 
 
 def _write_weights(
@@ -222,7 +222,7 @@ def _tokenizer_files(source: Path) -> dict[str, bytes]:
     names = TOKENIZER_FILES if source.is_dir() else (source.name,)
     files = {n: (folder / n).read_bytes() for n in names if (folder / n).is_file()}
     if "tokenizer.json" not in files:
-        raise FileNotFoundError(f"{source} is no tokenizer.json and no directory that holds one")
+        raise FileNotFoundError(f"{source} is neither a tokenizer.json nor a directory with one")
     return files
 
 
@@ -237,8 +237,8 @@ def _write_json(path: Path, data: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write a random Ouro checkpoint with the true shapes.")
-    parser.add_argument("out", type=Path, help="directory to make")
+    parser = argparse.ArgumentParser(description="Write a random Ouro checkpoint with the published shapes.")
+    parser.add_argument("out", type=Path, help="directory to create")
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--tokenizer", type=Path, help="directory with a tokenizer.json, or the file itself")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,8 +1,8 @@
-"""A server on Ouro-nano under mixed load: answers, streams, clients that leave, nonsense. Does it err, grow, rest?
+"""Soak test of a server with Ouro-nano: answers, streams, disconnecting clients, invalid requests.
 
     python benchmarks/soak.py --minutes 30
 
-Prints what was asked and answered, every answer that was not as it should be, memory over time and idle CPU after.
+Prints counts of requests, every wrong answer, memory over time, and idle CPU at the end.
 Needs `pip install '.[serve]' httpx`.
 """
 
@@ -32,18 +32,18 @@ SCHEMA = {
     "additionalProperties": False,
 }
 
-Answer = tuple[int, set[int]]  # status, and which would have been right
+Answer = tuple[int, set[int]]  # status, and the correct ones
 
 
 def question(rng: random.Random) -> list[dict[str, str]]:
-    """Messages about people who like each other."""
+    """The messages of a puzzle."""
     people = rng.sample(NAMES, 4)
     facts = " ".join(f"{a} likes {b}." for a, b in pairwise(people))
     return [{"role": "user", "content": f"{facts} {people[0]} likes someone who likes who?"}]
 
 
 def chat(client: httpx.Client, rng: random.Random) -> Answer:
-    """A short answer, with the options in turns."""
+    """A short answer, with varying options."""
     more = rng.choice(
         [{}, {"loops": rng.randint(1, 4)}, {"logprobs": True, "top_logprobs": 5}, {"n": 3, "temperature": 1, "lens": 2}]
     )
@@ -51,7 +51,7 @@ def chat(client: httpx.Client, rng: random.Random) -> Answer:
 
 
 def stream(client: httpx.Client, rng: random.Random) -> Answer:
-    """A stream that is read to its end."""
+    """A complete stream."""
     body = {"messages": question(rng), "stream": True, "max_tokens": 64, "lens": 2}
     with client.stream("POST", CHAT, json=body) as response:
         whole = "".join(response.iter_text())
@@ -59,7 +59,7 @@ def stream(client: httpx.Client, rng: random.Random) -> Answer:
 
 
 def leave(client: httpx.Client, rng: random.Random) -> Answer:
-    """A stream of a long answer whose reader leaves after some lines."""
+    """A stream of a long answer; the client disconnects after some lines."""
     lines = rng.randint(0, 40)
     with client.stream("POST", CHAT, json={"messages": question(rng), "stream": True, **ENDLESS}) as response:
         for i, _ in enumerate(response.iter_lines()):
@@ -69,7 +69,7 @@ def leave(client: httpx.Client, rng: random.Random) -> Answer:
 
 
 def give_up(client: httpx.Client, rng: random.Random) -> Answer:
-    """A whole answer for which the client does not wait."""
+    """A long answer; the client disconnects before it."""
     try:
         response = client.post(CHAT, json={"messages": question(rng), **ENDLESS}, timeout=rng.uniform(0.01, 0.3))
     except httpx.TimeoutException:
@@ -78,13 +78,13 @@ def give_up(client: httpx.Client, rng: random.Random) -> Answer:
 
 
 def complete(client: httpx.Client, rng: random.Random) -> Answer:
-    """Scores of a prompt, as an evaluation asks for them."""
+    """Scores of a prompt, as requested by evaluation programs."""
     body = {"prompt": question(rng)[0]["content"], "echo": True, "logprobs": 1, "max_tokens": 1}
     return client.post(COMPLETE, json=body).status_code, {200, 429}
 
 
 def embed(client: httpx.Client, rng: random.Random) -> Answer:
-    """Vectors of two texts."""
+    """Embeddings of two texts."""
     texts = [question(rng)[0]["content"] for _ in range(2)]
     return client.post(EMBED, json={"input": texts}).status_code, {200, 429}
 
@@ -96,7 +96,7 @@ def schema(client: httpx.Client, rng: random.Random) -> Answer:
 
 
 def nonsense(client: httpx.Client, rng: random.Random) -> Answer:
-    """A body that is none."""
+    """An invalid body."""
     body = rng.choice(
         [b"", b"{", b"[]", rng.randbytes(100), b"[" * 10_000, b'{"messages": 5}', b'{"prompt": ""}', b'{"input": [[]]}',
          b'{"messages": [{"role": "user", "content": "' + b"word " * 2000 + b'"}]}',
@@ -113,7 +113,7 @@ KINDS: dict[Callable[[httpx.Client, random.Random], Answer], int] = {
 
 
 def work(url: str, seed: int, end: float, seen: Counter[tuple[str, int]], wrong: list[str]) -> None:
-    """One client, until the end."""
+    """One client, until the end of the test."""
     rng = random.Random(seed)
     with httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
         while time.monotonic() < end:
@@ -129,7 +129,7 @@ def work(url: str, seed: int, end: float, seen: Counter[tuple[str, int]], wrong:
 
 
 def main() -> int:
-    """Run it; 1 when anything was wrong."""
+    """Run the test. Returns 1 after a failure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--clients", type=int, default=8)

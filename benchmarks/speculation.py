@@ -1,10 +1,10 @@
-"""What speculation saves: `python benchmarks/speculation.py [MODEL] --most 10`. Default: the built-in Ouro-nano.
+"""Savings by speculation: `python benchmarks/speculation.py [MODEL] --most 10`. Default: the built-in Ouro-nano.
 
-Answers held-out questions in benchmarks/nano with and without speculation and compares the answers, which must be the
-same. Decoding after the first token is counted and priced with what calls of the 1.4B in int4 take on a 2-core machine
-(a block call of 1, 2, 4, 8 rows 1, 1.17, 1.56 and 2.4 units of 37 ms, a head call 0.15 of that); the plan sees these
-prices instead of a clock. "fresh" questions have a sequence each, which has learnt nothing yet; in a "chat" the plan
-has seen the answers before. Tokens per second are measured, with nano's own costs and the plan's real clock.
+Answers held-out questions in benchmarks/nano with and without speculation and checks that the answers are equal. Calls
+after the first token are counted and priced like calls of the 1.4B in int4 on a 2-core machine (a block call of 1, 2,
+4, 8 rows costs 1, 1.17, 1.56 and 2.4 units of 37 ms, a head call 0.15 units); `DraftPolicy` gets these prices instead
+of a clock. "fresh" questions have a new sequence each, without estimates; in a "chat" the estimates come from earlier
+answers. Tokens per second are measured separately, with nano's costs and a real clock.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ouro_edge.testing import MeteredBackend
 
 DATA = Path(__file__).parent / "nano"
 ROWS, PRICES = (1, 2, 4, 8, 16, 512), (1.0, 1.17, 1.56, 2.4, 4.08, 108.0)
-HEAD = 0.15
+HEAD_CALL_LOOPS = 0.15
 LONG = (  # prompts whose answers are sentences
     "Tell me what you can do",
     "Explain how you think",
@@ -41,7 +41,7 @@ LONG = (  # prompts whose answers are sentences
 
 @dataclass(slots=True)
 class Meter:
-    """Counts the calls of a sequence and prices them; stands in for a clock."""
+    """Counts and prices the calls of a sequence; replaces the clock."""
 
     price: float = 0.0
     calls: int = 0
@@ -56,7 +56,7 @@ class Meter:
 
     def head(self, rows: int) -> None:
         """A head call."""
-        self.price += HEAD * float(np.interp(rows, ROWS, PRICES))
+        self.price += HEAD_CALL_LOOPS * float(np.interp(rows, ROWS, PRICES))
         self.heads += 1
 
     def now(self) -> float:
@@ -85,7 +85,7 @@ class Outcome:
 def answer(
     model: ouro_edge.Model, prompts: list[str], policy: ouro_edge.ExitPolicy, speculate: bool, keep: bool, priced: bool
 ) -> Outcome:
-    """Greedy answers to all prompts; with `keep` the estimates of drafting are kept from one to the next."""
+    """Greedy answers to all prompts; with `keep`, drafting estimates are kept between prompts."""
     out, drafts, meter = Outcome(), None, Meter()
     if priced:
         model = ouro_edge.Model(MeteredBackend(model.backend, on_block=meter.block, on_head=meter.head), model.text)
@@ -115,7 +115,7 @@ def answer(
 
 
 def kinds(most: int) -> dict[str, tuple[list[str], bool]]:
-    """Prompts by name, and whether the estimates are kept between them."""
+    """Prompts by name, and whether estimates are kept between them."""
     asked = [json.loads(line) for line in (DATA / "questions.test.jsonl").read_text(encoding="utf-8").splitlines()]
     groups: dict[str, list[str]] = {"puzzles": [], "assistant": []}
     counts: dict[tuple[str, int], int] = {}
@@ -135,11 +135,11 @@ def kinds(most: int) -> dict[str, tuple[list[str], bool]]:
 
 
 def main() -> None:
-    """Print a table of every kind of prompt under every policy."""
+    """Print a table of all kinds of prompts and policies."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?")
-    parser.add_argument("--most", type=int, default=10, help="questions a family and number of hops")
-    parser.add_argument("--thresholds", default="0.5,0.8,0.9", help="exit thresholds beside full depth")
+    parser.add_argument("--most", type=int, default=10, help="questions per family and number of hops")
+    parser.add_argument("--thresholds", default="0.5,0.8,0.9", help="exit thresholds, in addition to full depth")
     options = parser.parse_args()
     policies = [ouro_edge.FullDepth(), *(ouro_edge.ExitThreshold(float(q)) for q in options.thresholds.split(","))]
     print("| prompts | exit | mean depth | tokens | block calls | rows | head calls | drafts kept | price a token "

@@ -1,8 +1,8 @@
-"""From MODEL, as a user supplies it, to a loaded model. Above export and runtime, which it brings together.
+"""Resolves a user's MODEL to a loaded model; combines export and runtime.
 
-A bundle is opened as it is, and a .gguf file runs as it is: `export` builds its graphs in memory and `runtime` opens
-them. A checkpoint is exported once into the user's cache by `convert`, and opened from there. So every command that
-runs a model takes every MODEL.
+A bundle is opened directly. A .gguf file is run directly: `export` builds graphs in memory and `runtime` opens them. A
+checkpoint is exported once by `convert` to the user's cache, and opened there. So every command that runs a model
+accepts every kind of MODEL.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ def load(
 ) -> Model:
     """Load a model: an exported directory, a checkpoint directory, a .gguf file or a hub id; None: the built-in one.
 
-    `threads` defaults to the number of CPUs that this process may use. A checkpoint is exported
-    to int4 into the cache first, which takes a minute for 1.4B parameters; `progress` is called meanwhile. `kv` is the
-    type of the cache: fp32, int8, int4, or auto, which takes int8 where 4096 positions in float32 would take over a
-    quarter of the free memory. `kv_share="last"` keeps one cache for all loops: a quarter of the memory, and no longer
-    exact. `context` caps the positions below the model's own. `gate="original"` ignores a gate that was fitted to the
-    bundle later. `prefill_weights` (auto, int8, none) is for long prompts: see `ouro_edge.prefill_weights`; `prefill`
-    (auto, fast, lean) is its old name. With `parallel` above 1, generations of up to that many threads (16 at most)
-    share their calls, which read the weights once for all. Raises OuroEdgeError's kinds.
+    `threads` defaults to the number of CPUs that this process may use. A checkpoint is first exported to int4 in the
+    cache, which takes a minute for 1.4B parameters; `progress` is called meanwhile. `kv` is the type of the KV cache:
+    fp32, int8, int4, or auto, which selects int8 if 4096 positions in float32 need more than a quarter of the free
+    memory. `kv_share="last"` uses one cache for all loops: a quarter of the memory, but outputs are not exact.
+    `context` limits the number of positions. `gate="original"` ignores a fitted gate. `prefill_weights` (auto, int8,
+    none) is for long prompts, see `ouro_edge.prefill_weights`; `prefill` (auto, fast, lean) is its old name. With
+    `parallel` above 1, generations of up to that many threads (16 at most) share calls, which read the weights once for
+    all. Raises subclasses of OuroEdgeError.
     """
     from ouro_edge.runtime.open_model import open_model
 
     if prefill is not None:
         prefill_weights = from_old_prefill(prefill)
         warnings.warn("prefill is now prefill_weights: int8 for fast, none for lean", DeprecationWarning, stacklevel=2)
-    LoadOptions(  # refuses wrong values before a conversion that takes a minute
+    LoadOptions(  # reports wrong values before a conversion that takes a minute
         threads=threads, kv=kv, kv_share=kv_share, context=context, gate=gate, prefill_weights=prefill_weights
     )
     if progress is not None and not callable(progress):
@@ -92,7 +92,7 @@ def _batched(bundle: Bundle, parallel: int, progress: Progress | None) -> Callab
 
 
 def resolve_model(model: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> Path:
-    """The exported directory or .gguf file that MODEL runs from; a checkpoint is exported first."""
+    """The exported directory or .gguf file of MODEL; a checkpoint is exported first."""
     found = resolve(named_or_built_in(model), progress=progress)
     if is_gguf(found.path) or is_bundle(found.path):
         return found.path
@@ -109,7 +109,7 @@ def named_or_built_in(model: str | os.PathLike[str] | None) -> str | os.PathLike
 
 
 def open_model_files(path: Path) -> Bundle:
-    """Open what `resolve_model` returned."""
+    """Open the result of `resolve_model`."""
     if is_gguf(path):
         from ouro_edge.export.gguf.gguf_bundle import open_gguf_bundle
 
@@ -123,6 +123,6 @@ def is_gguf(path: Path) -> bool:
 
 
 def default_model() -> Path | None:
-    """The small model that ships with the package, None in a build without it."""
+    """The built-in model of the package; None in a build without it."""
     path = Path(__file__).parent / "nano"
     return path if (path / MANIFEST_FILE).is_file() else None

@@ -1,8 +1,8 @@
-"""Decides whether long prompts run on the prefill copy, and makes the copy once per machine.
+"""Decides whether long prompts use the prefill copy, and creates the copy once per machine.
 
-int8    a copy of the block's weights at a byte each, which reads prompts two to three times as fast; kept in the cache
-none    the bundle's own weights only
-auto    int8 where it was measured to pay (see `AutoRule`), else none
+int8    a copy of the block's weights with one byte each, two to three times as fast for prompts; stored in the cache
+none    only the bundle's weights
+auto    int8 if `AutoRule` expects a gain, otherwise none
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ _OLD_NAMES = {"fast": "int8", "lean": "none"}
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What `auto` needs to know about a computer."""
+    """The properties of a computer that `auto` depends on."""
 
-    architecture: str  # as platform.machine() names it
+    architecture: str  # from platform.machine()
     free_memory: int  # bytes
 
 
 def this_machine() -> Machine:
-    """The computer that this process runs on."""
+    """The properties of this computer."""
     return Machine(platform.machine(), available_memory())
 
 
 @dataclass(frozen=True, slots=True)
 class AutoRule:
-    """When `auto` takes the copy: for int4 blocks that are not small, on x86-64, with free memory to spare."""
+    """The rule of `auto`: large int4 blocks on x86-64 with sufficient free memory."""
 
     architectures: frozenset[str] = frozenset({"x86_64", "AMD64"})
     bits: frozenset[int] = frozenset({4})
-    min_copy_bytes: int = 512 << 20  # smaller models are fast enough without it
+    min_copy_bytes: int = 512 << 20  # smaller models gain too little
     min_free_memory_to_copy_ratio: float = 3
     min_free_disk_to_copy_ratio: float = 2
 
     def pays(self, copy_bytes: int, bits: set[int], machine: Machine) -> bool:
-        """Whether a copy of this size is worth its memory; `bits` are the widths of the block's codes."""
+        """Whether a copy of this size is worth its memory; `bits` are the bit widths of the block's codes."""
         return (
             machine.architecture in self.architectures
             and bool(bits)
@@ -58,7 +58,7 @@ class AutoRule:
         )
 
     def fits(self, copy_bytes: int, free_disk: int) -> bool:
-        """Whether the disk has room for a new copy."""
+        """Whether the disk has enough space for a new copy."""
         return free_disk >= self.min_free_disk_to_copy_ratio * copy_bytes
 
 
@@ -68,10 +68,10 @@ AUTO_RULE = AutoRule()
 def prefill_copy_for(
     bundle: Bundle, choice: str, progress: Progress | None = None, *, rule: AutoRule = AUTO_RULE
 ) -> Path | None:
-    """The directory of the prefill copy, which is made when there is none; None to run on the bundle's own weights.
+    """The directory of the prefill copy, which is created if necessary; None to use only the bundle's weights.
 
-    `choice` is auto, int8 or none; `rule` decides about auto. RequestError for another choice, or for int8 with a model
-    or a CPU that cannot use the copy; ExportError for int8 when the copy cannot be written.
+    `choice` is auto, int8 or none; `rule` decides for auto. RequestError for another choice, or for int8 with a model
+    or CPU that cannot use the copy; ExportError for int8 when the copy cannot be written.
     """
     choice = check_prefill(choice)
     if choice == "none" or (choice == "auto" and not _pays(bundle, rule)):
@@ -82,7 +82,7 @@ def prefill_copy_for(
     try:
         return _copy(bundle, rule if choice == "auto" else None, progress)
     except (OuroEdgeError, OSError, RuntimeError) as problem:
-        if choice == "auto":  # the copy changes only the speed
+        if choice == "auto":  # auto never fails because of the copy
             return None
         if isinstance(problem, OuroEdgeError):
             raise
@@ -105,7 +105,7 @@ def _pays(bundle: Bundle, rule: AutoRule) -> bool:
 
 
 def _copy(bundle: Bundle, rule: AutoRule | None, progress: Progress | None) -> Path | None:
-    """The copy, made when there is none; None when `rule` finds too little disk space for a new one."""
+    """The copy, created if necessary; None when `rule` finds too little disk space for it."""
     from ouro_edge.runtime.backend.prefill_session import multiplies_exactly
 
     path = cache_directory() / f"prefill-{_key(bundle)}"
@@ -117,7 +117,7 @@ def _copy(bundle: Bundle, rule: AutoRule | None, progress: Progress | None) -> P
         return None
     try:
         from ouro_edge.export.prefill_copy import probe_in_memory, write_prefill_copy
-    except ImportError as missing:  # an application may be built without the packages for exporting
+    except ImportError as missing:  # an application can be built without the packages for export
         raise ExportError(
             f"--prefill-weights int8 needs {missing.name} to make its copy of the weights: use none"
         ) from None
@@ -139,9 +139,9 @@ def _free_disk() -> int:
 
 
 def _key(bundle: Bundle) -> str:
-    """A name that changes with the weights, and with everything else that the graphs are built from.
+    """A name that depends on the weights and on everything else in the graphs.
 
-    The checksum of a large file is not verified when a bundle is opened, so the file itself is part of the name.
+    The checksum of a large file is not verified when a bundle is opened, so properties of the file are part of it.
     """
     file = bundle.weights_file
     stat = file.stat()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +46,22 @@ def string_literals(path: Path) -> Iterator[str]:
             yield node.value
 
 
+def comments(source: str) -> Iterator[str]:
+    """The comments of a module; consecutive comment lines are one text, because a phrase can span lines."""
+    text, last = "", (0, 0)
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type != tokenize.COMMENT:
+            continue
+        line, column = token.start
+        if text and (line - 1, column) != last:
+            yield text
+            text = ""
+        text += " " + token.string.lstrip("#")
+        last = line, column
+    if text:
+        yield text
+
+
 def prose(path: Path) -> str:
     """A document without code blocks and inline code."""
     text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
@@ -63,7 +81,10 @@ def problems(text: str) -> list[str]:
 
 def texts() -> dict[str, list[str]]:
     """Path in the repository -> the texts to check."""
-    found = {path: list(string_literals(path)) for path in sorted((ROOT / "ouro_edge").rglob("*.py"))}
+    found = {
+        path: [*string_literals(path), *comments(path.read_text(encoding="utf-8"))]
+        for path in sorted((ROOT / "ouro_edge").rglob("*.py"))
+    }
     found |= {path: [prose(path)] for pattern in _DOCUMENTS for path in sorted(ROOT.glob(pattern))}
     return {path.relative_to(ROOT).as_posix(): parts for path, parts in found.items()}
 
@@ -99,6 +120,11 @@ def test_the_wording_is_plain(name: str) -> None:
 )
 def test_a_phrase_is_found(text: str) -> None:
     assert problems(text)
+
+
+def test_a_phrase_is_found_in_comments() -> None:
+    source = "x = 1  # files that nobody needs\ny = 2\n# prompts that go the\n# lean way\nz = '# stranger'\n"
+    assert [len(problems(text)) for text in comments(source)] == [1, 1]
 
 
 @pytest.mark.parametrize("text", ["There is no network.", "results are no longer exact", "expected auto, fp32 or int8"])

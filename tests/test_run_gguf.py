@@ -194,7 +194,7 @@ def test_results_are_not_written_into_a_file(measured: tuple[Path, Path]) -> Non
     gate, ranges = found.fitted_gate(), found.kv_ranges()
     assert gate is not None and ranges is not None
     for write in (lambda: write_gate(found, gate), lambda: write_ranges(found, ranges, {})):
-        with pytest.raises(BundleError, match=r"x\.gguf is a single file, which is not changed: export it"):
+        with pytest.raises(BundleError, match=r"x\.gguf is a single file, which cannot be extended: export it"):
             write()
     assert measured[1].read_bytes() == before
 

@@ -1,1 +1,1 @@
-"""What benchmarks/peers.py needs to run other runtimes on models of Ouro's shapes."""
+"""Other runtimes on models of Ouro's shapes, for benchmarks/peers.py."""

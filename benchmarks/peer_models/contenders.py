@@ -1,4 +1,4 @@
-"""Who is timed, and how each is asked: every test has a process of its own. Knows the programs' options and reports.
+"""The timed programs: their options and reports. Every test runs in a new process.
 
 "prefill 512" is a prompt of 512 tokens, "decode 2048" 16 tokens after 2048 positions, the same for all.
 """
@@ -41,7 +41,7 @@ class Contender:
     """A runtime with a model and a KV type."""
 
     name: str
-    peer: str  # what --peers calls it
+    peer: str  # name for --peers
     kv: str = ""
     depth: int = 4
     prefill: str = "auto"
@@ -50,7 +50,7 @@ class Contender:
 CONTENDERS = (
     Contender("ouro-edge", "ouro-edge", "fp32"),
     Contender("ouro-edge, int8 KV", "ouro-edge", "int8"),
-    Contender("ouro-edge, lean", "ouro-edge", "fp32", prefill="lean"),
+    Contender("ouro-edge, lean", "ouro-edge", "fp32", prefill="none"),
     Contender("OpenVINO, int8 KV", "openvino"),
     Contender("llama.cpp, f16 KV", "llama.cpp", "f16"),
     Contender("llama.cpp, q8_0 KV", "llama.cpp", "q8_0"),
@@ -62,7 +62,7 @@ CONTENDERS = (
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one process gave."""
+    """The result of one process."""
 
     rate: float  # tokens a second
     load: float  # seconds to load and make one token
@@ -93,7 +93,7 @@ def _ouro_edge(contender: Contender, test: Test, model: Path, threads: int, wrap
     done = _process(
         wrap, sys.executable, "-m", "ouro_edge", "bench", model, "-p", "" if decode else test.size,
         "-n", TOKENS if decode else "", "-d", test.size if decode else 0, "--depths", contender.depth,
-        "--kv", contender.kv, "--prefill", contender.prefill, "--threads", threads, "--repeat", 2, "--json",
+        "--kv", contender.kv, "--prefill-weights", contender.prefill, "--threads", threads, "--repeat", 2, "--json",
     )  # fmt: skip
     [run] = json.loads(done["output"])["runs"]
     load = run["load_s"] + run["first_token_s"]

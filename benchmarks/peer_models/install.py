@@ -1,8 +1,9 @@
-"""Fetches the peers from PyPI into environments of their own, and makes their models. Knows pip and cmake; no network
-address but PyPI's.
+"""Installs the peers from PyPI in separate environments, and creates their models. Uses pip and cmake, and no network
+address except PyPI's.
 
-llama.cpp comes as the source in llama-cpp-python's package, built here for this machine's instructions with its own
-llama-bench (ready-made wheels stop at AVX2, which would be unfair); OpenVINO as wheels, its model by optimum-intel.
+llama.cpp is built from the source in llama-cpp-python's package, with llama-bench, for this machine's instructions
+(published wheels use at most AVX2, which would be unfair). OpenVINO is installed from wheels; optimum-intel converts
+its model.
 """
 
 from __future__ import annotations

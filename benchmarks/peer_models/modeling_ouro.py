@@ -1,8 +1,8 @@
-"""Ouro for transformers 4.57, so that optimum-intel can export it: written beside a checkpoint, never imported here.
+"""Ouro for transformers 4.57, for export by optimum-intel; copied into a checkpoint, not imported here.
 
-A Llama whose layers have a norm after attention and after the feed-forward too, and are gone through `total_ut_steps`
-times; every pass has its own keys and values, and the final norm ends each. The exit gate is left out: exporters run
-all loops for every token.
+A Llama with additional norms after attention and after the feed-forward, whose layers run `total_ut_steps` times. Every
+pass has separate keys and values, and ends with the final norm. The exit gate is omitted, because exporters run all
+loops for every token.
 """
 
 import torch

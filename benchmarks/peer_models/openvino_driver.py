@@ -1,10 +1,10 @@
-"""Times an OpenVINO model; run by OpenVINO's own environment, which needs nothing of ours.
+"""Times an OpenVINO model; runs in OpenVINO's environment, without ouro-edge.
 
     python openvino_driver.py MODEL '{"threads": 2, "kind": "decode", "size": 2048, "tokens": 16}'
 
-The plain runtime without transformers on top: load time and memory are the least that OpenVINO can do. A context is
-put in place through the model's state variables without computing it: attention costs the same whatever they hold.
-Prints one object: seconds of the test, seconds to load and make one token, bytes of memory then and at the most. Linux.
+Uses the plain runtime without transformers, which has the least load time and memory. A context is set through the
+model's state variables without computing it, because the time of attention does not depend on their values. Prints one
+object: seconds of the test, seconds to load and make one token, bytes of memory after that, and peak memory. Linux.
 """
 
 import json

@@ -1,9 +1,9 @@
-"""Runs a program and prints what it took, with its output, as one object. POSIX.
+"""Runs a program and prints its output, time and memory as one object. POSIX.
 
     python process.py PROGRAM ARGUMENTS...
 
-`seconds` of wall time, `peak` bytes of memory, `others`: how many CPUs the rest of the machine took meanwhile, by
-Linux's count of busy time (null elsewhere). A figure taken while others took a tenth of a CPU is not to be trusted.
+`seconds` of wall time, `peak` bytes of memory, `others`: the number of CPUs used by other processes meanwhile, by
+Linux's count of busy time (null elsewhere). Figures with a value of 0.1 or more are not reliable.
 """
 
 import json

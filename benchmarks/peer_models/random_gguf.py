@@ -1,8 +1,8 @@
-"""Random models for llama.cpp, in the types that `llama-quantize ... Q4_0` would give them. Knows gguf.
+"""Random models for llama.cpp, in the types that `llama-quantize ... Q4_0` produces. Uses gguf.
 
-Two kinds: Ouro's block looped by llama.cpp's own looped architecture (`nanbeige`: a Llama, `num_loops` times, the
-final norm after each; it lacks Ouro's second norm of each half layer, which costs next to nothing), and a dense Qwen3.
-All tensors of a type are cut from one pool of random blocks: bytes and operations are right, values repeat.
+Two kinds: Ouro's block in llama.cpp's looped architecture (`nanbeige`: a Llama that runs `num_loops` times, with the
+final norm after each; it lacks Ouro's second norm of each half layer, which takes almost no time), and a dense Qwen3.
+All tensors of a type are made from one pool of random blocks: sizes and operations are correct, values repeat.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Names of the files that may be added to a finished bundle, and so are not in its manifest.
 
-Each can be written again later: KV ranges, a fitted gate, and what lets onnxruntime-genai run the bundle.
+They can be replaced at any time: KV ranges, a fitted gate, and the files that onnxruntime-genai needs.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ SLOT_COUNTS = (1, 2, 4, 8, 16)  # groups that the branches of a batched graph co
 
 
 def cache_head_dim(config: ModelConfig) -> int:
-    """Width of a head in the block's KV inputs: the kernel takes multiples of 16, other heads are padded with zeros."""
+    """Width of a head in the KV inputs: the kernel requires a multiple of 16, so other widths are padded with zeros."""
     return -(-config.head_dim // 16) * 16
 
 
@@ -39,21 +39,21 @@ class GraphFile:
     """An ONNX graph on disk."""
 
     source: Path
-    data: Path | None = None  # the file of its weights, where they are a file of their own
+    data: Path | None = None  # the file with the weights, if they are in a separate file
 
     @property
     def model(self) -> str:
-        """What onnxruntime opens: the name of the file."""
+        """The argument for onnxruntime: the name of the file."""
         return str(self.source)
 
     @property
     def arrays(self) -> Mapping[str, NDArray[Any]]:
-        """Initializers that onnxruntime must be given: none, the graph names the file and offset of each."""
+        """Initializers to pass to onnxruntime: none, because the graph names the file and offset of each."""
         return {}
 
     @property
     def weights_bytes(self) -> int:
-        """Size of the weights, 0 when there is no such file."""
+        """Size of the weights; 0 without such a file."""
         return self.data.stat().st_size if self.data is not None and self.data.is_file() else 0
 
 
@@ -61,10 +61,10 @@ class GraphFile:
 class GraphInMemory:
     """An ONNX graph that is not stored in a file.
 
-    The arrays are needed until a session is open; onnxruntime copies what it keeps.
+    The arrays may be released when the session is open: onnxruntime has copied them.
     """
 
-    source: Path  # where it came from, for messages
+    source: Path  # origin, for messages
     model: bytes  # ONNX; every array is an external initializer of the same name
     arrays: Mapping[str, NDArray[Any]]
 
@@ -78,19 +78,18 @@ Graph = GraphFile | GraphInMemory
 
 
 class Embedding(Protocol):
-    """The token embedding: rows [T, C] of ids [T]. Only rows that are used are read."""
+    """The token embedding: ids [T] -> rows [T, C]. Reads only the rows that are requested."""
 
     def __call__(self, ids: NDArray[np.integer[Any]]) -> Array: ...
 
 
 class Bundle(ABC):
-    """A model as the runtime opens it. What is in the files is read when a method asks for it.
+    """A model that the runtime can open. Each method reads the files that it needs when it is called.
 
-    Methods raise BundleError (or CheckpointError, where the file is a checkpoint) in one line when the files are
-    damaged.
+    Methods raise a one-line BundleError when the files are damaged, or CheckpointError for a checkpoint file.
     """
 
-    notes: tuple[str, ...] = ()  # one line each: what a user should know about how this model runs
+    notes: tuple[str, ...] = ()  # one line each: facts for the user about how this model runs
 
     def __init__(
         self, *, name: str, path: Path, config: ModelConfig, weights_id: str, tensors: Mapping[str, TensorSpec]
@@ -98,14 +97,14 @@ class Bundle(ABC):
         self.name = name
         self.path = path  # for messages
         self.config = config
-        self.weights_id = weights_id  # the same for the same weights; saved states and fitted gates name it
-        self.tensors = tensors  # as the graphs read them, by fused name
+        self.weights_id = weights_id  # equal for equal weights; saved states and fitted gates refer to it
+        self.tensors = tensors  # in the graphs' layout, by fused name
 
     def with_context(self, positions: int) -> Self:
-        """The same model with a smaller context. RequestError when the model has fewer positions."""
+        """The same model with a smaller context. RequestError when `positions` exceeds the model's own."""
         most = self.config.max_positions
         if type(positions) is not int or not 1 <= positions <= most:
-            raise RequestError(f"context is {positions!r}; expected 1 to {most}, this model's positions")
+            raise RequestError(f"context is {positions!r}; expected 1 to {most}, the positions of this model")
         other = copy.copy(self)
         other.config = replace(self.config, max_positions=positions)
         return other
@@ -118,7 +117,7 @@ class Bundle(ABC):
     def writable_directory(self) -> Path:
         """The directory. BundleError for a model that is a single file."""
         if self.directory is None:
-            raise BundleError(f"{self.path} is a single file, which is not changed: export it to a directory first")
+            raise BundleError(f"{self.path} is a single file, which cannot be extended: export it to a directory first")
         return self.directory
 
     @property
@@ -128,7 +127,7 @@ class Bundle(ABC):
 
     @abstractmethod
     def block_graph(self, kv: str, progress: Progress | None = None) -> Graph:
-        """The graph of the shared block over a KV cache of type `kv`; repacking its weights reports `progress`."""
+        """The graph of the block over a KV cache of type `kv`; `progress` is called while weights are repacked."""
 
     @abstractmethod
     def head_graph(self, progress: Progress | None = None) -> Graph:
@@ -140,7 +139,7 @@ class Bundle(ABC):
 
     @abstractmethod
     def values(self, name: str) -> Array:
-        """A whole tensor as float32, dequantised when it is stored in fewer bits."""
+        """A whole tensor as float32, dequantised if necessary."""
 
     @abstractmethod
     def rows(self, name: str, first: int, last: int) -> Array:
@@ -148,11 +147,11 @@ class Bundle(ABC):
 
     @abstractmethod
     def text(self, name: str) -> str | None:
-        """The content of a text file such as tokenizer.json; None when the model has none of that name."""
+        """The content of a text file such as tokenizer.json; None when the model has no such file."""
 
     @abstractmethod
     def fitted_gate(self) -> FittedGate | None:
-        """The exit gate that was fitted to this model; None without one."""
+        """The exit gate that was fitted to this model, or None."""
 
     @property
     @abstractmethod

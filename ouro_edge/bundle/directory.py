@@ -2,9 +2,9 @@
 
 `export` writes such a directory, `runtime` reads it; neither imports the other.
 
-    config.json, generation_config.json, tokenizer.json, chat_template.jinja ...   as the checkpoint had them
+    config.json, generation_config.json, tokenizer.json, chat_template.jinja ...   copied from the checkpoint
     model.onnx, head.onnx    the graphs of the shared block and of the head
-    model.kv-int8.onnx ...   the block over a KV cache of fewer bits
+    model.kv-int8.onnx ...   the block over a quantised KV cache
     model.onnx.data          every weight once; the graphs and the manifest point into it
     ouro_edge.json           the manifest, written last: without it a directory is not a bundle
     exit_gate.json, kv_ranges.*   added later: see `fitted_gate` and `kv_ranges`
@@ -39,7 +39,7 @@ MAX_HASHED_BYTES = 64 << 20  # larger files are hashed by `verify` only: opening
 
 
 class DirectoryBundle(Bundle):
-    """An opened directory: its manifest, and its tensors memory-mapped on demand."""
+    """An open directory: its manifest, and its tensors, memory-mapped on demand."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         super().__init__(
@@ -119,7 +119,7 @@ class DirectoryBundle(Bundle):
 
 
 class _EmbeddingTable:
-    """Rows of a memory-mapped matrix; only pages of rows that are used become resident."""
+    """Rows of a memory-mapped matrix; only the pages of requested rows become resident."""
 
     def __init__(self, table: QuantizedTensor | NDArray[np.float32]) -> None:
         self._table = table
@@ -139,9 +139,9 @@ def is_bundle(path: Path) -> bool:
 
 
 def open_bundle(path: Path, *, max_hashed_bytes: int = MAX_HASHED_BYTES) -> DirectoryBundle:
-    """Open an exported directory; files of more than `max_hashed_bytes` are compared by size only.
+    """Open an exported directory; checksums are verified up to `max_hashed_bytes` per file, sizes always.
 
-    BundleError in one line when it is incomplete, damaged or of another version.
+    One-line BundleError when it is incomplete, damaged or of another version.
     """
     if not is_bundle(path):
         raise BundleError(f"{path} has no {MANIFEST_FILE}: not an exported model; run ouro-edge export first")
@@ -161,7 +161,7 @@ def open_bundle(path: Path, *, max_hashed_bytes: int = MAX_HASHED_BYTES) -> Dire
     check_files(path, manifest, max_hashed_bytes)
     try:
         check_same(manifest.model, from_hf(read_json_object(path / "config.json", BundleError)))
-    except ConfigError as problem:  # export writes only what is accepted here
+    except ConfigError as problem:  # export writes only configs that are accepted here
         raise BundleError(f"{path / 'config.json'}: {problem}; export again") from None
     _check_tensors(path, manifest)
     return DirectoryBundle(path, manifest)
@@ -186,7 +186,7 @@ def check_files(path: Path, manifest: Manifest, largest: int | None = None) -> N
 
 
 def _check_tensors(path: Path, manifest: Manifest) -> None:
-    """Check that every tensor of the model is listed, with parts of the right type and shape inside the data file."""
+    """Check that every tensor of the model is listed, and that its parts have the right type, shape and position."""
     shapes, size = tensor_shapes(manifest.model), manifest.files[DATA_FILE]["size"]
     for name, parts in fused_names(manifest.model).items():
         tensor = manifest.tensors.get(name)
@@ -206,7 +206,7 @@ def _check_tensors(path: Path, manifest: Manifest) -> None:
     arrays = [(part, name) for name, tensor in manifest.tensors.items() for part in tensor.parts.values()]
     spans = sorted((part.offset, part.offset + part.size, name) for part, name in arrays)
     for (_, end, first), (start, _, second) in pairwise(spans):
-        if start < end:  # the graphs have their own offsets, but the embedding is gathered by this one
+        if start < end:  # the graphs have their own offsets, but embedding rows are read at this one
             raise BundleError(f"{path / MANIFEST_FILE} places {first} and {second} in overlapping bytes: export again")
 
 

@@ -1,7 +1,7 @@
-"""An exit gate fitted to one bundle, in a file beside the graphs.
+"""An exit gate that was fitted to one bundle, stored in a file next to the graphs.
 
-The graph keeps the checkpoint's gate; the runtime binds the fitted one instead. Quantisation moves the hidden states,
-so a fitted gate belongs to the weights that it was fitted on, and its file names them.
+The graph contains the checkpoint's gate; the runtime binds the fitted gate in its place. Quantisation changes the
+hidden states, so a fitted gate is valid only for the weights that it was fitted on; the file names these weights.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class FittedGate:
-    """The numbers of a gate, and the exit threshold that was chosen with it."""
+    """Weights and bias of a gate, and the exit threshold that was chosen with it."""
 
     weight: Array  # [C]
     bias: float
     threshold: float | None = None  # None: the checkpoint's own
-    report: Mapping[str, Any] = field(default_factory=dict)  # how it was fitted and what it gained, for information
+    report: Mapping[str, Any] = field(default_factory=dict)  # parameters and results of the fit, for information
 
 
 def write_gate(bundle: Bundle, gate: FittedGate) -> Path:
-    """Store a gate in a bundle, replacing an earlier fitted one; the checkpoint's own stays in the graph.
+    """Store a gate in a bundle, in place of an earlier fitted one. The graph keeps the checkpoint's gate.
 
     BundleError when the file cannot be written.
     """
@@ -53,7 +53,7 @@ def write_gate(bundle: Bundle, gate: FittedGate) -> Path:
 
 
 def _gate_record(gate: FittedGate, weights_id: str) -> dict[str, Any]:
-    """The content of the file of a gate that was fitted on these weights."""
+    """The content of the file for a gate that was fitted on these weights."""
     return {
         "format": "ouro-edge exit gate",
         "version": _VERSION,
@@ -66,19 +66,19 @@ def _gate_record(gate: FittedGate, weights_id: str) -> dict[str, Any]:
 
 
 def choose_gate(bundle: Bundle, gate: str) -> FittedGate | None:
-    """The gate to bind over the graph's: for "auto" the fitted one, if there is one; for "original" None."""
+    """The gate to bind in place of the graph's: for "auto" the fitted gate, if there is one; for "original" None."""
     return bundle.fitted_gate() if check_gate(gate) == "auto" else None
 
 
 def check_gate(gate: str) -> str:
-    """`gate`, if it says which gate to use. RequestError otherwise."""
+    """`gate`, if it is 'auto' or 'original'; RequestError otherwise."""
     if gate not in ("auto", "original"):
         raise RequestError(f"gate is {gate!r}; expected 'auto' (the fitted one where there is one) or 'original'")
     return gate
 
 
 def read_gate(directory: Path, config: ModelConfig, weights_id: str) -> FittedGate | None:
-    """The fitted gate in a directory, None when there is none.
+    """The fitted gate in a directory, or None.
 
     BundleError when the file is damaged, of another version, or belongs to other weights than `weights_id`.
     """
@@ -96,7 +96,7 @@ def read_gate(directory: Path, config: ModelConfig, weights_id: str) -> FittedGa
 
 
 def check_numbers(weight: Sequence[Any], bias: Any, threshold: Any, config: ModelConfig, source: str) -> None:
-    """BundleError, which names `source`, unless these are the numbers of a gate of this model."""
+    """Check that a gate has this model's width, finite values and a valid threshold. BundleError names `source`."""
     if len(weight) != config.hidden_size or not all(is_number(number, _MAX_FLOAT32) for number in (*weight, bias)):
         raise BundleError(f"{source} does not hold {config.hidden_size} finite weights and a bias: fit it again")
     if threshold is not None and not (is_number(threshold) and 0.0 <= threshold <= 1.0):

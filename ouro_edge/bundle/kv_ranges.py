@@ -1,8 +1,8 @@
-"""The ranges of keys and values in every loop and layer, which an int8 or int4 cache is scaled by.
+"""The ranges of keys and values in every loop and layer, from which the scales of an int8 or int4 cache follow.
 
-Measured once by running text through the bundle (`fitting.calibrate_kv`) and stored beside the graphs. Ranges are of
-float values [R, L, 2, KV, D]: index 0 of the third axis for keys after rotation, 1 for values. Both halves of a rotary
-pair have the same range, the largest length of the pair: rotation by any position keeps within it.
+They are measured once by running text through the bundle (`fitting.calibrate_kv`) and stored next to the graphs. Shape
+[R, L, 2, KV, D], float32: index 0 of the third axis for keys after rotation, 1 for values. Both halves of a rotary pair
+have the same range, the largest length of the pair, because rotation does not change this length.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _VERSION = 2
 
 
 def ranges_shape(config: ModelConfig) -> tuple[int, int, int, int, int]:
-    """Shape [R, L, 2, KV, D] of the ranges of a model, with heads as wide as the cache has them."""
+    """Shape [R, L, 2, KV, D] of the ranges of a model; D is the width of a head in the cache."""
     return config.loops, config.num_layers, 2, config.num_kv_heads, cache_head_dim(config)
 
 
 def write_ranges(bundle: Bundle, ranges: Array, about: Mapping[str, Any]) -> None:
-    """Store ranges in a bundle. BundleError when they are of another shape, not finite, or cannot be written."""
+    """Store ranges in a bundle. BundleError when the shape is wrong, a value is not finite, or writing fails."""
     directory, ranges = bundle.writable_directory(), ranges.astype(np.float32)
     try:
         check_ranges(ranges, bundle.config)
@@ -49,7 +49,7 @@ def write_ranges(bundle: Bundle, ranges: Array, about: Mapping[str, Any]) -> Non
 
 
 def _ranges_files(ranges: Array, about: Mapping[str, Any], weights_id: str) -> dict[str, bytes]:
-    """The two files of ranges that were measured on these weights, the record last."""
+    """The two files for ranges that were measured on these weights; the record is the last one."""
     data = io.BytesIO()
     np.save(data, ranges, allow_pickle=False)
     record = {
@@ -63,14 +63,14 @@ def _ranges_files(ranges: Array, about: Mapping[str, Any], weights_id: str) -> d
 
 
 def check_ranges(ranges: Array, config: ModelConfig) -> None:
-    """ValueError unless these can be the ranges of a model."""
+    """ValueError unless `ranges` has this model's shape and finite float32 values."""
     shape = ranges_shape(config)
     if ranges.shape != shape or ranges.dtype != np.float32 or not np.isfinite(ranges).all() or (ranges < 0).any():
         raise ValueError(f"expected finite numbers of shape {list(shape)}, found {ranges.dtype} {list(ranges.shape)}")
 
 
 def read_ranges(bundle: Bundle) -> Array:
-    """The ranges [R, L, 2, KV, D] of a bundle. BundleError when there are none, or when they cannot be used."""
+    """The ranges [R, L, 2, KV, D] of a bundle. BundleError when they are missing or not usable."""
     if (ranges := bundle.kv_ranges()) is None:
         again = "export it to a directory" if bundle.directory is None else f"run ouro-edge calibrate {bundle.path}"
         raise BundleError(f"{bundle.path} is not calibrated for a quantised KV cache: {again}, or use --kv fp32")
@@ -78,12 +78,12 @@ def read_ranges(bundle: Bundle) -> Array:
 
 
 def is_calibrated(directory: Path) -> bool:
-    """Whether a directory has ranges."""
+    """Whether a directory contains ranges."""
     return read_sidecar(directory / RECORD_FILE) is not None
 
 
 def load_ranges(directory: Path, config: ModelConfig, weights_id: str) -> Array | None:
-    """The ranges in a directory, None when there are none.
+    """The ranges in a directory, or None.
 
     BundleError when they are damaged, of another version, or belong to other weights than `weights_id`.
     """

@@ -1,6 +1,6 @@
-"""The manifest of an exported model: where each tensor is stored, in which form, and what quantisation cost.
+"""The manifest of an exported model: position, number format and quantisation error of each tensor.
 
-Types of all values are checked here; `directory` checks them against the model and the files.
+This module checks the types of all values; `directory` compares them with the model and the files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ouro_edge.quant import Scheme
 from ouro_edge.system.numbers import is_whole
 
 VERSION = 1
-PAGE = 4096  # bytes: every array of the data file starts on a page, so that onnxruntime can map it
+PAGE = 4096  # bytes; every array of the data file starts on a page boundary, so that onnxruntime can map it
 _ERRORS = ([float, float, float], [float, float, type(None)])  # types of a tensor's error: the ratio may be infinite
 
 
@@ -33,7 +33,7 @@ class StoredTensor(TensorSpec):
     """A tensor in the data file."""
 
     parts: Mapping[str, StoredArray]
-    error: Mapping[str, float | None] | None = None  # what quantisation cost: max, RMS, SNR in dB
+    error: Mapping[str, float | None] | None = None  # quantisation error: max, RMS, SNR in dB
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Manifest:
     """The content of ouro_edge.json."""
 
     name: str
-    source: Mapping[str, Any]  # where the checkpoint came from: path or repository, revision, storage types
+    source: Mapping[str, Any]  # origin of the checkpoint: path or repository, revision, storage types
     created_by: str
     recipe: str
     model: ModelConfig
@@ -49,7 +49,7 @@ class Manifest:
     files: Mapping[str, Mapping[str, Any]]  # name -> {"size": bytes, "sha256": hex}
 
     def to_json(self) -> str:
-        """The manifest file's text."""
+        """The text of the manifest file."""
         tensors = {name: _tensor_to_dict(tensor) for name, tensor in self.tensors.items()}
         head = {"format": "ouro-edge", "version": VERSION, "name": self.name, "created_by": self.created_by}
         body = {"source": dict(self.source), "recipe": self.recipe, "model": self.model.to_dict()}
@@ -57,7 +57,7 @@ class Manifest:
 
 
 def read_manifest(data: Mapping[str, Any]) -> Manifest:
-    """Read `Manifest.to_json`'s object. KeyError, TypeError, ValueError or ConfigError where it is damaged."""
+    """Read the object that `Manifest.to_json` wrote. KeyError, TypeError, ValueError or ConfigError when damaged."""
     tensors = {}
     for name, entry in data["tensors"].items():
         scheme = None if entry["scheme"] is None else Scheme.from_dict(entry["scheme"])

@@ -1,4 +1,4 @@
-"""The prefill copy on disk: the block with a byte per weight, for long prompts; written by `export`."""
+"""The prefill copy on disk: the block with one byte per weight, for long prompts; `export` writes it."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from ouro_edge.bundle.directory import BLOCK_FILES, DATA_FILE, sha256
 from ouro_edge.errors import BundleError
 
 RECORD_FILE = "prefill_copy.json"
-PROBE_FILE = "probe.onnx"  # tells whether this CPU multiplies uint8 and int8 without saturation
+PROBE_FILE = "probe.onnx"  # tests whether this CPU multiplies uint8 and int8 without saturation
 VERSION = 2
 GRAPHS = (*BLOCK_FILES.values(), PROBE_FILE)
 
 
 def prefill_copy_bytes(bundle: Bundle) -> int:
-    """Size of the block's quantised matrices at a byte per weight; 0 for a model that computes in float32."""
+    """Size of the block's quantised matrices at one byte per weight; 0 for a model that computes in float32."""
     tensors = (bundle.tensors[name] for name in block_tensors(bundle.tensors))
     return sum(tensor.shape[0] * tensor.shape[1] for tensor in tensors if tensor.scheme is not None)
 
 
 def prefill_graph(directory: Path, kv: str) -> GraphFile:
-    """The copy's graph of the block over a KV cache of type `kv`."""
+    """The prefill graph of the block over a KV cache of type `kv`."""
     return GraphFile(directory / BLOCK_FILES[kv], directory / DATA_FILE)
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a directory holds a whole copy: graphs with the right checksums, weights of the right size.
+    """Whether a directory contains a complete copy: graphs with the right checksums, weights of the right size.
 
-    Hashing the weights would read a gigabyte at every start. Their size is enough, as with large bundles: the copy gets
-    its name only when it is complete, and is not written to afterwards.
+    The weights are not hashed, because that would read a gigabyte at every start. The size is sufficient, as for large
+    bundles: a copy is renamed to its final name when it is complete, and never modified after that.
     """
     try:
         record = read_json_object(path / RECORD_FILE, BundleError)

@@ -1,4 +1,4 @@
-"""Types and shapes of a model's tensors as its graphs read them, wherever the values are stored."""
+"""Types and shapes of a model's tensors in the layout of its graphs, independent of where the values are stored."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ArraySpec:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor of the model: `values` when scheme is None, else `packed`, `scales` and perhaps `zero_points`."""
+    """A tensor of the model: `values` when scheme is None, otherwise `packed`, `scales` and perhaps `zero_points`."""
 
     shape: tuple[int, ...]
     scheme: Scheme | None
@@ -37,5 +37,5 @@ class TensorSpec:
 
     @property
     def size(self) -> int:
-        """Bytes of all arrays."""
+        """Total bytes of all arrays."""
         return sum(part.size for part in self.parts.values())

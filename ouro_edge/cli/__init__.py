@@ -21,7 +21,7 @@ _COMMANDS = ("bench", "cache", "calibrate", "chat", "export", "fit-gate", "inspe
 
 
 class _Commands(click.Group):
-    """Imports a command from the module with its name, and prints expected errors on one line."""
+    """Imports each command from the module of its name, and prints expected errors on one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -63,7 +63,7 @@ def _fail(text: str) -> NoReturn:
 
 @contextmanager
 def _interrupt_is_quiet() -> Iterator[None]:
-    """Ctrl-C exits with status 130, as shells expect, and without click's "Aborted!"."""
+    """Ctrl-C exits with status 130, as shells expect, without click's "Aborted!"."""
     try:
         yield
     except KeyboardInterrupt:
@@ -89,8 +89,8 @@ def main() -> None:
     """Run looped language models (Ouro) on CPUs.
 
     MODEL is an exported directory, a checkpoint directory, a .gguf file, or a hub id such as ByteDance/Ouro-1.4B;
-    calibrate, fit-gate and verify need an exported directory. Without MODEL, commands that only read it take the
-    built-in model.
+    calibrate, fit-gate and verify need an exported directory. Without MODEL, commands that only read a model use
+    the built-in one.
     """
 
 

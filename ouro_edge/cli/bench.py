@@ -48,7 +48,7 @@ def _numbers(least: int) -> Callable[[click.Context, click.Parameter, str], tupl
     default="128",
     show_default=True,
     metavar="N,...",
-    help="Prompt lengths to prefill, '' for none.",
+    help="Lengths of prompts to prefill; '' for none.",
 )
 @click.option(
     "-n",
@@ -57,7 +57,7 @@ def _numbers(least: int) -> Callable[[click.Context, click.Parameter, str], tupl
     default="32",
     show_default=True,
     metavar="N,...",
-    help="Numbers of tokens to decode, '' for none.",
+    help="Numbers of tokens to decode; '' for none.",
 )
 @click.option(
     "-d",
@@ -67,8 +67,8 @@ def _numbers(least: int) -> Callable[[click.Context, click.Parameter, str], tupl
     default="0",
     show_default=True,
     metavar="N,...",
-    help="Positions that are there before. Their keys and values are random numbers, put in place without "
-    "computing them: attention costs the same whatever they hold.",
+    help="Positions before the test. Their keys and values are random numbers, because the time of attention does not "
+    "depend on their values.",
 )
 @click.option(
     "--depths",
@@ -93,7 +93,7 @@ def _numbers(least: int) -> Callable[[click.Context, click.Parameter, str], tupl
     help="CPU threads; a list compares them and names the fastest. Default: the CPUs that this process may use.",
 )
 @prefill_option
-@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each test.")
+@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Number of runs of each test.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object with every repeat.")
 def command(
     model: str | None,
@@ -111,10 +111,10 @@ def command(
 
     `--threads 1,2,4` compares thread counts: the last line names the fastest for each kind of test.
 
-    Each pair of KV type and thread count is loaded in a process of its own, for its load time and its memory. GB/s is
-    what decoding reads: the weights once a call of the block, the head once a token, the keys and values. It stands
-    beside what this machine's memory gives to a plain read (the largest number of a 256 MB array, by as many threads):
-    that bounds decoding. Close other programs; nothing here corrects for them.
+    Each pair of KV type and thread count is loaded in a new process, to measure load time and memory. GB/s is the data
+    that decoding reads: the weights once per block call, the head once per token, keys and values. It is compared with
+    the memory bandwidth of this machine (reading a 256 MB array with the same number of threads), which limits
+    decoding. Close other programs first; the results are not corrected for them.
     """
     from ouro_edge.cli.options import BUILT_IN
     from ouro_edge.cli.progress import conversion_progress

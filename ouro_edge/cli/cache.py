@@ -10,14 +10,14 @@ from ouro_edge.errors import RequestError
 from ouro_edge.system.cache_dir import cache_directory, cache_entries, remove_entry
 
 
-@click.command(name="cache", short_help="List or delete what ouro-edge keeps on disk.")
+@click.command(name="cache", short_help="List or delete cached files of ouro-edge.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--clear", is_flag=True, help="Delete the named entries, or all.")
 @click.option("--yes", is_flag=True, help="Delete without confirmation.")
 def command(names: tuple[str, ...], clear: bool, yes: bool) -> None:
     """List or delete the files in the user's cache: converted checkpoints and prefill copies of weights.
 
-    All of them are regenerated on demand. OURO_EDGE_CACHE sets another directory. Downloads are stored in the cache of
+    They are created again on demand. OURO_EDGE_CACHE sets another directory. Downloads are stored in the cache of
     huggingface_hub, which `hf cache` manages.
     """
     from ouro_edge.cli.tables import file_size, printable, table

@@ -16,9 +16,9 @@ from ouro_edge.errors import RequestError
 @click.option("--tokens", type=click.IntRange(16), default=640, show_default=True, help="At most this many tokens.")
 @click.option("--threads", type=int, help="CPU threads. Default: as for run.")
 def command(model: Path, file: Path | None, tokens: int, threads: int | None) -> None:
-    """Measure how far keys and values reach in the exported MODEL, so that --kv int8 and int4 can be used.
+    """Measure the ranges of keys and values in the exported MODEL, which --kv int8 and int4 need.
 
-    Exporting does this already; do it again on text of your own kind.
+    An export measures them already; repeat it with text that is similar to your use.
     """
     from ouro_edge.fitting.calibrate_kv import calibrate
 
@@ -29,7 +29,7 @@ def command(model: Path, file: Path | None, tokens: int, threads: int | None) ->
 
 
 def read_text(file: Path) -> str:
-    """A UTF-8 file's text; RequestError in one line when it cannot be read."""
+    """The text of a UTF-8 file. RequestError when it cannot be read."""
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:

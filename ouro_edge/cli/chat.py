@@ -51,7 +51,7 @@ def command(
     if resume is not None and system is not None:
         raise RequestError("--resume restores the saved system message: omit --system, or change it with /system")
     loading = take_load_options(settings)
-    GenerationOptions(**settings)  # report invalid values before loading the model
+    GenerationOptions(**settings)  # report invalid values before the model is loaded
     with open_model(model, loading) as loaded:
 
         def build(values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -18,21 +18,23 @@ from ouro_edge.errors import RequestError
               help="How weights are stored: int4 (default), int8, fp32, or GGUF's own names for a .gguf file. "
                    "Four bits keep embedding and head in eight.")  # fmt: skip
 @click.option(
-    "--block-size", type=int, help="Weights that share a scale: 16 to 256, a power of two. Default: 128, for int8 32."
+    "--block-size",
+    type=int,
+    help="Number of weights that share a scale: a power of two from 16 to 256. Default: 128; for int8: 32.",
 )
-@click.option("--symmetric/--asymmetric", default=None, help="Without or with a zero point a block; int8: with.")
+@click.option("--symmetric/--asymmetric", default=None, help="Without or with a zero point per block; int8: with.")
 @click.option(
     "--format",
     "format_",
     type=click.Choice(["onnx", "gguf"]),
     help="Kind of output; gguf: a file in OUT named after model and type, unless OUT ends in .gguf. "
-    "Default: what OUT's name says.",
+    "Default: depends on the name OUT.",
 )
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
-@click.option("--gate-from", metavar="CHECKPOINT", help="Take the exit gate from here; for .gguf files that lack it.")
+@click.option("--gate-from", metavar="CHECKPOINT", help="Source of the exit gate, for .gguf files without one.")
 @click.option("--calibration", "calibration_file", type=click.Path(path_type=Path),
               help="UTF-8 text to measure KV ranges on. Default: a built-in page.")  # fmt: skip
-@click.option("--no-calibration", is_flag=True, help="Measure no KV ranges: the cache then stays in float32.")
+@click.option("--no-calibration", is_flag=True, help="Do not measure KV ranges; the cache then stays in float32.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it is an exported model.")
 @click.option("--report", is_flag=True, help="Print the error of every quantised tensor.")
 def command(

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     "--budget",
     type=float,
     metavar="D",
-    help="Store the exit threshold with mean depth D on held-out text as the model's own.",
+    help="Store as the model's exit threshold the one with mean depth D on held-out text.",
 )
 @click.option(
     "--objective",
     type=click.Choice(["look-ahead", "published", "horizon"]),
     default="look-ahead",
     show_default=True,
-    help="The gain that the gate learns: of the next loop, of the loop just made, or of the best later one.",
+    help="The gain that the gate learns: of the next loop, of the current loop, or of the best later loop.",
 )
 @click.option(
     "--max-tokens-fit",
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     default=20000,
     show_default=True,
     metavar="N",
-    help="Fit on at most N tokens, fewer where they would take more than 512 MiB.",
+    help="Fit on at most N tokens; on fewer if their features take more than 512 MiB.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Which lines are drawn when there are more.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the selection, if there are more lines.")
 @click.option("--threads", type=int, help="CPU threads. Default: as for run.")
-@click.option("--dry-run", is_flag=True, help="Print what would be gained, write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the tables and write nothing.")
 def command(
     bundle: Path,
     data: Path,
@@ -54,10 +54,10 @@ def command(
     threads: int | None,
     dry_run: bool,
 ) -> None:
-    """Fit the exit gate of BUNDLE, an exported directory, to text like that which it will see.
+    """Fit the exit gate of BUNDLE, an exported directory, to text that is similar to its use.
 
-    A fifth of the lines is held out: the tables compare the checkpoint's own gate with the new one there. The new gate
-    is written beside the model, which stays as it is: delete exit_gate.json to have the checkpoint's gate back.
+    A fifth of the lines is held out; the tables compare the checkpoint's gate with the new one on these lines. The new
+    gate is stored in a separate file: delete exit_gate.json to return to the checkpoint's gate.
     """
     from ouro_edge.bundle.directory import open_bundle
     from ouro_edge.cli.progress import conversion_progress
@@ -84,17 +84,17 @@ def command(
 
 
 def _write(fit: GateFit) -> None:
-    """Store the gate, and say what that changes."""
+    """Store the gate, and print the effect."""
     file, threshold = fit.write(), fit.gate.threshold
     default = fit.bundle.config.exit_threshold if threshold is None else threshold
     click.echo(f"wrote {file}; the model's own exit threshold is {default:.6g}" + (
         ", which runs every loop: choose one with --budget, or --exit-threshold when running" if default >= 1.0 else ""
     ))  # fmt: skip
-    click.echo(f"the checkpoint's gate is kept in the model: delete {file.name} to have it back")
+    click.echo(f"the model still contains the checkpoint's gate: delete {file.name} to return to it")
 
 
 def _show_comparison(comparison: Comparison, loops: int) -> None:
-    """Print both gates' trade-offs on held-out text."""
+    """Print the trade-offs of both gates on held-out text."""
     from ouro_edge.cli.tables import table
 
     names = ("threshold", "old depth", "loss", "top-1", "new depth", "loss", "top-1")

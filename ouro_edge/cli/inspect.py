@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command(name="inspect", short_help="Show what MODEL contains: sizes, loops, exit gate, KV memory.")
 @click.argument("model", required=False)
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
-@click.option("--tensors", is_flag=True, help="Also list what quantisation cost, tensor by tensor.")
+@click.option("--tensors", is_flag=True, help="Also list the quantisation error of each tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object.")
 def command(model: str | None, revision: str | None, tensors: bool, as_json: bool) -> None:
     """Show what MODEL contains: sizes, loops, exit gate, types, memory for keys and values."""

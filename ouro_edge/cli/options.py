@@ -28,7 +28,7 @@ _TYPES: dict[str, Any] = {"number": float, "whole": int, "text": str, "choice": 
 
 
 def click_option(option: Option, **more: Any) -> Decorator:
-    """An option of the table, for click. Ranges are not checked here: the option classes check them."""
+    """A click option for an option of the table. Ranges are not checked here, because the option classes check them."""
     help = f"{option.help} Default: {option.default_text}." if option.default_text else option.help
     about: dict[str, Any] = {"help": help, "default": option.default, "metavar": option.metavar, **more}
     if option.kind == "choice":
@@ -83,12 +83,12 @@ def _old_prefill(ctx: click.Context, param: click.Parameter, value: str | None) 
 
 
 def take_load_options(settings: dict[str, Any]) -> LoadOptions:
-    """The options of loading, taken out of a command's parameters. RequestError for a wrong value."""
+    """The load options, removed from a command's parameters. RequestError for a wrong value."""
     return LoadOptions(**{name: settings.pop(name) for name, o in LOAD_OPTIONS.items() if "cli" in o.interfaces})
 
 
 def open_model(model: str | None, options: LoadOptions, parallel: int = 1) -> Model:
-    """Load MODEL, showing progress when it has to be converted first, and saying what was chosen for the user."""
+    """Load MODEL. Shows the progress of a conversion, and prints notes about automatic choices."""
     from ouro_edge.cli.progress import conversion_progress
     from ouro_edge.loading import load
 

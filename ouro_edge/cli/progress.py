@@ -14,7 +14,7 @@ from ouro_edge.system.progress import Progress
 
 @contextmanager
 def conversion_progress(label: str = "Preparing") -> Iterator[Progress]:
-    """A callback for long operations that draws a progress bar from its first call on, a new one for each job."""
+    """A callback for long operations; draws a progress bar, a new one for each job."""
     bars: list[Any] = []
 
     def show(done: int, total: int, what: str, /) -> None:
@@ -25,7 +25,7 @@ def conversion_progress(label: str = "Preparing") -> Iterator[Progress]:
         if not bars:
             bars.append(click.progressbar(length=total, label=label, file=sys.stderr, item_show_func=lambda x: x))
             bars[0].__enter__()
-        bars[0].length = total  # a download's grows while its files are found
+        bars[0].length = total  # a download's total grows while files are found
         bars[0].update(done - bars[0].pos, what)
 
     try:

@@ -16,14 +16,14 @@ Made from the table of options by `python -m ouro_edge.cli.reference > docs/opti
 
 ## Exit rules
 
-An exit rule says when a token stops looping. The command line (`--exit`), `/set exit` in a chat, the server (`"exit"`),
-the llm plugin (`-o exit`) and Python (`ouro_edge.parse_exit`) read the same text:
+An exit rule decides when a token stops looping. The command line (`--exit`), `/set exit` in a chat, the server
+(`"exit"`), the llm plugin (`-o exit`) and Python (`ouro_edge.parse_exit`) read the same text:
 
     RULE[:VALUE][,floor=N][,ceiling=N][,budget=MEAN]
 """
 _AFTER_RULES = """\
 `floor=N` and `ceiling=N` keep the depth between two numbers of loops; `depth`, `full` and `weighted` take neither.
-`budget=MEAN` limits the mean number of loops per token of an answer: loops that easy tokens leave over are available to
+`budget=MEAN` limits the mean number of loops per token of an answer: loops that easy tokens do not use are available to
 later ones. Examples: `gate:0.7`, `gate:0.7,ceiling=3`, `confidence:0.9,floor=2,budget=2.5`.
 
 `exit_threshold` is short for `gate:Q`, `loops` for `depth:N`; `loop_budget` adds a budget to the exit rule, or to the

@@ -48,7 +48,7 @@ def command(
         if ids is not None:
             events = loaded.generate(_parse_ids(ids), **arguments)
         else:
-            _ = loaded.tokenizer  # report a missing tokenizer before waiting for standard input
+            _ = loaded.tokenizer  # report a missing tokenizer before reading standard input
             text = prompt if prompt is not None else _standard_input()
             if raw:
                 events = loaded.generate(text, **arguments)

@@ -8,7 +8,7 @@ from ouro_edge.bundle.manifest import Manifest
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table with aligned columns: the first to the left, the others to the right."""
+    """A table with aligned columns: the first on the left, the others on the right."""
     lines = [list(head), *map(list, rows)]
     first, *widths = (max(len(line[i]) for line in lines) for i in range(len(head)))
     return "\n".join(

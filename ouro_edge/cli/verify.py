@@ -14,9 +14,9 @@ from ouro_edge.errors import VerificationError
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random input.")
 @click.option("--threads", type=int, help="CPU threads. Default: as for run.")
 def command(model: str | None, against: str | None, tokens: int | None, seed: int, threads: int | None) -> None:
-    """Check MODEL's files and compare it with a plain NumPy reference; fail if it is out of tolerance.
+    """Check MODEL's files and compare it with a plain NumPy reference. Fails if it is out of tolerance.
 
-    The reference reads one layer at a time: a model of 1.4B parameters takes several minutes and 2 GB.
+    The reference reads one layer at a time: 1.4B parameters need several minutes and 2 GB.
     """
     from ouro_edge.cli.options import BUILT_IN
     from ouro_edge.cli.progress import conversion_progress
@@ -30,7 +30,7 @@ def command(model: str | None, against: str | None, tokens: int | None, seed: in
     with conversion_progress("Checking") as progress:
         checks = list(verify(path, against, tokens=tokens, seed=seed, threads=threads, progress=progress))
     rows = [
-        (check.name, f"{check.found:.4g}", f"{check.unit} {check.wanted:.4g}", "ok" if check.passed else "FAILED")
+        (check.name, f"{check.found:.4g}", f"{check.unit} {check.expected:.4g}", "ok" if check.passed else "FAILED")
         for check in checks
     ]
     click.echo(table(("check", "found", "expected", ""), rows))

@@ -1,7 +1,7 @@
 """Checks an exported model: its files, its arithmetic against the reference, its weights against the checkpoint.
 
-Above export and runtime. The reference is fed with the bundle's own dequantised weights, so what is left is packing,
-kernels and the runtime's loops; what quantisation itself costs is measured apart, tensor by tensor.
+Uses export and runtime. The reference gets the bundle's dequantised weights, so that the comparison covers packing,
+kernels and the runtime's loops. Quantisation errors are measured separately, for each tensor.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from ouro_edge.system.hub import resolve
 from ouro_edge.system.memory import available_memory
 from ouro_edge.system.progress import Progress
 
-# Kernels in float32 differ by summation order; MatMulNBits also rounds activations to int8, block by block.
-# Loops amplify that rounding, most in narrow models; a packing error makes outputs unrelated (1.4). By bits: what each
-# loop may add, and the most.
-_ARITHMETIC = {32: (1e-4, 1e-4), 8: (0.15, 0.5), 4: (0.15, 0.5)}
-_SILENCE = 1e-12  # smaller references count as this: zeros are compared as they are
-# The worst tensor may keep this signal-to-noise ratio in dB; honest rounding of bell-shaped weights gives 18 and 42.
-_FIDELITY = {32: 120.0, 8: 30.0, 4: 10.0}
-_USUAL = 24  # tokens
-_ROWS = 16 << 20  # values compared at a time
+# By bits: limits of the relative error per loop, and in total. Kernels in float32 differ by summation order;
+# MatMulNBits also rounds activations to int8 in blocks. Loops amplify that rounding, most in narrow models. A packing
+# error makes outputs unrelated (relative error 1.4).
+_ERROR_LIMITS = {32: (1e-4, 1e-4), 8: (0.15, 0.5), 4: (0.15, 0.5)}
+_MIN_REFERENCE_RMS = 1e-12  # lower bound of the divisor, for references of zeros
+# By bits: limit for the worst tensor. Correct rounding of normally distributed weights gives 18 (int4) and 42 (int8).
+_MIN_SNR_DB = {32: 120.0, 8: 30.0, 4: 10.0}
+_DEFAULT_TOKENS = 24
+_PIECE_VALUES = 16 << 20  # values compared per step
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the table."""
+    """The result of one check."""
 
     name: str
     found: float
-    wanted: float
+    expected: float
     unit: str
     passed: bool
 
@@ -60,7 +60,7 @@ def verify(
     """Check an exported model: its files, its weights, and its arithmetic against a plain reference in NumPy.
 
     Arithmetic is compared at every depth: the RMS of the difference of the logits (and of the exit gate's) over the RMS
-    of the reference's. Weights pass through one tensor at a time.
+    of the reference's. One tensor at a time is in memory.
 
     Args:
         model: An exported directory, or the hub id of one.
@@ -71,7 +71,7 @@ def verify(
         progress: Called while a hub id is downloaded, and before and after the reference is computed.
 
     Yields:
-        A Check as each is done; a failed one has `passed` False.
+        A Check after each comparison; `passed` is False for a failure.
 
     Raises:
         BundleError: `model` is not an exported directory, or a file is missing or damaged.
@@ -92,12 +92,12 @@ def verify(
 
 
 def _affordable(config: ModelConfig, tokens: int | None) -> int:
-    """The number of ids to compare, refused when there is no room for them."""
+    """The number of ids to compare. ContextOverflowError or RequestError when context or memory is too small."""
     if tokens is None:
-        return min(_USUAL, config.max_positions)
+        return min(_DEFAULT_TOKENS, config.max_positions)
     if tokens > config.max_positions:
         raise ContextOverflowError(f"{tokens} tokens do not fit this model's context of {config.max_positions}")
-    # The reference holds the attention scores of a whole layer three times; logits come and go in float32 and float64.
+    # The reference has three copies of a layer's attention scores, and logits in float32 and float64.
     need, free = 12 * config.num_heads * tokens**2 + 24 * config.vocab_size * tokens, available_memory()
     if need > free:
         raise RequestError(f"the reference needs about {need / 1e9:.2g} GB for {tokens} tokens, {free / 1e9:.2g} GB "
@@ -105,7 +105,7 @@ def _affordable(config: ModelConfig, tokens: int | None) -> int:
     return tokens
 
 
-@np.errstate(all="ignore")  # what is not finite fails its check
+@np.errstate(all="ignore")  # non-finite values fail their check
 def _arithmetic(bundle: Bundle, tokens: int, seed: int, threads: int | None, progress: Progress | None) -> list[Check]:
     config, checks = bundle.config, []
     ids = np.random.default_rng(seed).integers(0, config.vocab_size, tokens)
@@ -114,7 +114,7 @@ def _arithmetic(bundle: Bundle, tokens: int, seed: int, threads: int | None, pro
         progress(0, 1, f"reference: {config.loops} loops over {config.num_layers} layers in NumPy")
     steps = reference.run(config, weights, ids)
     head = weights["head"]
-    tolerance, most = _ARITHMETIC[min(_bits(bundle, name) for name in bundle.tensors)]
+    tolerance, most = _ERROR_LIMITS[min(_bits(bundle, name) for name in bundle.tensors)]
     with open_model(bundle, threads=threads, kv="fp32", gate="original") as model:
         found = model.states(ids.tolist())
         for loop in range(1, config.loops + 1):
@@ -144,13 +144,13 @@ def _fidelity(bundle: Bundle, weights: Weights) -> Iterator[Check]:
         worst[bits] = min(worst.get(bits, (np.inf, name)), (snr, name))
     for bits, (snr, name) in sorted(worst.items()):
         kind = "fp32" if bits == 32 else f"int{bits}"
-        passed = snr >= _FIDELITY[bits]
-        yield Check(f"worst {kind} tensor, {name}", snr, _FIDELITY[bits], "dB at least", passed)
+        passed = snr >= _MIN_SNR_DB[bits]
+        yield Check(f"worst {kind} tensor, {name}", snr, _MIN_SNR_DB[bits], "dB at least", passed)
 
 
 def _pieces(weights: Weights, name: str) -> Iterator[tuple[int, Array]]:
     rows, *columns = weights.shapes[name]
-    step = max(1, _ROWS // max(1, *columns)) if columns else rows
+    step = max(1, _PIECE_VALUES // max(1, *columns)) if columns else rows
     for start in range(0, rows, step):
         yield start, weights.rows(name, start, min(rows, start + step))
 
@@ -160,10 +160,10 @@ def _bits(bundle: Bundle, name: str) -> int:
     return 32 if scheme is None else scheme.bits
 
 
-def _limit(name: str, found: float, wanted: float) -> Check:
-    return Check(name, found, wanted, "at most", found <= wanted)
+def _limit(name: str, found: float, expected: float) -> Check:
+    return Check(name, found, expected, "at most", found <= expected)
 
 
-def _relative(found: Array, wanted: Array) -> float:
-    difference = np.sqrt(np.mean(np.square(found - wanted, dtype=np.float64)))
-    return float(difference / np.maximum(np.sqrt(np.mean(np.square(wanted, dtype=np.float64))), _SILENCE))
+def _relative(found: Array, expected: Array) -> float:
+    difference = np.sqrt(np.mean(np.square(found - expected, dtype=np.float64)))
+    return float(difference / np.maximum(np.sqrt(np.mean(np.square(expected, dtype=np.float64))), _MIN_REFERENCE_RMS))

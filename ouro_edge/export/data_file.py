@@ -20,7 +20,7 @@ from ouro_edge.arch.weights import Array, Weights
 from ouro_edge.bundle.manifest import PAGE, StoredArray, StoredTensor
 from ouro_edge.quant import ErrorMeter, QuantizedTensor, Scheme, concatenate, dequantize, quantize
 
-_PIECE_VALUES = 16 << 20  # float32 values quantised at a time: 64 MB
+PIECE_VALUES = 16 << 20  # float32 values quantised at a time: 64 MB
 _MIN_NORMAL_FLOAT16 = np.float32(2.0**-14)
 
 
@@ -96,6 +96,6 @@ def _half_scales(tensor: QuantizedTensor) -> QuantizedTensor:
 
 def _pieces(weights: Weights, name: str) -> Iterator[Array]:
     rows, *columns = weights.shapes[name]
-    step = max(1, _PIECE_VALUES // max(1, *columns)) if columns else rows
+    step = max(1, PIECE_VALUES // max(1, *columns)) if columns else rows
     for start in range(0, rows, step):
         yield weights.rows(name, start, min(rows, start + step))

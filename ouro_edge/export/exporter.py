@@ -1,8 +1,8 @@
-"""Writes a checkpoint as a bundle: a complete one, or nothing.
+"""Writes a checkpoint as a bundle, all or nothing.
 
-Everything is written into a hidden directory, the manifest last, and renamed at the end. A failed or interrupted
-export removes it; a killed one leaves it without a manifest, so nothing takes it for a model, and the next export
-after a day removes it.
+All files are written to a hidden directory, the manifest last, and the directory is renamed at the end. A failed or
+interrupted export removes it. A killed export leaves it without a manifest, so it is not mistaken for a model; a later
+export to the same place removes it when it is a day old.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from ouro_edge.system.files import parent_directories
 from ouro_edge.system.progress import Progress
 from ouro_edge.version import __version__
 
-Step = Callable[[DirectoryBundle], object]  # adds files to a bundle that is complete but for its manifest
+Step = Callable[[DirectoryBundle], object]  # adds files to a bundle that lacks only its manifest
 
-_STALE = 24 * 3600  # seconds after which a working directory has no writer left
+_STALE_SECONDS = 24 * 3600  # age after which a working directory is abandoned
 
 
 def export_bundle(
@@ -50,10 +50,10 @@ def export_bundle(
 ) -> Manifest:
     """Write a bundle to the directory `out`.
 
-    `source` says where the checkpoint came from (repository, revision). `steps` run in order on the finished bundle
-    before it is published, and add files to `bundle.path`; `progress` covers what comes before them, in weights. Peak
-    memory is a few times the largest packed tensor. Raises ExportError when `out` is taken or cannot be written,
-    CheckpointError when a tensor is damaged. `overwrite` replaces an exported model, with its KV ranges and fitted
+    `source` is the origin of the checkpoint (repository, revision). `steps` run in order on the finished bundle before
+    it is published, and may add files to `bundle.path`; `progress` counts weights and covers the work before them. Peak
+    memory is a few times the largest packed tensor. Raises ExportError when `out` exists or cannot be written,
+    CheckpointError when a tensor is damaged. `overwrite` replaces an exported model, including its KV ranges and fitted
     gate, and deletes nothing else.
     """
     with _fresh_directory(out, overwrite, checkpoint.path) as work:
@@ -73,7 +73,7 @@ def export_bundle(
 def _write(
     work: Path, checkpoint: Checkpoint, recipe: Recipe, source: Mapping[str, Any], progress: Progress | None
 ) -> Manifest:
-    """Write all files of a bundle but the manifest, which is returned."""
+    """Write all files of a bundle except the manifest, which is returned."""
     with DataFile(work / DATA_FILE) as data:
         tensors = _store_all(data, checkpoint, recipe, progress)
         files = {DATA_FILE: data.finish()}
@@ -119,9 +119,9 @@ def _store_all(
 
 @contextmanager
 def _fresh_directory(out: Path, overwrite: bool, source: Path) -> Iterator[Path]:
-    """A directory that becomes `out` when the block ends well; nothing of it is left, nor of new parents, if not.
+    """A working directory that is published as `out` at the end of the block; an error removes it and new parents.
 
-    It is beside `out`, or inside where `out` is empty: that may be a mount point, which cannot be renamed.
+    It is a sibling of `out`, or inside `out` when `out` is empty: that may be a mount point, which cannot be renamed.
     """
     out = Path(os.path.realpath(out))
     try:
@@ -140,7 +140,7 @@ def _fresh_directory(out: Path, overwrite: bool, source: Path) -> Iterator[Path]
 
 
 def _content(out: Path, overwrite: bool, source: Path) -> list[str] | None:
-    """The names in `out`, None when it is not there. ExportError when it holds what must not be deleted."""
+    """The names in `out`, or None when it does not exist. ExportError when it contains files of other origin."""
     try:
         names = sorted(os.listdir(out))
     except FileNotFoundError:
@@ -156,34 +156,35 @@ def _content(out: Path, overwrite: bool, source: Path) -> list[str] | None:
     if source.resolve().is_relative_to(out):
         raise ExportError(f"{source} is inside {out}, which --overwrite would delete; choose another name")
     listed = read_json_object(out / MANIFEST_FILE, ExportError).get("files")
-    ours = {MANIFEST_FILE, *ADDED_FILES, *(listed if isinstance(listed, dict) else ())}
-    if strange := [name for name in names if name not in ours]:
+    expected = {MANIFEST_FILE, *ADDED_FILES, *(listed if isinstance(listed, dict) else ())}
+    if strange := [name for name in names if name not in expected]:
         raise ExportError(f"{out} holds {strange[0]!r}, which is not part of the model there: move it or choose "
                           "another name")  # fmt: skip
     return names
 
 
 def _remove_stale(out: Path) -> None:
-    """Remove what exports to `out` left when they were killed, a day ago or longer."""
+    """Remove the working directories of exports to `out` that were killed at least a day ago."""
     name = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{8}}\.(partial{'|old' if out.exists() else ''})")
     for home in (out.parent, out):
-        with suppress(OSError):  # not there, or not ours to read
+        with suppress(OSError):  # missing, or not readable
             for entry in list(os.scandir(home)):
-                if name.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < time.time() - _STALE:
+                oldest = time.time() - _STALE_SECONDS
+                if name.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < oldest:
                     shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def _publish(work: Path, out: Path, overwrite: bool, source: Path) -> None:
-    """Move `work` to `out`; what was there before is deleted only when its successor is in place."""
+    """Move `work` to `out`; the old content is deleted when the new one is in place."""
     if work.parent == out:
         _move_up(work, out)
-    elif _content(out, overwrite, source):  # looked at again: minutes have passed
+    elif _content(out, overwrite, source):  # checked again, because the export took minutes
         old = work.with_suffix(".old")
         try:
             os.rename(out, old)
             os.rename(work, out)
         except BaseException:
-            with suppress(OSError):  # it was not moved yet, or its successor was
+            with suppress(OSError):  # `out` was not moved yet, or is already replaced
                 os.rename(old, out)
             raise
         shutil.rmtree(old, ignore_errors=True)
@@ -192,7 +193,7 @@ def _publish(work: Path, out: Path, overwrite: bool, source: Path) -> None:
 
 
 def _move_up(work: Path, out: Path) -> None:
-    """Move the files of `work` into `out` around it, the manifest last."""
+    """Move the files of `work` into its parent directory `out`, the manifest last."""
     if strange := sorted(set(os.listdir(out)) - {work.name}):
         raise ExportError(f"{out} was empty and now holds {strange[0]!r}; choose another name, nothing was kept")
     names = sorted(os.listdir(work), key=lambda name: name == MANIFEST_FILE)

@@ -1,9 +1,9 @@
 """Writes the prefill copy: the block a second time, with int8 weights and one scale per column, for long prompts.
 
-MatMulNBits is optimised for a few rows. For many, an integer product of whole matrices (MatMulIntegerToFloat) is two to
-three times as fast: inputs are rounded to uint8 with a scale per row, so that rows stay independent of each other, and
-weights to int8 with a scale per column, both rotated so that no channel dominates. The weights are those of the bundle,
-rounded once more. They are stored outside it, because they can be regenerated and a bundle to ship stays small.
+MatMulNBits is optimised for a few rows. For many rows, an integer product of whole matrices (MatMulIntegerToFloat) is
+two to three times as fast. Inputs are rounded to uint8 with a scale per row, so that rows do not affect each other, and
+weights to int8 with a scale per column; both are rotated first, so that no channel dominates. The copy is made from the
+bundle's weights by a second rounding. It is stored outside the bundle, because it can be regenerated at any time.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from ouro_edge.export.graphs.prefill_graph import PrefillBuilder, probe_graph
 from ouro_edge.quant.rotation import rotate
 from ouro_edge.system.progress import Progress
 
-_PIECE_VALUES = 1 << 22  # weights that are float32 at a time
+_PIECE_VALUES = 1 << 22  # weights in float32 at the same time
 
 
 def probe_in_memory() -> GraphInMemory:
-    """The graph that tests whether this CPU multiplies exactly, before a copy is written."""
+    """The graph that tests, before a copy is written, whether this CPU multiplies exactly."""
     return GraphInMemory(Path(PROBE_FILE), probe_graph().SerializeToString(), {})
 
 
@@ -48,7 +48,7 @@ def write_prefill_copy(bundle: Bundle, out: Path, progress: Progress | None = No
             work.rename(out)
     except OSError as problem:
         if is_complete(out):
-            return  # another process was faster
+            return  # another process has written the same copy
         raise ExportError(f"{out} cannot be written: {problem.strerror or problem}; use --prefill-weights "
                           "none") from None  # fmt: skip
     finally:
@@ -86,7 +86,7 @@ def _write(bundle: Bundle, out: Path, progress: Progress | None) -> None:
 
 
 def _by_column(bundle: Bundle, name: str) -> tuple[NDArray[np.int8], Array, float]:
-    """int8 [K, N] and scales [N] of a matrix [N, K] in rotated space, and the signal-to-noise ratio in dB."""
+    """Matrix [N, K] -> int8 [K, N] and scales [N] in rotated space, and the signal-to-noise ratio in dB."""
     rows, width = bundle.tensors[name].shape
     columns, scales = np.empty((width, rows), np.int8), np.empty(rows, np.float32)
     signal = noise = 0.0

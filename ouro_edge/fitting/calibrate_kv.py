@@ -1,10 +1,11 @@
-"""Measures how far keys and values reach, so that a KV cache can be kept in int8 or int4. Above runtime.
+"""Measures the ranges of keys and values, from which the scales of an int8 or int4 KV cache follow. Uses runtime.
 
-Text runs through the bundle with a float cache at full depth, and the cache itself is read afterwards: for values the
-largest magnitude of each channel, for keys that of each rotary pair, which no position can exceed by rotation.
+Text runs through the bundle with a float cache at full depth; then the cache is read. The range of a value channel is
+its largest magnitude, the range of a key channel the largest length of its rotary pair, which rotation cannot change.
 
-Much of all attention falls on the first token ("attention sinks", arXiv 2309.17453), and where prompts begin alike its
-keys and values are constants. Ranges are widened so that 8 bits hold just these exactly: that halves the divergence.
+Much of the attention goes to the first token ("attention sinks", arXiv 2309.17453), and its keys and values are
+constant when all prompts start with the same token. Ranges are widened so that 8 bits represent these exactly, which
+halves the divergence.
 """
 
 from __future__ import annotations
@@ -27,44 +28,44 @@ from ouro_edge.runtime.open_model import open_model
 from ouro_edge.runtime.text.tokenizer import Tokenizer
 from ouro_edge.system.progress import Progress
 
-_TOKENS = 640  # enough for stable maxima, a quarter of a minute for 1.4B parameters on two cores
-_LEAST_TOKENS = 16
-# Text goes further than calibration saw, and at 8 bits clipping costs more than a coarser step: for keys and values.
-_HEADROOM = np.array([1.05, 1.3], np.float32)
-_LEVELS = 127
-_WINDOW = 64  # tokens that see each other: the float cache of more would take more memory than the model
+_DEFAULT_TOKENS = 640  # enough for stable maxima; 15 seconds for 1.4B parameters on two cores
+_MIN_TOKENS = 16
+# For keys and values. Other text exceeds the measured ranges, and at 8 bits clipping costs more than a larger step.
+_HEADROOM_FACTORS = np.array([1.05, 1.3], np.float32)
+_MAX_CODE = 127
+_WINDOW_TOKENS = 64  # tokens per sequence: a longer float cache would need more memory than the model
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What an export measures KV ranges on; None in its place measures nothing."""
+    """Settings for measuring KV ranges; pass None instead to skip the measurement."""
 
     text: str | None = None  # None: the built-in page
-    tokens: int = _TOKENS  # at most so many of the text
+    tokens: int = _DEFAULT_TOKENS  # maximum number
 
     def __post_init__(self) -> None:
         if self.text is not None and not isinstance(self.text, str):
             raise RequestError(f"the calibration text is a {type(self.text).__name__}; expected a str or None")
-        if type(self.tokens) is not int or self.tokens < _LEAST_TOKENS:
-            raise RequestError(f"tokens is {self.tokens!r}; expected a whole number of at least {_LEAST_TOKENS}")
+        if type(self.tokens) is not int or self.tokens < _MIN_TOKENS:
+            raise RequestError(f"tokens is {self.tokens!r}; expected a whole number of at least {_MIN_TOKENS}")
 
 
 def calibrate(
     model: str | os.PathLike[str] | Bundle,
     text: str | None = None,
     *,
-    tokens: int = _TOKENS,
+    tokens: int = _DEFAULT_TOKENS,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Measure the KV ranges of an exported model and store them in its directory, in place of those that were there.
+    """Measure the KV ranges of an exported model and store them in its directory; earlier ranges are replaced.
 
-    A model without tokenizer is measured on seeded random ids. Memory is that of the loaded model and of a float32
-    cache of 64 tokens.
+    A model without a tokenizer is measured on random ids with a fixed seed. Needs the memory of the loaded model and of
+    a float32 cache of 64 tokens.
 
     Args:
-        model: An exported directory, or one that is open.
-        text: What to run, at best of the kind that the model will see. Default: a built-in page.
+        model: An exported directory, or an open bundle.
+        text: Text similar to the intended use. Default: a built-in page.
         tokens: At most this many tokens of the text, at least 16.
         threads: CPU threads. Default: as for `load`.
         progress: Called with tokens done and tokens in all.
@@ -73,7 +74,7 @@ def calibrate(
         The number of tokens that were run.
 
     Raises:
-        RequestError: The text is too short, or the model has no tokenizer to read one.
+        RequestError: The text is too short, or there is a text and the model has no tokenizer.
         BundleError: `model` is not an exported directory, is damaged, or cannot be written to.
     """
     bundle = model if isinstance(model, Bundle) else open_bundle(Path(model))
@@ -87,27 +88,27 @@ def calibrate(
 def _measure(
     bundle: Bundle, calibration: Calibration, threads: int | None, progress: Progress | None
 ) -> tuple[list[int], Array]:
-    """The token ids that were run, and the ranges [R, L, 2, KV, D] that they reached."""
+    """The token ids that were run, and the measured ranges [R, L, 2, KV, D]."""
     with open_model(bundle, threads=threads, kv="fp32", parallel_packing=False, open_head=False) as model:
         tokenizer = model.tokenizer if model.has_tokenizer else None
         ids = calibration_ids(tokenizer, model.config.vocab_size, calibration)
         opening = _opening(model)
         ranges = np.zeros(ranges_shape(bundle.config), np.float32)
-        window = min(_WINDOW, model.config.max_positions)
+        window = min(_WINDOW_TOKENS, model.config.max_positions)
         for start in range(0, len(ids), window):
             if progress:
                 progress(start, len(ids), "KV ranges")
             np.maximum(ranges, _reach(model, ids[start : start + window]), out=ranges)
         if opening:
             np.maximum(ranges, _reach(model, opening), out=ranges)
-        ranges *= _HEADROOM[:, None, None]
+        ranges *= _HEADROOM_FACTORS[:, None, None]
         if opening:
             ranges = _exact_at(_reach(model, opening[:1], pairs=False), ranges)
     return ids, ranges
 
 
 def _reach(model: Model, ids: list[int], pairs: bool = True) -> Array:
-    """Largest magnitudes [R, L, 2, KV, D] over token ids at full depth; of keys by rotary pair, or by channel."""
+    """Largest magnitudes [R, L, 2, KV, D] at full depth; for keys per rotary pair (`pairs`) or per channel."""
     sequence = model.new_sequence()
     sequence.append(ids)
     sequence.run_until_exit(FullDepth())
@@ -122,17 +123,17 @@ def _reach(model: Model, ids: list[int], pairs: bool = True) -> Array:
 
 
 def _exact_at(values: Array, ranges: Array) -> Array:
-    """Ranges widened, by less than two, so that each of `values` is a whole number of 8-bit steps if it is one or more.
+    """Ranges widened by a factor below two, so that `values` of at least one 8-bit step are whole numbers of steps.
 
-    The halves of a rotary pair then differ a little; both still cover the pair's reach.
+    The halves of a rotary pair then differ slightly; both still cover the range of the pair.
     """
-    steps = np.floor(values / np.maximum(ranges / _LEVELS, np.float32(1e-30)))
-    exact: Array = np.where(steps >= 1, values / np.maximum(steps, 1) * _LEVELS, ranges).astype(np.float32)
+    steps = np.floor(values / np.maximum(ranges / _MAX_CODE, np.float32(1e-30)))
+    exact: Array = np.where(steps >= 1, values / np.maximum(steps, 1) * _MAX_CODE, ranges).astype(np.float32)
     return exact
 
 
 def _opening(model: Model) -> list[int]:
-    """A short conversation as the chat template shows it: tokens that prose lacks, and how prompts begin."""
+    """Ids of a short conversation, rendered by the chat template: special tokens, and the beginning of prompts."""
     if not model.has_tokenizer:
         return []
     turns = [{"role": "user", "content": "Hello, what can you do?"}]
@@ -156,7 +157,7 @@ def _pair_reach(keys: Array) -> Array:
 
 
 def calibration_ids(tokenizer: Tokenizer | None, vocab_size: int, calibration: Calibration) -> list[int]:
-    """What a model with this tokenizer is measured on. RequestError when the text is too short, or nothing reads it."""
+    """Token ids for the measurement. RequestError when the text is too short, or without a tokenizer."""
     text, tokens = calibration.text, calibration.tokens
     if tokenizer is None:
         if text is not None:
@@ -164,6 +165,6 @@ def calibration_ids(tokenizer: Tokenizer | None, vocab_size: int, calibration: C
         ids = np.random.default_rng(0).integers(0, vocab_size, tokens).tolist()
     else:
         ids = tokenizer.encode(built_in_text() if text is None else text)[:tokens]
-    if len(ids) < _LEAST_TOKENS:
+    if len(ids) < _MIN_TOKENS:
         raise RequestError(f"the calibration text has {len(ids)} tokens; expected some hundreds")
     return ids

@@ -22,8 +22,8 @@ from ouro_edge.runtime.open_model import open_model
 from ouro_edge.system.cache_dir import cache_directory
 from ouro_edge.system.progress import Progress
 
-_LEAST_FITTED, _LEAST_HELD_OUT = 400, 100  # tokens
-_MOST_FITTED = 20000
+_MIN_FITTED_TOKENS, _MIN_HELD_OUT_TOKENS = 400, 100  # tokens
+_MAX_FITTED_TOKENS = 20000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def fit_gate(
     *,
     budget: float | None = None,
     objective: Objective = "look-ahead",
-    max_tokens_fit: int = _MOST_FITTED,
+    max_tokens_fit: int = _MAX_FITTED_TOKENS,
     seed: int = 0,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -113,8 +113,9 @@ def _check(bundle: Bundle, budget: float | None, objective: str, max_tokens_fit:
         raise RequestError(f"objective is {objective!r}; expected one of {', '.join(OBJECTIVES)}")
     if budget is not None and not (isinstance(budget, (int, float)) and 1.0 <= budget <= loops):
         raise RequestError(f"budget is {budget!r}; expected a mean depth from 1 to {loops}, this model's loops")
-    if type(max_tokens_fit) is not int or max_tokens_fit < _LEAST_FITTED:
-        raise RequestError(f"max_tokens_fit is {max_tokens_fit!r}; expected a whole number of at least {_LEAST_FITTED}")
+    if type(max_tokens_fit) is not int or max_tokens_fit < _MIN_FITTED_TOKENS:
+        least = _MIN_FITTED_TOKENS
+        raise RequestError(f"max_tokens_fit is {max_tokens_fit!r}; expected a whole number of at least {least}")
     if type(seed) is not int or seed < 0:
         raise RequestError(f"seed is {seed!r}; expected a whole number, 0 or more")
 
@@ -128,10 +129,10 @@ def _read_features(
     with open_model(bundle, threads=threads, kv="fp32", gate="original") as model:
         fitted, held_out = draw(
             lines, model, window=window(bundle.config), most_fitted=room,
-            most_held_out=max(room // 4, _LEAST_HELD_OUT), seed=seed, name=str(file),
+            most_held_out=max(room // 4, _MIN_HELD_OUT_TOKENS), seed=seed, name=str(file),
         )  # fmt: skip
         tokens = count(fitted), count(held_out)
-        if tokens[0] < _LEAST_FITTED or tokens[1] < _LEAST_HELD_OUT:
+        if tokens[0] < _MIN_FITTED_TOKENS or tokens[1] < _MIN_HELD_OUT_TOKENS:
             raise RequestError(f"{file} gives {tokens[0]} tokens to fit on and {tokens[1]} held out; expected at least "
-                               f"{_LEAST_FITTED} and {_LEAST_HELD_OUT}: give more lines")  # fmt: skip
+                               f"{_MIN_FITTED_TOKENS} and {_MIN_HELD_OUT_TOKENS}: give more lines")  # fmt: skip
         return collect(model, [*fitted, *held_out], progress), tokens

@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-_BUFFER_BYTES = 256 << 20
+BUFFER_BYTES = 256 << 20
 _REPEATS = 5
 
 
 def memory_read(threads: int, size: int | None = None) -> float:
     """Bytes per second read by `threads` threads together; best of several passes, as other load only slows it."""
-    buffer = np.ones((size or _BUFFER_BYTES) // 4, np.int32)  # written, so that each page is real memory
+    buffer = np.ones((size or BUFFER_BYTES) // 4, np.int32)  # written, so that each page is real memory
     parts = np.array_split(buffer, threads)
     best = 0.0
     with ThreadPoolExecutor(threads) as pool:

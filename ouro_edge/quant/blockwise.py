@@ -25,7 +25,7 @@ from ouro_edge.system.cpus import available_threads
 Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-_CHUNK_VALUES = 1 << 16  # values per thread and step: the float32 copies about fit a second-level cache
+CHUNK_VALUES = 1 << 16  # values per thread and step: the float32 copies about fit a second-level cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +60,7 @@ def quantize(values: Array, scheme: Scheme, *, threads: int | None = None) -> Qu
     packed = np.empty((rows, blocks, size * scheme.bits // 8), np.uint8)
     scales = np.empty((rows, blocks), np.float32)
     zeros = None if scheme.symmetric else np.empty((rows, blocks), np.uint8)
-    most = max(1, _CHUNK_VALUES // size)  # blocks per chunk
+    most = max(1, CHUNK_VALUES // size)  # blocks per chunk
     chunks = deque(_rectangles(rows, blocks, most))  # popleft is atomic, so threads can share the queue
 
     def work() -> None:
@@ -137,7 +137,7 @@ def _restore(tensor: QuantizedTensor, rows: range | NDArray[np.intp]) -> Array:
     scheme, width = tensor.scheme, tensor.shape[1]
     blocks = scheme.blocks(width)
     values: Array = np.empty((len(rows), width), np.float32)
-    step = max(1, _CHUNK_VALUES // max(1, blocks * scheme.block_size))
+    step = max(1, CHUNK_VALUES // max(1, blocks * scheme.block_size))
     for at in range(0, len(rows), step):
         part = rows[at : at + step]
         pick = slice(part.start, part.stop) if isinstance(part, range) else part

@@ -1,9 +1,9 @@
-"""Runs blocking iterators on worker threads for readers in asyncio, at the reader's pace.
+"""Runs blocking iterators on worker threads for asyncio; the reader controls the pace.
 
-The worker computes what the reader has asked for and a bounded number of items ahead, then returns its thread to the
-executor until the reader asks again: a slow reader holds the work back, and no thread waits for a reader. When the
-reader stops early (its task is cancelled, or the generator is closed), the Cancel is fired and the end of the work is
-waited for: afterwards everything that the work used is free.
+The worker computes the items that the reader has requested and a bounded number in advance, then returns its thread to
+the executor until the next request. So a slow reader delays the work, and no thread waits for a reader. When the reader
+stops early (its task is cancelled, or the generator is closed), the Cancel is fired and the generator waits for the end
+of the work; after that nothing is in use any more.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ async def iterate(
     ahead: int = 0,
     is_last: Callable[[T], bool] = lambda item: False,
 ) -> AsyncGenerator[T, None]:
-    """The items of the iterator that `start` makes; `start` and the iterator run on a worker of `executor`.
+    """The items of the iterator that `start` returns; `start` and the iterator run on a worker of `executor`.
 
-    Without an executor the work has a thread of its own. At most `ahead` items are computed before they are asked for.
-    `cancel` is what ends the work early; it is not fired when the iterator ends by itself, nor when the reader stops
-    after an item that `is_last`. Errors of the work are raised here, except after an early end.
+    Without an executor, a thread is created for the work. At most `ahead` items are computed in advance. `cancel` is
+    fired when the reader stops early, unless the last item that it took `is_last`; not when the iterator ends. Errors
+    of the work are raised here, except after an early end.
     """
     loop, own = asyncio.get_running_loop(), None
     if executor is None:
@@ -56,7 +56,7 @@ async def iterate(
             if end is None:
                 if not complete:
                     cancel.cancel()
-                if not loop.is_closed():  # else the generator was forgotten, and nothing can be waited for
+                if not loop.is_closed():  # otherwise the generator was never closed, and waiting is not possible
                     worker.allow(math.inf)
                     await _end_of(arrived)
         finally:
@@ -67,30 +67,30 @@ async def iterate(
 
 
 async def call(function: Callable[[], T], cancel: Cancel, executor: Executor | None = None) -> T:
-    """The result of one blocking call, under the same rules."""
+    """The result of one blocking call; rules as for `iterate`."""
     results = [result async for result in iterate(lambda: iter((function(),)), cancel, executor)]
     return results[0]
 
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """Nothing comes after it; the work ended by itself or with this error."""
+    """The last item: the work has ended, with `problem` if it failed."""
 
     problem: BaseException | None = None
 
 
 class _Worker(Generic[T]):
-    """The side of the worker thread: an iterator that continues while items are allowed."""
+    """The worker's side: an iterator that runs while items are allowed."""
 
     def __init__(self, start: Callable[[], Iterator[T]], executor: Executor, put: Callable[[T | _End], object]) -> None:
         self._start, self._executor, self._put = start, executor, put
         self._iterator: Iterator[T] | None = None
-        self._lock = threading.Lock()  # guards the two below
+        self._lock = threading.Lock()  # guards the next two
         self._allowed: float = 0
         self._running = False
 
     def allow(self, items: float) -> None:
-        """Let so many more items be computed."""
+        """Allow this number of further items."""
         with self._lock:
             self._allowed += items
             if not self._running:
@@ -98,7 +98,7 @@ class _Worker(Generic[T]):
                 self._running = True
 
     def _run(self) -> None:
-        """Compute until the allowance is used up, or until the end, after which `_running` stays set."""
+        """Compute until the allowance is used up or the iterator ends; `_running` stays set after the end."""
         try:
             if self._iterator is None:
                 self._iterator = self._start()
@@ -106,7 +106,7 @@ class _Worker(Generic[T]):
                 self._put(next(self._iterator))
         except StopIteration:
             self._put(_End())
-        except BaseException as problem:  # KeyboardInterrupt too: the reader is where it belongs
+        except BaseException as problem:  # KeyboardInterrupt too: it is raised in the reader
             self._put(_End(problem))
 
     def _may_continue(self) -> bool:
@@ -117,7 +117,7 @@ class _Worker(Generic[T]):
 
 
 async def _end_of(arrived: asyncio.Queue[T | _End]) -> None:
-    """Drop items until the end; a task that is cancelled meanwhile is told afterwards."""
+    """Drop items until the end; a cancellation meanwhile is raised after it."""
     cancelled = None
     while True:
         try:

@@ -1,8 +1,8 @@
-"""The calls of a model for asyncio: each runs in a thread of its own and never blocks the event loop.
+"""Async versions of a model's calls: each runs in a separate thread and does not block the event loop.
 
-An event is computed when the reader asks for it, so a slow reader holds a generation back. When the waiting task is
-cancelled or the generator is closed, the Cancel of the call is fired at once, and the end of the work is waited for,
-which takes a part of a block call at most: after that the sequence is free for the next call.
+An event is computed when the reader requests it, so a slow reader delays the generation. When the waiting task is
+cancelled or the generator is closed, the Cancel of the call is fired immediately. The call then waits for the end of
+the work, which takes at most a part of a block call; after that the sequence can be used again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class _Blocking(Protocol):
-    """What the twins are twins of."""
+    """The blocking calls that have an async version."""
 
     def generate(self, *args: Any, **options: Any) -> Iterator[Event]: ...
     def chat(self, *args: Any, **options: Any) -> Iterator[Event]: ...
@@ -34,12 +34,12 @@ class _Blocking(Protocol):
 
 
 class AsyncTwins:
-    """The async twins of a model's calls; same arguments, same events, same errors (raised at the first await)."""
+    """Async versions of a model's calls: same arguments, events and errors (raised at the first await)."""
 
     def agenerate(
         self: _Blocking, prompt: str | Sequence[int], **options: Unpack[GenerateOptions]
     ) -> AsyncGenerator[Event, None]:
-        """`generate` as an async generator. `aclose` it, or cancel the task that waits for it, to stop it early."""
+        """`generate` as an async generator. To stop early, call `aclose` or cancel the task that waits for it."""
         return _stream(self.generate, prompt, **options)
 
     def achat(

@@ -1,4 +1,4 @@
-"""What a generation reports: plain values, no behaviour."""
+"""The events of a generation: plain values without behaviour."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 StopReason = Literal["stop", "length", "cancelled"]
-Candidate = tuple[int, float]  # a token id, and its log-probability or (in a lens) its probability
+Candidate = tuple[int, float]  # a token id, and its log-probability (in a logit lens: its probability)
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One generated token. `text` is what can be shown now: it is empty while a character is incomplete.
+    """One generated token. `text` is the text that can be displayed now; it is empty while a character is incomplete.
 
-    The token that ends an answer is reported like any other; its own text is never shown.
+    The token that ends an answer is reported like any other token; its own text is never part of `text`.
     """
 
     id: int
     text: str
     logprob: float  # under the model's own softmax, before temperature and filters
     depth: int  # loops that this token's state went through, counted from 1
-    exit_probs: tuple[float, ...]  # probability of stopping at loop 1..depth, as the gate saw it; NaN without a gate
+    exit_probs: tuple[float, ...]  # the gate's probability of stopping at loop 1..depth; NaN without a gate
     top_logprobs: tuple[Candidate, ...] = ()  # the most probable ids with their `logprob`, best first, if requested
-    logit_lens: tuple[tuple[Candidate, ...], ...] = ()  # of loop 1..depth: the head's best ids with probabilities
+    logit_lens: tuple[tuple[Candidate, ...], ...] = ()  # for loop 1..depth: most probable ids, with probabilities
 
     @property
     def lens(self) -> tuple[tuple[Candidate, ...], ...]:
@@ -40,11 +40,11 @@ class Usage:
     cached_tokens: int  # prompt tokens whose state was reused from an earlier turn
     completion_tokens: int
     loops_run: int
-    loops_saved: int  # of this request: positions it began times R, less the loops they ran; negative if it caught up
-    block_calls: int  # each reads the block's weights once: the unit of time while decoding
+    loops_saved: int  # new positions times R, minus loops run; negative if pending loops of earlier requests ran
+    block_calls: int  # each reads the block's weights once, which is most of the time of decoding
     mean_depth: float  # of the generated tokens
-    drafted_tokens: int = 0  # guessed from a shallow loop, with another position drafted after them
-    accepted_tokens: int = 0  # those of them that the deeper loops confirmed
+    drafted_tokens: int = 0  # proposed by a shallow loop, and extended by another position
+    accepted_tokens: int = 0  # drafted tokens that the deeper loops confirmed
 
     @property
     def loops_full(self) -> int:
@@ -60,14 +60,14 @@ class Timings:
     total: float
 
     def decode_rate(self, completion_tokens: int) -> float:
-        """Tokens per second after the first one; 0.0 when there is nothing to measure."""
+        """Tokens per second after the first token; 0.0 with fewer than two tokens."""
         seconds = self.total - self.first_token
         return (completion_tokens - 1) / seconds if completion_tokens > 1 and seconds > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The end of a generation: its reason, the whole text, and what it cost."""
+    """The end of a generation: reason, complete text, counts and times."""
 
     reason: StopReason
     text: str

@@ -1,6 +1,6 @@
-"""A loaded model: the public face of the runtime. Joins a backend and its text files; holds no running state.
+"""A loaded model: the public interface of the runtime. Combines a backend and text files; has no running state.
 
-Everything that a Model holds is fixed after loading, so threads may share one. Each generation has its own sequence.
+A Model does not change after loading, so threads may share it. Each generation has its own sequence.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
 
 
 class Model(ForwardModel, AsyncTwins):
-    """A model, ready to generate. Use it as a context manager, or let it go out of scope.
+    """A model that can generate. Use it as a context manager, or let it go out of scope.
 
-    `ouro_edge.load` makes one from files; `Model(backend, text)` makes one from any backend.
+    `ouro_edge.load` creates one from files, `Model(backend, text)` from any backend.
     """
 
     def default_sampler(self, **changes: Any) -> Sampler:
-        """What generation_config.json asks for, with `changes` over it; greedy when it does not ask for sampling.
+        """The sampler of generation_config.json with `changes` applied; greedy if the file does not request sampling.
 
-        BundleError when the file asks for what no sampler can do.
+        BundleError when the file has values that a sampler does not accept.
         """
         settings = sampler_settings(self.text.generation)
         try:
             return Sampler(**{**settings, **changes})
         except RequestError as problem:
-            Sampler(**changes)  # the caller's own mistake is reported as such
+            Sampler(**changes)  # an error in `changes` is reported as RequestError
             raise BundleError(f"{self.text.path / 'generation_config.json'}: {problem}") from None
 
     def generate(
@@ -68,11 +68,11 @@ class Model(ForwardModel, AsyncTwins):
     ) -> Iterator[Event]:
         """Continue a text or a list of token ids; yields a Token for each id and then one Done.
 
-        `exit`, `sampler` and `stop_ids` default to the model's own; `max_tokens` to what the context holds. What a
-        `sequence` from `new_sequence` shares with the prompt is kept. Tokens carry the `top_logprobs` most probable ids
-        at their depth and, with `logit_lens`, as many of every loop, each for a head call. A `constraint`, fresh for
-        this answer, restricts the tokens. `speculate` affects time only. `lens` is the old name of `logit_lens`.
-        RequestError before anything runs.
+        `exit`, `sampler` and `stop_ids` default to the model's settings, `max_tokens` to the rest of the context. The
+        prefix that a `sequence` from `new_sequence` shares with the prompt is not computed again. Tokens have the
+        `top_logprobs` most probable ids at their depth, and the `logit_lens` most probable ids of every loop, which
+        costs a head call per loop. A new `constraint` restricts the tokens of this answer. `speculate` affects only the
+        time. `lens` is the old name of `logit_lens`. RequestError before anything runs.
         """
         if lens is not None:
             warnings.warn("lens is now logit_lens", DeprecationWarning, stacklevel=2)
@@ -115,7 +115,7 @@ class Model(ForwardModel, AsyncTwins):
         return run_many(self.generate, prompts, count, dict(options))
 
     def _events(self, sequence: TokenSequence, request: Request) -> Iterator[Event]:
-        """Run a request; a generator, so that nothing happens before the first event is taken."""
+        """Run a request; a generator, so that nothing runs before the first event is requested."""
         cached = sequence.set_prompt(request.ids)
         yield from generate_events(sequence, self.text.tokenizer, request, cached)
 
@@ -126,14 +126,14 @@ class Model(ForwardModel, AsyncTwins):
         template: Mapping[str, Any] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Iterator[Event]:
-        """Answer the last of `messages` ({"role": ..., "content": ...}); options and events are those of `generate`.
+        """Answer the last of `messages` ({"role": ..., "content": ...}); options and events as for `generate`.
 
-        `template` holds variables for the chat template, such as enable_thinking.
+        `template` are variables of the chat template, such as enable_thinking.
         """
         return self.generate(self.render(messages, **check_variables(template)), **options)
 
     def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
-        """The prompt text that the model's chat template makes of messages. TemplateError when it has none."""
+        """The prompt text of messages, by the model's chat template. TemplateError without a template."""
         if self.text.template is None:
             raise TemplateError(f"{self.text.path} has no chat template: use generate with a plain prompt (--raw)")
         return self.text.template.render(messages, **variables)

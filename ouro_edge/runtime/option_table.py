@@ -1,8 +1,8 @@
 """One option as every interface needs it: name, kind, range, default, help. Must not import click or a model.
 
-The fields of a dataclass are the table: `option` attaches to a field what its type does not say, and `table` reads the
-fields back. So an option is written once, and the command line, `/set`, the server, the llm plugin and docs/options.md
-follow. Must not import NumPy or click: `ouro-edge --help` reads it.
+The fields of a dataclass are the table: `option` adds to a field the facts that are not in its type, and `table` reads
+them. So an option is defined once, and the command line, `/set`, the server, the llm plugin and docs/options.md follow.
+Must not import NumPy or click, because `ouro-edge --help` imports this module.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ _READERS: Mapping[Kind, Callable[[str], Any]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One option: what it is called in each interface, which values it takes and what it does."""
+    """One option: its name in each interface, its values and its meaning."""
 
     name: str  # the Python keyword; also the option of the llm plugin
     help: str  # one short sentence
     kind: Kind
     group: Group
     default: Any = None
-    default_text: str = ""  # what happens by default, where the value does not say it
-    flags: tuple[str, ...] = ()  # of the command line; "--a/--no-a" for a switch with three states
-    json_name: str = ""  # the field of a request, where it is not the name
+    default_text: str = ""  # the default in words, if the value does not explain itself
+    flags: tuple[str, ...] = ()  # on the command line; "--a/--no-a" for a switch with three states
+    json_name: str = ""  # the field of a request, if it is not the name
     metavar: str | None = None
     choices: tuple[str, ...] = ()
     minimum: float | None = None
@@ -64,7 +64,7 @@ class Option:
 
     @property
     def expected(self) -> str:
-        """The values that this option takes, in words."""
+        """The accepted values in words."""
         if self.kind == "choice":
             return f"{', '.join(self.choices[:-1])} or {self.choices[-1]}"
         words: dict[Kind, str] = {"number": "a number", "whole": "a whole number", "text": "text", "texts": "texts",
@@ -77,7 +77,7 @@ class Option:
         return words[self.kind] + bounds
 
     def check(self, value: Any) -> None:
-        """RequestError unless this option takes `value`."""
+        """RequestError unless `value` is accepted."""
         if value is None and self.default is None:
             return
         if not self._takes(value):
@@ -86,7 +86,7 @@ class Option:
             raise RequestError(f"{self.name} is {shown(value)}; expected {self.expected}")
 
     def read(self, text: str) -> Any:
-        """The value that a user typed. ValueError or KeyError when it is of another kind, RequestError out of range."""
+        """The value of a user's text. ValueError or KeyError for another kind, RequestError when out of range."""
         value = _READERS[self.kind](text)
         self.check(value)
         return value
@@ -113,7 +113,7 @@ class Option:
 
 
 def option(default: Any, help: str, *flags: str, **more: Any) -> Any:
-    """A dataclass field that is an option; `more` are fields of Option. Kind and choices come from the annotation."""
+    """A dataclass field that is an option; `more` are fields of Option. The annotation gives kind and choices."""
     about = MappingProxyType({"help": help, "flags": flags, **more})
     if isinstance(default, dict):
         return field(default_factory=dict, hash=False, metadata=about)
@@ -121,7 +121,7 @@ def option(default: Any, help: str, *flags: str, **more: Any) -> Any:
 
 
 def table(options: type) -> Mapping[str, Option]:
-    """The options that the fields of a dataclass are, by name and in order."""
+    """The options of a dataclass by name, in order of its fields."""
     hints, found = get_type_hints(options), {}
     for each in fields(options):
         kind = _without_none(hints[each.name])
@@ -142,6 +142,6 @@ def _without_none(hint: Any) -> Any:
 
 
 def check_all(options: Any, known: Mapping[str, Option]) -> None:
-    """RequestError unless every field of `options` has a value that its option takes."""
+    """RequestError unless the value of every field is accepted by its option."""
     for name, each in known.items():
         each.check(getattr(options, name))

@@ -1,8 +1,8 @@
-"""What a user may set: `GenerationOptions` for an answer, `LoadOptions` for a model. Their fields are the table.
+"""The options of a user: `GenerationOptions` for an answer, `LoadOptions` for a model. Their fields are the table.
 
-The command line, `/set`, the server, the llm plugin and docs/options.md are made from `GENERATION_OPTIONS` and
-`LOAD_OPTIONS`; a new option is a field here and the place that uses it. Must not import NumPy or click at the top:
-`ouro-edge --help` reads this.
+The command line, `/set`, the server, the llm plugin and docs/options.md are generated from `GENERATION_OPTIONS` and
+`LOAD_OPTIONS`; a new option is a field here and the code that uses it. Must not import NumPy or click at the top,
+because `ouro-edge --help` imports this module.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MODELS_OWN = "the model's own"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationOptions:
-    """How to generate one answer, as users write it; None leaves it to the model. RequestError for a wrong value."""
+    """Options of one answer in the user's notation; None means the model's default. RequestError for a wrong value."""
 
     exit: str | None = option(
         None, "Exit rule: gate:Q, depth:N, full, confidence:P, entropy:NATS, change:SHARE, agreement or weighted.",
@@ -51,11 +51,11 @@ class GenerationOptions:
         "--loop-budget", metavar="MEAN", group="depth", minimum=1, maximum=1000,
     )  # fmt: skip
     temperature: float | None = option(
-        None, "Sampling temperature; 0 takes the most likely token.",
+        None, "Sampling temperature; 0 takes the most probable token.",
         "--temp", group="sampling", minimum=0, maximum=100, default_text="the model's own; 0 for run and trace",
     )  # fmt: skip
     top_k: int | None = option(
-        None, "Sample from the K most likely tokens; 0 or -1 keeps all.",
+        None, "Sample from the K most probable tokens; 0 or -1 keeps all.",
         "--top-k", metavar="K", group="sampling", minimum=-1, default_text=_MODELS_OWN,
     )  # fmt: skip
     top_p: float | None = option(
@@ -63,7 +63,7 @@ class GenerationOptions:
         "--top-p", group="sampling", minimum=0, maximum=1, default_text=_MODELS_OWN,
     )  # fmt: skip
     min_p: float | None = option(
-        None, "Drop tokens less likely than this share of the most likely one.",
+        None, "Drop tokens with less than this share of the highest probability.",
         "--min-p", group="sampling", minimum=0, maximum=1, default_text=_MODELS_OWN,
     )  # fmt: skip
     repetition_penalty: float | None = option(
@@ -88,14 +88,14 @@ class GenerationOptions:
     speculate: bool | None = option(
         None, "Draft tokens with the first loops and verify them together; the answer stays the same.",
         "--speculate/--no-speculate", group="answer", interfaces=frozenset({"cli", "set", "llm"}),
-        default_text="where it pays",
+        default_text="when it saves time",
     )  # fmt: skip
     top_logprobs: int = option(
-        0, "Report the N most likely tokens in each place; in chat it needs logprobs: true.",
+        0, "Report the N most probable tokens at each position; in chat it needs logprobs: true.",
         group="answer", minimum=0, maximum=20, interfaces=frozenset({"http"}),
     )  # fmt: skip
     logit_lens: int = option(
-        0, "Report the N most likely next tokens after every loop; each loop then costs a call of the head.",
+        0, "Report the N most probable next tokens after every loop; each loop then costs a call of the head.",
         group="answer", minimum=0, maximum=20, json_name="lens", interfaces=frozenset({"http"}),
     )  # fmt: skip
 
@@ -104,16 +104,16 @@ class GenerationOptions:
         if isinstance(stop, (str, list)):
             object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop))
         check_all(self, GENERATION_OPTIONS)
-        self.exit_policy()  # refuse now what no model can do
+        self.exit_policy()  # report an invalid rule before a model is loaded
 
     def exit_policy(self, default: ExitPolicy | None = None) -> ExitPolicy | None:
-        """The exit rule asked for, None for the model's own; `default` is the rule that a budget alone applies to."""
+        """The requested exit rule, None for the model's own; a budget without a rule applies to `default`."""
         from ouro_edge.runtime.exits.parse import exit_from_options
 
         return exit_from_options(self.exit, self.exit_threshold, self.loops, self.loop_budget, default=default)
 
     def sampling(self) -> dict[str, Any]:
-        """Arguments for `Model.default_sampler`: what was given."""
+        """Arguments for `Model.default_sampler`: the options that were set."""
         changes = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
         if "top_k" in changes:
             changes["top_k"] = max(0, changes["top_k"])  # -1 means no limit in vLLM and in published files
@@ -122,7 +122,7 @@ class GenerationOptions:
         return changes | ({"logit_bias": self.logit_bias} if self.logit_bias else {})
 
     def arguments(self, model: Model) -> GenerateOptions:
-        """Keyword arguments for `Model.generate` and `Model.chat`: what was given, over the model's own settings."""
+        """Keyword arguments for `Model.generate` and `Model.chat`, made from the options that were set."""
         found: GenerateOptions = {
             "exit": self.exit_policy(model.default_exit()),
             "sampler": model.default_sampler(**self.sampling()),
@@ -150,11 +150,11 @@ class LoadOptions:
         "--kv", group="loading", interfaces=frozenset({"cli"}),
     )  # fmt: skip
     kv_share: KVShare = option(
-        "none", "last: all loops share one KV cache, which needs less memory and may change answers.",
+        "none", "last: all loops share one KV cache, which needs less memory and can change answers.",
         "--kv-share", group="loading", interfaces=frozenset({"cli"}),
     )  # fmt: skip
     context: int | None = option(
-        None, "Hold at most N positions.", "--ctx", metavar="N", group="loading", minimum=1,
+        None, "Use a context of at most N positions.", "--ctx", metavar="N", group="loading", minimum=1,
         default_text=_MODELS_OWN, interfaces=frozenset({"cli"}),
     )  # fmt: skip
     gate: Gate = option(
@@ -162,7 +162,7 @@ class LoadOptions:
         group="loading", interfaces=frozenset(),
     )  # fmt: skip
     prefill_weights: PrefillWeights = option(
-        "auto", "Second copy of the weights, for long prompts: int8, none, or auto where it pays and memory allows.",
+        "auto", "Second copy of the weights, for long prompts: int8, none, or auto (by size and free memory).",
         "--prefill-weights", group="loading", interfaces=frozenset({"cli"}),
     )  # fmt: skip
 
@@ -179,7 +179,7 @@ LOAD_OPTIONS = table(LoadOptions)
 
 
 def from_old_prefill(prefill: Any, name: str = "prefill") -> PrefillWeights:
-    """The value of prefill_weights for one of the option that it replaces. RequestError when it is not one of those."""
+    """The value of prefill_weights for a value of its old name, prefill. RequestError for other values."""
     if not isinstance(prefill, str) or prefill not in _OLD_PREFILL:
         from ouro_edge.runtime.checks import shown
 

@@ -1,4 +1,4 @@
-"""The parameters of a generation, and the checks that every request passes before anything runs."""
+"""The parameters of a generation, and the checks of every request before anything runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class GenerateOptions(TypedDict, total=False):
-    """The keyword arguments of `Model.generate`, for callers that pass them on."""
+    """The keyword arguments of `Model.generate`."""
 
     max_tokens: int | None
     exit: ExitPolicy | None
@@ -42,7 +42,7 @@ class GenerateOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to generate. Everything is checked; only the constraint has running state."""
+    """A checked request. Only the constraint has running state."""
 
     ids: tuple[int, ...]
     max_tokens: int
@@ -72,7 +72,7 @@ def make_request(
     cancel: Cancel | None,
     speculate: Speculate = False,
 ) -> Request:
-    """Check every argument of a generation but the prompt `ids`, checked before. RequestError and its kinds."""
+    """Check all arguments of a generation except `ids`, which the caller has checked. RequestError or a subclass."""
     size = config.vocab_size
     for name, value, kind in (
         ("exit", exit, ExitPolicy),
@@ -98,9 +98,9 @@ def make_request(
 
 
 def token_budget(prompt: int, max_tokens: int | None, context: int) -> int:
-    """How many tokens may be generated; the last one needs no position of its own.
+    """The number of tokens that may be generated; the last one does not need a position in the context.
 
-    ContextOverflowError when the prompt, or the prompt and a given `max_tokens`, do not fit.
+    ContextOverflowError when the prompt, or the prompt with a given `max_tokens`, does not fit.
     """
     room = context - prompt + 1
     if not prompt:
@@ -118,5 +118,5 @@ def token_budget(prompt: int, max_tokens: int | None, context: int) -> int:
 
 
 def check_count(name: str, value: Any, vocab_size: int) -> int:
-    """A number of candidates. RequestError unless it is a whole number of at most the vocabulary's size."""
+    """A number of candidates. RequestError unless it is a whole number up to the size of the vocabulary."""
     return check_whole(name, value, 0, vocab_size, ", the size of the vocabulary")

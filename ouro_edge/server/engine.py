@@ -1,7 +1,7 @@
 """Runs generations on worker threads and passes their events to the event loop.
 
-Cancelling the task that iterates (a client that left, a timeout) fires the generation's Cancel, which ends the block
-call in flight, and waits for the end of the work, so that a slot is never given up while its work still runs.
+When the task that reads events is cancelled (client disconnected, timeout), the generation's Cancel is fired, which
+ends the current block call; then the task waits for the end of the work, so that a slot is never released too early.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ if TYPE_CHECKING:
     from ouro_edge.runtime.sampling.constraint import Constraint
 
 T = TypeVar("T")
-_READ_AHEAD = 4  # events computed before the client has taken the last one: the model need not wait for the network
+_READ_AHEAD_EVENTS = 4  # computed in advance, so that the model does not wait for the network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationJob:
-    """One prompt and what to do with it."""
+    """One prompt and its options."""
 
     ids: tuple[int, ...]
     options: Options
     max_tokens: int
     top_logprobs: int = 0
-    score: int | None = None  # score the prompt first, with so many likely tokens in each place
-    constraint: Callable[[], Constraint] | None = None  # called once per answer
+    score: int | None = None  # score the prompt first, with this number of candidates per position
+    constraint: Callable[[], Constraint] | None = None  # creates a constraint for each answer
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The request holds its slot: what follows comes from the model."""
+    """The request has its slot; the following events come from the model."""
 
 
 class Engine:
-    """One model behind one queue."""
+    """One model with one queue."""
 
     def __init__(self, model: Model, limits: Limits, default_exit: ExitPolicy | None = None) -> None:
         self.model, self.limits = model, limits
@@ -68,11 +68,11 @@ class Engine:
         self._cancels: set[Cancel] = set()
 
     async def prepare(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Run what takes a moment but no place in the queue (rendering, encoding, compiling a schema) off the loop."""
+        """Run short work that needs no slot (rendering, encoding, compiling a schema) in a helper thread."""
         return await asyncio.get_running_loop().run_in_executor(self._helpers, partial(work, *arguments))
 
     async def compute(self, work: Callable[[Cancel], T]) -> T:
-        """Run one blocking call on the model, in a slot."""
+        """Run one blocking call of the model in a slot."""
         async with self.queue.slot():
             with self._cancellable() as cancel:
                 result = await call(partial(work, cancel), cancel, self._workers)
@@ -81,10 +81,10 @@ class Engine:
     async def generate(
         self, jobs: Sequence[GenerationJob]
     ) -> AsyncGenerator[Started | tuple[int, Event | Score], None]:
-        """Answer every job, one after the other, in one slot.
+        """Answer all jobs in one slot, one after the other.
 
-        Yields Started when the request has its slot; then every event, or the score of the prompt, with the number of
-        its answer.
+        Yields Started when the request has its slot, then pairs: the number of the answer, and an event or the score of
+        the prompt.
         """
         async with self.queue.slot():
             yield Started()
@@ -92,7 +92,7 @@ class Engine:
             for number, (job, choice) in enumerate(numbered):
                 with self._cancellable() as cancel:
                     work = partial(self._events, job, choice, cancel)
-                    async with aclosing(iterate(work, cancel, self._workers, ahead=_READ_AHEAD)) as events:
+                    async with aclosing(iterate(work, cancel, self._workers, ahead=_READ_AHEAD_EVENTS)) as events:
                         async for event in events:
                             if isinstance(event, Done):
                                 self.metrics.count_answer(event)
@@ -100,18 +100,18 @@ class Engine:
                             yield number, event
 
     def stop(self) -> None:
-        """End all generations now, for a server that stops."""
+        """End all generations immediately, because the server stops."""
         self.stopping = True
         for cancel in self._cancels:
             cancel.cancel()
 
     def close(self) -> None:
-        """Wait for the threads."""
+        """Wait for the end of all threads."""
         self._workers.shutdown()
         self._helpers.shutdown()
 
     def _events(self, job: GenerationJob, choice: int, cancel: Cancel) -> Iterator[Event | Score]:
-        """Generate one answer on a sequence out of the cache; runs on a worker."""
+        """Generate one answer with a sequence of the cache; runs on a worker."""
         sequence = self._cache.checkout(job.ids)
         options, rows = job.options, sequence.work.rows
         if job.score is not None:
@@ -135,12 +135,12 @@ class Engine:
         else:
             events = iter((Done("length", "", Usage(len(job.ids), 0, 0, 0, 0, 0, 0.0), Timings(0.0, 0.0)),))
         for event in events:
-            if isinstance(event, Done) and job.score is not None:  # the score's work is this request's as well
+            if isinstance(event, Done) and job.score is not None:  # count the work of the score as well
                 run = sequence.work.rows - rows
                 counts = {"loops_run": run, "loops_saved": sequence.pending_loops}
                 event = replace(event, usage=replace(event.usage, cached_tokens=0, **counts))
             yield event
-        self._cache.checkin(sequence)  # not after an error, which may leave it inconsistent
+        self._cache.checkin(sequence)  # not after an error, which can leave it inconsistent
 
     def _check(self, cancelled: bool = False) -> None:
         if self.stopping or cancelled:
@@ -148,7 +148,7 @@ class Engine:
 
     @contextmanager
     def _cancellable(self) -> Iterator[Cancel]:
-        """The Cancel of one piece of work, which `stop` fires. ApiError when the server is stopping."""
+        """The Cancel of one piece of work; `stop` fires it. ApiError when the server is stopping."""
         self._check()
         cancel = Cancel()
         self._cancels.add(cancel)

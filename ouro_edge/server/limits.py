@@ -1,4 +1,4 @@
-"""Limits on clients: fixed bounds, and the settings of one server."""
+"""Limits for clients: fixed limits, and the settings of one server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_CHOICES = 16  # answers per prompt
 MAX_STOPS = 16
 MAX_TOOLS = 128
 MAX_SCHEMA = 1 << 17  # characters in a JSON schema
-MAX_ALTERNATIVES = 20  # of top_logprobs and of lens; OpenAI's limit
+MAX_ALTERNATIVES = 20  # for top_logprobs and lens; OpenAI's limit
 BODY_SECONDS = 30.0  # a client that takes longer to send its request gets 408
 WRITE_SECONDS = 30.0  # a client that does not accept data for this long is disconnected
 PING_SECONDS = 15.0  # between comments in a silent stream, so that proxies keep the connection

@@ -35,7 +35,7 @@ class Histogram:
 
 
 class Metrics:
-    """Counters of one server since its start. To be used in the event loop's thread only."""
+    """Counters of one server since its start. Must be used in the event loop's thread only."""
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, int]] = Counter()  # by path and status

@@ -1,7 +1,7 @@
-"""The fields that chat and completions share: sampling, stopping, depth, streaming. From JSON to the runtime's types.
+"""Fields of chat and completions: sampling, stopping, depth, streaming. Converts JSON to the runtime's types.
 
-Unknown fields are refused, as OpenAI does, so that a misspelt option is never silently lost; fields of OpenAI's API
-that change nothing in an answer are listed in IGNORED and skipped.
+Unknown fields are errors, as in OpenAI's API, so that a misspelt option is never lost silently. Fields of OpenAI's API
+that do not change an answer are listed in IGNORED and skipped.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ _SAMPLING = [
     for option in GENERATION_OPTIONS.values()
     if option.group == "sampling" and option.kind != "biases" and "http" in option.interfaces
 ]
-_WHOLE = -(2**63), 2**63 - 1  # what a whole number may be where the option sets no bound
+_INT64_RANGE = -(2**63), 2**63 - 1  # range of a whole number if the option has no limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How to generate: checked against the model, nothing running."""
+    """Checked options of a generation; no running state."""
 
     sampler: Sampler
     exit: ExitPolicy
     stop: tuple[str, ...]
-    max_tokens: int | None  # None: what the context holds
+    max_tokens: int | None  # None: the rest of the context
     choices: int  # n
     stream: bool
     include_usage: bool
-    lens: int  # candidates of every loop to report with each token; 0 for none
+    lens: int  # candidates per loop and token; 0 for none
 
     def sampler_of(self, choice: int) -> Sampler:
-        """The sampler of one answer out of n: its own seed, so that answers differ and can be had again."""
+        """The sampler of one of n answers; each has its own seed, so that answers differ and are repeatable."""
         if self.sampler.seed is None or not choice:
             return self.sampler
         from dataclasses import replace
@@ -58,8 +58,8 @@ class Options:
 
 
 def read_options(fields: Fields, model: Model, default_exit: ExitPolicy, least_tokens: int = 1) -> Options:
-    """Read the shared fields; ApiError 400 for what cannot be. `max_tokens` below `least_tokens` is refused."""
-    _ = fields.text("model")  # there is one model: it serves whatever name the client has for it
+    """Read the shared fields. ApiError 400 for invalid values, also for `max_tokens` below `least_tokens`."""
+    _ = fields.text("model")  # there is one model, so any name is accepted
     sampling = GenerationOptions(**{o.name: _read(fields, o) for o in _SAMPLING}).sampling()
     for name in ("frequency_penalty", "presence_penalty"):
         if fields.number(name, -2, 2):
@@ -88,7 +88,7 @@ def _max_tokens(fields: Fields, least: int) -> int | None:
 
 
 def read_exit(fields: Fields, model: Model, default: ExitPolicy) -> ExitPolicy:
-    """The exit policy that exit, exit_threshold or loops ask for, within loop_budget."""
+    """The exit policy from exit, exit_threshold or loops, limited by loop_budget."""
     given = {name: _read(fields, GENERATION_OPTIONS[name], model.config.loops if name == "loops" else None)
              for name in (*EXIT_RULES, "loop_budget")}  # fmt: skip
     try:
@@ -100,12 +100,13 @@ def read_exit(fields: Fields, model: Model, default: ExitPolicy) -> ExitPolicy:
 
 
 def _read(fields: Fields, option: Option, most: int | None = None) -> Any:
-    """One field, within the option's range, and at most `most` where the model sets a bound; None when absent."""
+    """One field within the option's range and at most `most`, a limit of the model; None when absent."""
     name, low, high = option.json_name or option.name, option.minimum, most or option.maximum
     if option.kind == "text":
         return fields.text(name)
     if option.kind == "whole":
-        return fields.whole(name, _WHOLE[0] if low is None else int(low), _WHOLE[1] if high is None else int(high))
+        smallest, largest = _INT64_RANGE
+        return fields.whole(name, smallest if low is None else int(low), largest if high is None else int(high))
     return fields.number(name, -inf if low is None else low, inf if high is None else high)
 
 
@@ -128,6 +129,6 @@ def _include_usage(fields: Fields, stream: bool) -> bool:
     if not stream:
         raise bad_field("stream_options", "goes with stream: true only")
     include = options.flag("include_usage")
-    options.flag("include_obfuscation")  # pads chunks against eavesdroppers; we send none
+    options.flag("include_obfuscation")  # asks for padding of chunks, which this server does not add
     options.finish()
     return include

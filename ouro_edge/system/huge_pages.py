@@ -17,11 +17,11 @@ from pathlib import Path
 
 Range = tuple[int, int]  # addresses: first, and one past the last
 
-_MADV_COLLAPSE = 25  # since Linux 6.1: synchronous, and independent of the system's default
-_HUGE_PAGE_BYTES = 2 << 20  # on x86-64, and on arm64 with pages of 4 KB
-_BYTES_PER_CALL = 32 << 20
+MADV_COLLAPSE = 25  # since Linux 6.1: synchronous, and independent of the system's default
+HUGE_PAGE_BYTES = 2 << 20  # on x86-64, and on arm64 with pages of 4 KB
+BYTES_PER_CALL = 32 << 20
 _MAX_STACK_GUARD_BYTES = 64 << 10  # the inaccessible range below a thread's stack
-_MIN_WEIGHT_BYTES = 256 << 20  # smaller models gain little: processor caches hold much of them
+MIN_WEIGHT_BYTES = 256 << 20  # smaller models gain little: processor caches hold much of them
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def large_pages() -> Iterator[None]:
     before = anonymous_memory()
     yield
     new = without(anonymous_memory(), before)
-    if sum(end - start for start, end in new) >= _MIN_WEIGHT_BYTES:
+    if sum(end - start for start, end in new) >= MIN_WEIGHT_BYTES:
         threading.Thread(target=collapse, args=(new,), name="large-pages", daemon=True).start()
 
 
@@ -38,10 +38,10 @@ def collapse(ranges: list[Range]) -> None:
     """Move whole huge pages within the ranges; stops when the system has none left or the memory was freed."""
     madvise = ctypes.CDLL(None, use_errno=True).madvise
     for start, end in ranges:
-        last = end // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES
-        for at in range(-(-start // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES, last, _BYTES_PER_CALL):
-            size = min(_BYTES_PER_CALL, last - at)
-            failed = madvise(ctypes.c_void_p(at), ctypes.c_size_t(size), _MADV_COLLAPSE)
+        last = end // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
+        for at in range(-(-start // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES, last, BYTES_PER_CALL):
+            size = min(BYTES_PER_CALL, last - at)
+            failed = madvise(ctypes.c_void_p(at), ctypes.c_size_t(size), MADV_COLLAPSE)
             if failed and ctypes.get_errno() == errno.ENOMEM:
                 return
 

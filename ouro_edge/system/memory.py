@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-_CGROUPS = Path("/sys/fs/cgroup")
-_OWN_CGROUP = Path("/proc/self/cgroup")
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+OWN_CGROUP_FILE = Path("/proc/self/cgroup")
 
 
 def available_memory() -> int:
@@ -26,12 +26,12 @@ def available_memory() -> int:
 def _of_containers() -> Iterator[int]:
     """Bytes left by the limits of this process's control group (version 2) and its ancestors."""
     try:
-        own = next(line[3:] for line in _OWN_CGROUP.read_text().splitlines() if line.startswith("0::"))
+        own = next(line[3:] for line in OWN_CGROUP_FILE.read_text().splitlines() if line.startswith("0::"))
     except (OSError, StopIteration):
         own = "/"
-    group = _CGROUPS / own.strip("/")
+    group = CGROUP_ROOT / own.strip("/")
     for path in (group, *group.parents):
-        if path.is_relative_to(_CGROUPS):
+        if path.is_relative_to(CGROUP_ROOT):
             try:
                 limit, used = (int((path / name).read_text()) for name in ("memory.max", "memory.current"))
                 stat = dict(line.split() for line in (path / "memory.stat").read_text().splitlines())

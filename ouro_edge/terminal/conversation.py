@@ -21,7 +21,7 @@ Message = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text that can be shown now, of the answer or of the reasoning before it."""
+    """Text that can be displayed now, of the answer or of the reasoning before it."""
 
     text: str  # empty for a token without visible text: every token yields a piece
     thinking: bool
@@ -31,7 +31,7 @@ class Piece:
 
 @dataclass(slots=True)
 class Answer:
-    """The answer of one turn, while it grows."""
+    """The answer of one turn during generation."""
 
     tokens: list[Token] = field(default_factory=list)
     thought: str = ""
@@ -41,7 +41,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Totals:
-    """Sums over all turns of a conversation, including undone turns, since they were computed."""
+    """Sums over all turns of a conversation, including undone turns, because they were computed."""
 
     turns: int = 0
     prompt_tokens: int = 0
@@ -111,7 +111,7 @@ class Conversation:
         except RequestError:
             raise
         except BaseException:
-            if answer.done is None:  # the block call may have been interrupted half-way
+            if answer.done is None:  # the block call may have been interrupted
                 self.sequence = self.model.new_sequence()
             raise
         finally:
@@ -172,7 +172,7 @@ class Conversation:
         return rows
 
     def _encode(self, prompt: str) -> list[int]:
-        """Ids of a prompt. Earlier turns keep their ids, since the tokenizer might split the text differently."""
+        """Ids of a prompt. Earlier turns keep their ids, because the tokenizer might split the text differently."""
         for text, ids in reversed(self._read):
             if text and prompt.startswith(text):
                 return ids + self.model.tokenizer.encode(prompt[len(text) :])

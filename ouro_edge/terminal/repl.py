@@ -111,7 +111,7 @@ class Repl:
             values = changed(self._values, name, text[0])
             policy = self._build(_generation(values)).get("exit")
             if policy is not None:
-                policy.limit(self.conversation.model.config)  # report now an error that every turn would report
+                policy.limit(self.conversation.model.config)  # report an error now that every turn would report
             self._values = values
         table = [row for row in shown(self._values) if name in ("", row[0])]
         if not table:

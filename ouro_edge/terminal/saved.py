@@ -1,4 +1,4 @@
-"""A conversation in a file: JSON with a version, written whole or not at all. A file may be hostile."""
+"""A conversation in a file: JSON with a version, written atomically. A file is untrusted when read."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _ROLES = ("user", "assistant")
 
 @dataclass(frozen=True, slots=True)
 class SavedChat:
-    """What is kept of a conversation."""
+    """The stored part of a conversation."""
 
-    model: str  # a name, for people
+    model: str  # name of the model, for display
     system: str | None
     messages: list[dict[str, str]]
 
 
 def write_chat(path: Path, chat: SavedChat) -> None:
-    """Write a conversation, replacing an older file. RequestError when that cannot be; the older file then stays."""
+    """Write a conversation, replacing an older file. RequestError when writing fails; the older file is kept."""
     data = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -42,7 +42,7 @@ def write_chat(path: Path, chat: SavedChat) -> None:
 
 
 def read_chat(path: Path) -> SavedChat:
-    """Read a conversation. RequestError in one line for what is none, is damaged or of another version."""
+    """Read a conversation. One-line RequestError when the file is damaged, of another version or another format."""
     data = read_json_object(path, RequestError)
     if data.get("format") != _FORMAT or data.get("version") != _VERSION:
         raise RequestError(f"{path} is not a conversation of version {_VERSION}; expected a file that /save wrote")
@@ -57,7 +57,7 @@ def read_chat(path: Path) -> SavedChat:
 
 
 def state_path(path: Path) -> Path:
-    """The path of the sequence's state, which /save --kv writes."""
+    """The path of the state of the sequence, which /save --kv writes."""
     return path.with_name(f"{path.name}.kv")
 
 

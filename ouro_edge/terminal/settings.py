@@ -1,4 +1,4 @@
-"""What `/set` can change: the options of the table that it offers, and those of a conversation."""
+"""The settings of `/set`: options of the table, and options of a conversation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHAT_OPTIONS: Mapping[str, Option] = {option.name: option for option in (
     Option(name="think", kind="switch", flags=("--think/--no-think",), group="conversation", interfaces=_CHAT,
            help="Set enable_thinking in the chat template.", default_text="the template's own"),
     Option(name="show_depth", kind="switch", flags=("--show-depth",), group="conversation", interfaces=_CHAT,
-           help="Tint tokens by the loops they took; with NO_COLOR from dim to bold, in a pipe as numbers.",
+           help="Colour tokens by their depth; with NO_COLOR from dim to bold, in a pipe as numbers.",
            default=False),
 )}  # fmt: skip
 OPTIONS: Mapping[str, Option] = {
@@ -25,12 +25,12 @@ OPTIONS: Mapping[str, Option] = {
 
 
 def changed(values: Mapping[str, Any], name: str, text: str) -> dict[str, Any]:
-    """The values with one option changed; the text `default` takes a setting back. RequestError names the mistake."""
+    """The values with one option changed; the text `default` removes the value. RequestError names the mistake."""
     option = OPTIONS.get(name.removeprefix("--"))
     if option is None:
         raise RequestError(f"{name} cannot be set; expected one of {', '.join(OPTIONS)}")
     new = dict(values)
-    if option.name in EXIT_RULES:  # each replaces the others
+    if option.name in EXIT_RULES:  # these options replace each other
         new |= dict.fromkeys(EXIT_RULES)
     try:
         new[option.name] = option.default if text == "default" else option.read(text)
@@ -42,7 +42,7 @@ def changed(values: Mapping[str, Any], name: str, text: str) -> dict[str, Any]:
 
 
 def shown(values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """A line for each option: name, value, help."""
+    """One line per option: name, value, help."""
     return [(name, _text(values.get(option.name)), option.help) for name, option in OPTIONS.items()]
 
 

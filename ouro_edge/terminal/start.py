@@ -1,4 +1,4 @@
-"""Chooses the view: a terminal screen, or plain lines. Imports the terminal libraries only for the former."""
+"""Selects the view: terminal screen or plain lines. Imports the terminal libraries only for a screen."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def is_terminal() -> bool:
 
 
 def open_view(conversation: Conversation) -> View:
-    """The view that suits standard input and output."""
+    """The view for standard input and output."""
     loops = conversation.model.config.loops
     if not is_terminal():
         return PlainView(loops, conversation.tags)
@@ -38,7 +38,7 @@ def open_view(conversation: Conversation) -> View:
 
 
 def run(repl: Repl) -> None:
-    """Run the conversation to its end; in a terminal, Ctrl-C never ends it."""
+    """Run the conversation to its end; in a terminal, Ctrl-C does not end it."""
     if is_terminal():
         with ignore_interrupts(), quiet_keyboard():
             repl.run()

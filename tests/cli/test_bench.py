@@ -16,7 +16,7 @@ from ouro_edge.measure import bandwidth
 
 @pytest.fixture(autouse=True)
 def small_buffer(monkeypatch):
-    monkeypatch.setattr(bandwidth, "_BUFFER_BYTES", 1 << 20)
+    monkeypatch.setattr(bandwidth, "BUFFER_BYTES", 1 << 20)
 
 
 def bench(*arguments: str):

@@ -68,7 +68,7 @@ def test_a_tied_head_shares_the_embedding(tmp_path):
 
 def test_the_result_does_not_depend_on_how_tensors_are_cut(tmp_path, monkeypatch):
     export(GOLDEN, tmp_path / "whole")
-    monkeypatch.setattr("ouro_edge.export.data_file._PIECE_VALUES", 1000)
+    monkeypatch.setattr("ouro_edge.export.data_file.PIECE_VALUES", 1000)
     export(GOLDEN, tmp_path / "pieces")
     whole, pieces = (tmp_path / name / "model.onnx.data" for name in ("whole", "pieces"))
     assert whole.read_bytes() == pieces.read_bytes()

@@ -75,7 +75,7 @@ def test_a_gate_is_fitted_shown_stored_and_used(bundle, data):
     assert result.exit_code == 0, result.output
     for says in ("by exit threshold", "at equal mean depth", "fixed", "NOT better" if "NOT" in result.stdout else "->"):
         assert says in result.stdout
-    assert f"delete {GATE_FILE}" in result.stdout and "checkpoint's gate is kept" in result.stdout
+    assert f"delete {GATE_FILE}" in result.stdout and "still contains the checkpoint's gate" in result.stdout
     assert sorted(file.name for file in bundle.iterdir()) == sorted([*before, GATE_FILE])
     stored = json.loads((bundle / GATE_FILE).read_text())
     report = stored["report"]

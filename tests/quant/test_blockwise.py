@@ -38,7 +38,7 @@ def test_result_depends_neither_on_chunks_nor_on_threads(
     whole = quantize(values, scheme, threads=1)
     rows = concatenate([quantize(values[at : at + 5], scheme) for at in range(0, len(values), 5)])
     restored = dequantize(whole)
-    monkeypatch.setattr(blockwise, "_CHUNK_VALUES", chunk)
+    monkeypatch.setattr(blockwise, "CHUNK_VALUES", chunk)
     assert_same(quantize(values, scheme, threads=3), whole)
     assert_same(rows, whole)
     np.testing.assert_array_equal(dequantize(whole), restored)

@@ -177,13 +177,13 @@ def test_templates_that_fail_say_why_on_one_line(source: str, words: str) -> Non
     ],
 )
 def test_endless_work_is_cut_short(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template, "_MAX_STEPS", 15_000)  # for the sake of time
+    monkeypatch.setattr(template, "MAX_STEPS", 15_000)  # for the sake of time
     with pytest.raises(TemplateError, match=r"steps|too large|too big"):
         render(source)
 
 
 def test_output_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template, "_MAX_TEXT_CHARACTERS", 1000)
+    monkeypatch.setattr(template, "MAX_TEXT_CHARACTERS", 1000)
     source = "{% for i in range(n) %}ten chars.{% endfor %}"
     assert len(render(source, n=100)) == 1000
     with pytest.raises(TemplateError, match="exceeds 1000 characters"):
@@ -191,7 +191,7 @@ def test_output_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_budget_is_per_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template, "_MAX_STEPS", 100)
+    monkeypatch.setattr(template, "MAX_STEPS", 100)
     compiled = ChatTemplate("{% for m in messages %}.{% endfor %}")
     for _ in range(5):
         assert compiled.render(HI * 90) == "." * 90

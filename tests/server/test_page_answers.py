@@ -128,7 +128,7 @@ def test_thinking_is_folded_and_not_sent_again(page):
     sent = pretend(page, [{}, *thoughts, both, " that"])
     answer = say(page, "go")
     assert answer.locator("details p").inner_text() == "First this" or not answer.locator("details p").is_visible()
-    assert answer.locator("summary").inner_text() == "Thought"
+    assert answer.locator("summary").inner_text() == "Reasoning"
     assert answer.locator(".body > p").inner_text() == "So that"
     say(page, "more")
     assert sent[1]["messages"][1] == {"role": "assistant", "content": "So that"}
@@ -146,7 +146,7 @@ def test_errors_are_told_and_can_be_retried(page):
     page.locator(".retry").click()
     page.locator(".problem", has_text="Is ouro-edge serve still running?").wait_for()
     failing = "data: " + json.dumps({"error": {"message": "it took too long", "code": "timeout"}}) + "\n\n"
-    for end, told in ((failing, "it took too long"), ("", "The answer broke off.")):
+    for end, told in ((failing, "it took too long"), ("", "The answer ended early.")):
         pretend(page, ["half", " said"], end=end)
         page.locator(".retry").click()
         page.locator(".problem", has_text=told).wait_for()

@@ -43,7 +43,7 @@ def collapsed(monkeypatch):
     """What `large_pages` wants moved, which is not."""
     seen: list[list[tuple[int, int]]] = []
     monkeypatch.setattr(module, "collapse", seen.append)
-    monkeypatch.setattr(module, "_MIN_WEIGHT_BYTES", SIZE // 2)
+    monkeypatch.setattr(module, "MIN_WEIGHT_BYTES", SIZE // 2)
     return seen
 
 
@@ -95,9 +95,9 @@ def test_little_memory_and_stacks_stay_as_they_are(collapsed):
 def test_memory_moves_and_keeps_its_content():
     memory, (start, end) = allocate()
     probe, (at, _) = allocate(4 << 20)
-    aligned = -(-at // module._HUGE_PAGE_BYTES) * module._HUGE_PAGE_BYTES
-    size = ctypes.c_size_t(module._HUGE_PAGE_BYTES)
-    if ctypes.CDLL(None).madvise(ctypes.c_void_p(aligned), size, module._MADV_COLLAPSE):
+    aligned = -(-at // module.HUGE_PAGE_BYTES) * module.HUGE_PAGE_BYTES
+    size = ctypes.c_size_t(module.HUGE_PAGE_BYTES)
+    if ctypes.CDLL(None).madvise(ctypes.c_void_p(aligned), size, module.MADV_COLLAPSE):
         pytest.skip("this system moves nothing to large pages on demand")
     before = in_large_pages()
     collapse([(start, end)])
@@ -116,9 +116,9 @@ def test_it_ends_when_memory_is_gone_and_goes_on_otherwise(monkeypatch, problem,
         return -1
 
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: SimpleNamespace(madvise=madvise))
-    page, twice = module._HUGE_PAGE_BYTES, 2 * module._BYTES_PER_CALL
+    page, twice = module.HUGE_PAGE_BYTES, 2 * module.BYTES_PER_CALL
     collapse([(page, page + twice), (1 << 40, (1 << 40) + twice)])
-    assert len(seen) == calls and seen[0] == (page, module._BYTES_PER_CALL)
+    assert len(seen) == calls and seen[0] == (page, module.BYTES_PER_CALL)
 
 
 def test_elsewhere_nothing_happens(monkeypatch):

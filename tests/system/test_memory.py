@@ -27,15 +27,15 @@ def group(path, limit, used=0, cached=0):
 def groups(monkeypatch, tmp_path):
     """A tree of control groups, in which this process is a/b."""
     (tmp_path / "own").write_text("1:name=systemd:/x\n0::/a/b\n")
-    monkeypatch.setattr(memory, "_OWN_CGROUP", tmp_path / "own")
-    monkeypatch.setattr(memory, "_CGROUPS", tmp_path / "groups")
+    monkeypatch.setattr(memory, "OWN_CGROUP_FILE", tmp_path / "own")
+    monkeypatch.setattr(memory, "CGROUP_ROOT", tmp_path / "groups")
     (tmp_path / "groups" / "a" / "b").mkdir(parents=True)
     return tmp_path / "groups"
 
 
 def test_the_machine_has_memory(monkeypatch, groups):
     assert 1 << 20 < available_memory() < 1 << 50
-    monkeypatch.setattr(memory, "_OWN_CGROUP", groups / "nowhere")
+    monkeypatch.setattr(memory, "OWN_CGROUP_FILE", groups / "nowhere")
     assert 1 << 20 < available_memory() < 1 << 50
 
 

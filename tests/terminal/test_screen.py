@@ -47,8 +47,8 @@ def show(memory, events, *, width=80, height=24, show_depth=False, **settings):
 @pytest.fixture
 def eager(monkeypatch):
     """Draw at every token."""
-    monkeypatch.setattr("ouro_edge.terminal.display.live._MIN_REDRAW_SECONDS", 0.0)
-    monkeypatch.setattr("ouro_edge.terminal.display.live._MAX_DRAWING_SHARE", 1e9)
+    monkeypatch.setattr("ouro_edge.terminal.display.live.MIN_REDRAW_SECONDS", 0.0)
+    monkeypatch.setattr("ouro_edge.terminal.display.live.MAX_DRAWING_SHARE", 1e9)
 
 
 def body(seen):

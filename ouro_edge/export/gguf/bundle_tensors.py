@@ -1,8 +1,8 @@
-"""The tensors of an exported directory as GGUF stores them.
+"""The tensors of an exported directory in GGUF's types.
 
-Codes are copied where GGUF has their grid: symmetric blocks become Q4_0 or Q8_0, 4-bit blocks with zero points Q4_1,
-and wide blocks several blocks of 32. Only the scales are rounded, to float16. Tensors without a grid in GGUF (8 bits
-with zero points, blocks of 16) are quantised again to Q8_0, or to F16 where a row is not a multiple of 32.
+Codes are copied when GGUF has the same grid: symmetric blocks become Q4_0 or Q8_0, 4-bit blocks with zero points become
+Q4_1, and a wide block becomes several blocks of 32. Only the scales are rounded, to float16. Other tensors (8 bits with
+zero points, blocks of 16) are quantised again to Q8_0, or to F16 when the row width is not a multiple of 32.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ouro_edge.quant.packing import unpack
 
 
 class BundleTensors:
-    """The tensors for `writer.write_gguf`."""
+    """Tensor source for `writer.write_gguf`."""
 
     def __init__(self, bundle: DirectoryBundle) -> None:
         self._bundle = bundle
         self._rows = fused_rows(bundle.config)
 
     def kind(self, name: str) -> Q:
-        """The type that a tensor is stored in."""
+        """The type of a tensor in the file."""
         tensor = self._tensor(name)
         if tensor.scheme is None:
             return Q.F32
@@ -61,7 +61,7 @@ class BundleTensors:
         return self.kind("layers.0.o_proj")
 
     def changed(self) -> bool:
-        """Whether some tensor is quantised again."""
+        """Whether any tensor is quantised again."""
         schemes = {name: self._tensor(name).scheme for name in self._rows}
         return any(scheme is not None and stored_type(scheme) != self.kind(name) for name, scheme in schemes.items())
 

@@ -1,8 +1,8 @@
 """Reads a GGUF header of the architectures `ouro` and `llama` into a ModelConfig.
 
-As strict as `config.from_hf`: an unknown key of the architecture, or a value that is not implemented, is an error that
-names the key. Only keys whose absence has a meaning in the format may be absent. Own keys, which llama.cpp ignores,
-hold the exit gate: `ouro_edge.exit_gate.weight` [C], `ouro_edge.exit_gate.bias` [1] and `ouro_edge.exit_threshold`.
+An unknown key of the architecture, or a value that is not implemented, is an error that names the key. A key may be
+absent only when the format defines a default. The exit gate is stored in keys of ouro-edge, which llama.cpp ignores:
+`ouro_edge.exit_gate.weight` [C], `ouro_edge.exit_gate.bias` [1] and `ouro_edge.exit_threshold`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _KNOWN = {
     "rope.dimension_count", "rope.freq_base", "rope.scaling.finetuned", "rope.scaling.original_context_length",
     "vocab_size",
 }  # fmt: skip
-# Keys with the only values that the runtime implements; they may be absent.
+# Optional keys, with the only values that the runtime implements.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
     "attention.scale": (0.0,),
@@ -47,7 +47,7 @@ _STOPS = ("eos", "eot", "eom")
 
 
 def read_config(header: Header) -> tuple[ModelConfig, list[str]]:
-    """The config of a GGUF file, and notes about what was ignored; ConfigError names the key at fault."""
+    """The config of a GGUF file, and notes about ignored values. ConfigError names the invalid key."""
     metadata, tensors = header.metadata, header.tensors
     arch, kind = metadata.get("general.architecture"), metadata.get("general.type", "model")
     if not isinstance(arch, str) or arch not in ("ouro", "llama"):
@@ -123,7 +123,7 @@ def _check_keys(metadata: Metadata, prefix: str, ouro: bool) -> None:
 
 
 def _token_ids(metadata: Metadata, vocab: int) -> tuple[dict[str, int], list[str]]:
-    """Special token ids inside the vocabulary; converters write ids beyond it for 'none', which a note reports."""
+    """Special token ids inside the vocabulary. Converters write a larger id for 'none'; it is ignored with a note."""
     ids, notes = {}, []
     for name in ("bos", "padding", *_STOPS):
         key = f"tokenizer.ggml.{name}_token_id"
@@ -137,7 +137,7 @@ def _token_ids(metadata: Metadata, vocab: int) -> tuple[dict[str, int], list[str
 
 
 def _float(metadata: Metadata, key: str, default: float | None = None) -> float:
-    """A float32 of the file as the shortest decimal that rounds to it, so that 1e-6 stays 1e-6."""
+    """A float32 value as the shortest decimal that rounds to it, so that 1e-6 stays 1e-6."""
     with np.errstate(over="ignore"):
         value = np.float32(_number(metadata, key, default, (int, float)))
     if not np.isfinite(value):
@@ -155,6 +155,6 @@ def _number(metadata: Metadata, key: str, default: Any, types: tuple[type, ...])
 
 
 def brief(value: Any) -> str:
-    """A value for an error message, on one short line."""
+    """A short one-line form of a value, for error messages."""
     text = f"an array of {len(value)}" if isinstance(value, (list, np.ndarray)) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

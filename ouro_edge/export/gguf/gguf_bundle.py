@@ -1,7 +1,7 @@
-"""A .gguf file as a model that runs, without an exported directory.
+"""Runs a .gguf file without an exported directory.
 
-Weights are read and repacked whenever a graph is asked for, and not kept: onnxruntime has its own copy, and the
-embedding is gathered from the file row by row.
+Weights are read and repacked for each requested graph and then released, because onnxruntime has its own copy. Rows of
+the embedding are read from the file when they are needed.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from ouro_edge.export.graphs.block_graph import block_graph, head_graph
 from ouro_edge.system.cpus import available_threads
 from ouro_edge.system.progress import Progress
 
-_REPACK_THREADS = 4  # each holds a piece of a tensor in several forms
-_SAMPLE_BYTES = 1 << 10  # of each tensor, for the identity of the weights
+_REPACK_THREADS = 4  # each thread has a piece of a tensor in several forms
+_SAMPLE_BYTES = 1 << 10  # per tensor, for the digest of the weights
 
 
 def open_gguf_bundle(path: Path) -> GgufBundle:
-    """A .gguf file, ready for the runtime. ConfigError or CheckpointError as for `open_gguf`."""
+    """Open a .gguf file for the runtime. ConfigError or CheckpointError as for `open_gguf`."""
     header = read_header(path)
     return GgufBundle(open_gguf(path, header), header)
 
 
 class GgufBundle(Bundle):
-    """A .gguf file behind the interface of a bundle."""
+    """A .gguf file with the interface of a bundle."""
 
     def __init__(self, checkpoint: Checkpoint, header: Header) -> None:
         self._weights, self._files = checkpoint.weights, checkpoint.files
@@ -78,9 +78,9 @@ class GgufBundle(Bundle):
         return self._repacked(head_graph(self.config, self.tensors), ["head"], progress)
 
     def _repacked(self, graph: onnx.ModelProto, names: list[str], progress: Progress | None) -> GraphInMemory:
-        """A graph with the arrays of the tensors that it reads."""
+        """A graph in memory, with the arrays that it reads."""
         arrays = blank_arrays(self.tensors, names)
-        with ThreadPoolExecutor(min(available_threads(), _REPACK_THREADS), "repack") as pool:  # outside Python's lock
+        with ThreadPoolExecutor(min(available_threads(), _REPACK_THREADS), "repack") as pool:  # NumPy releases the GIL
             work = pool.map(lambda name: fill(self._weights, name, self._groups[name], arrays), names)
             for done, _ in enumerate(work, start=1):
                 if progress is not None:
@@ -130,7 +130,7 @@ class GgufBundle(Bundle):
 
 
 class GgufEmbedding:
-    """Rows of a tensor, dequantised from the file when they are needed."""
+    """Rows of a tensor, read from the file and dequantised on demand."""
 
     def __init__(self, reader: GgufReader) -> None:
         self._reader = reader
@@ -143,7 +143,7 @@ class GgufEmbedding:
 
 
 def _weights_id(path: Path, header: Header) -> str:
-    """A digest of the start of every tensor: hashing whole tensors would double the time of loading."""
+    """A digest of the first bytes of every tensor; hashing whole tensors would double the loading time."""
     digest = sha256()
     with path.open("rb") as file:
         for tensor in header.tensors.values():

@@ -1,4 +1,4 @@
-"""The arrays of a graph, filled from the tensors of a .gguf file: the layout of MatMulNBits, some rows at a time.
+"""Fills the arrays of a graph from the tensors of a .gguf file: MatMulNBits layout, a few rows at a time.
 
 Q4_0, Q4_1 and Q8_0 are repacked exactly and F32 is copied. All other types (K-quants, F16, BF16, ...) become Q8_0.
 """
@@ -20,14 +20,14 @@ from ouro_edge.errors import CheckpointError
 from ouro_edge.export.gguf.reader import GgufReader
 from ouro_edge.export.gguf.repack import BLOCK_SIZE, EXACT, Parts, scheme
 
-_PIECE_VALUES = 1 << 22  # read from the file at a time
+_PIECE_VALUES = 1 << 22  # read from the file per step
 _ALIGNMENT_BYTES = 64
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
 def run_type(weights: Weights, name: str) -> Q:
-    """The type that a tensor runs in: F32, or one of EXACT."""
+    """The type in which a tensor runs: F32, or one of EXACT."""
     reader, shape = weights.reader(name), weights.shapes[name]
     if not isinstance(reader, GgufReader) or len(shape) == 1:
         return Q.F32
@@ -37,9 +37,9 @@ def run_type(weights: Weights, name: str) -> Q:
 
 
 def fused_groups(weights: Weights) -> dict[str, tuple[str, ...]]:
-    """Name in the graphs -> the tensors whose rows it concatenates; parts that run in different types stay apart.
+    """Name in the graphs -> the tensors whose rows it concatenates; parts with different types are not joined.
 
-    The embedding is not among them, because it is gathered from the file; the head always is.
+    The embedding is excluded, because its rows are read from the file; the head is always included.
     """
     groups: dict[str, tuple[str, ...]] = {}
     for name, parts in fused_names(weights.config).items():
@@ -50,7 +50,7 @@ def fused_groups(weights: Weights) -> dict[str, tuple[str, ...]]:
 
 
 def tensor_specs(weights: Weights, groups: Mapping[str, tuple[str, ...]]) -> dict[str, TensorSpec]:
-    """Types and shapes of the arrays that the graphs read."""
+    """Types and shapes of the arrays of the graphs."""
     specs = {}
     for name, parts in groups.items():
         kind, columns = run_type(weights, parts[0]), weights.shapes[parts[0]][1:]
@@ -67,9 +67,9 @@ def tensor_specs(weights: Weights, groups: Mapping[str, tuple[str, ...]]) -> dic
 
 
 def blank_arrays(specs: Mapping[str, TensorSpec], names: Iterable[str]) -> dict[str, NDArray[Any]]:
-    """Arrays to be filled, under the names of their initializers, in one piece of memory.
+    """Empty arrays by name of their initializer, in one allocation.
 
-    The system backs one large piece by huge pages, and takes it back as soon as the arrays are gone.
+    One large allocation is backed by huge pages, and is returned to the system as soon as the arrays are released.
     """
     needed = {f"{name}.{part}": array for name in names for part, array in specs[name].parts.items()}
     memory, arrays, start = np.empty(sum(map(_padded_size, needed.values())), np.uint8), {}, 0
@@ -80,11 +80,11 @@ def blank_arrays(specs: Mapping[str, TensorSpec], names: Iterable[str]) -> dict[
 
 
 def _padded_size(array: ArraySpec) -> int:
-    """Bytes of an array and of the gap that aligns the next one."""
+    """Bytes of an array, including the gap that aligns the next array."""
     return -(-array.size // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
 
 
-@np.errstate(all="ignore")  # values that are not finite are reported at the end
+@np.errstate(all="ignore")  # non-finite values are reported at the end
 def fill(weights: Weights, name: str, parts: tuple[str, ...], arrays: Arrays) -> None:
     """Write one tensor of the graphs into its arrays. CheckpointError when a value is not finite."""
     kind, start = run_type(weights, parts[0]), 0
@@ -107,13 +107,13 @@ def fill(weights: Weights, name: str, parts: tuple[str, ...], arrays: Arrays) ->
 
 
 def type_changes(weights: Weights) -> str:
-    """A line about the tensors that do not run in the type that they are stored in, empty when all do."""
+    """One line about the tensors that run in another type than they are stored in; empty without such tensors."""
     changed: Counter[tuple[str, str]] = Counter()
     for name, shape in weights.shapes.items():
         reader = weights.reader(name)
         if not isinstance(reader, GgufReader) or len(shape) == 1:
             continue
-        gathered = name == "embedding" and not weights.config.tie_word_embeddings  # row by row, as the file has it
+        gathered = name == "embedding" and not weights.config.tie_word_embeddings  # read from the file row by row
         if not gathered and reader.type != (kind := run_type(weights, name)):
             changed[reader.type.name, kind.name] += 1
     return "; ".join(f"{count} {old} tensors run as {new}" for (old, new), count in sorted(changed.items()))

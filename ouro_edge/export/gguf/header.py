@@ -1,10 +1,9 @@
 """Reads the header of a GGUF file: metadata, and name, type, shape and offset of every tensor.
 
-The gguf package supplies the numbers of the types. Its `GGUFReader` is not used, because it trusts the file: it loops
-over any count that a header claims (and keeps NumPy views per item), reads strings beyond the end as short ones, and
-ends in KeyError, IndexError or an endless loop. Guarding it would take a full parse first, which is this file. Here
-every length is compared with the bytes that are left before anything is read, so the memory that a header can cause to
-be allocated is bounded by its own size, and that by 64 MiB. Layout: ggml/docs/gguf.md, versions 2 and 3.
+The gguf package defines the type numbers. Its `GGUFReader` is not used, because it trusts the file: it iterates over
+any count in the header, truncates strings that end beyond the file, and fails with KeyError, IndexError or an endless
+loop. Here every length is compared with the remaining bytes before anything is read, so the allocated memory is bounded
+by the size of the header, which is limited to 64 MiB. Layout: ggml/docs/gguf.md, versions 2 and 3.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from ouro_edge.errors import CheckpointError
 
-# A metadata value: numbers in arrays stay NumPy arrays, strings in arrays become a list.
+# A metadata value: an array of numbers becomes a NumPy array, an array of strings a list.
 Value = str | int | float | bool | list[str] | NDArray[Any]
 Metadata = Mapping[str, Value]
 
@@ -36,17 +35,17 @@ _NUMBERS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4"
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor as the file describes it; its bytes are known to be inside the file."""
+    """The description of one tensor; its bytes have been checked to be inside the file."""
 
     name: str
     type: GGMLQuantizationType
-    shape: tuple[int, ...]  # rows first: the reverse of the order in the file
+    shape: tuple[int, ...]  # rows first: reverse of the order in the file
     offset: int  # from the start of the file
     row_bytes: int  # of one row of the last axis
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all rows."""
+        """Total bytes of all rows."""
         rows = 1
         for size in self.shape[:-1]:
             rows *= size
@@ -55,14 +54,14 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Everything before the tensor data."""
+    """The content of the file before the tensor data."""
 
     metadata: dict[str, Value]
     tensors: dict[str, TensorInfo]
 
 
 def read_header(path: Path) -> Header:
-    """Read and check a header. CheckpointError in one line unless it is a whole, little-endian GGUF file."""
+    """Read and check a header. One-line CheckpointError unless it is a complete little-endian GGUF file."""
     try:
         with path.open("rb") as file:
             return _Parser(path, file).header()
@@ -127,7 +126,7 @@ class _Parser:
         return TensorInfo(name, kind, shape, offset, shape[-1] // block * block_bytes)
 
     def placed(self, tensors: dict[str, TensorInfo], start: int) -> dict[str, TensorInfo]:
-        """The tensors with offsets from the start of the file, none beyond its end or inside another."""
+        """Tensors with offsets from the start of the file; checks that they do not overlap or exceed the file."""
         end, before = start, ""
         placed = {}
         for t in sorted(tensors.values(), key=lambda t: t.offset):
@@ -169,14 +168,14 @@ class _Parser:
             raise self.error(f"has bytes that are not UTF-8 in {what}") from None
 
     def name(self, what: str) -> str:
-        """A key or a tensor's name, safe to print in a message."""
+        """A metadata key or a tensor name that is safe to print."""
         name = self.string(what)
         if not 1 <= len(name) <= _MAX_NAME_CHARACTERS or not name.isprintable():
             raise self.error(f"has {name[:40]!a} as {what}; expected 1 to {_MAX_NAME_CHARACTERS} printable characters")
         return name
 
     def count(self, what: str, least: int, reserved: int = 0) -> int:
-        """A count of items of at least `least` bytes each; an error when they do not fit before `reserved` bytes."""
+        """A count of items of at least `least` bytes each; an error when they and `reserved` bytes exceed the rest."""
         count = self.number("<Q", f"the number of {what}")
         if count * least > self.end - self.position - reserved:
             raise self.error(f"claims {count} {what}, more than its header can hold: damaged or incomplete")

@@ -1,7 +1,7 @@
-"""Metadata of ouro-edge in a GGUF file: a fitted exit gate, and KV ranges.
+"""Metadata of ouro-edge in a GGUF file: fitted exit gate and KV ranges.
 
-The keys start with `ouro_edge.` and hold arrays, because llama.cpp refuses a file with tensors that it does not know.
-The keys of the checkpoint's own gate are in `config`.
+The values are metadata arrays under `ouro_edge.`, because llama.cpp rejects files with unknown tensors. The keys of the
+checkpoint's own gate are in `config`.
 
     ouro_edge.fitted_gate.weight [C], .bias, .threshold (absent: the checkpoint's own)   see `bundle.fitted_gate`
     ouro_edge.kv_ranges [R * L * 2 * KV * D]                                             see `bundle.kv_ranges`
@@ -30,7 +30,7 @@ OWN_KEYS = (FITTED_WEIGHT, FITTED_BIAS, FITTED_THRESHOLD, KV_RANGES)
 
 
 def own_metadata(gate: FittedGate | None, ranges: Array | None) -> dict[str, Any]:
-    """Metadata that `read_fitted_gate` and `read_kv_ranges` read back: arrays and NumPy numbers."""
+    """Metadata for `read_fitted_gate` and `read_kv_ranges`: arrays and NumPy numbers."""
     pairs: dict[str, Any] = {}
     if gate is not None:
         pairs |= {FITTED_WEIGHT: gate.weight, FITTED_BIAS: np.float32(gate.bias)}
@@ -41,9 +41,9 @@ def own_metadata(gate: FittedGate | None, ranges: Array | None) -> dict[str, Any
 
 
 def read_fitted_gate(metadata: Metadata, config: ModelConfig) -> FittedGate | None:
-    """The fitted gate in a file, None when there is none; its values are not checked here.
+    """The fitted gate in a file, or None; `bundle.fitted_gate` checks the values.
 
-    CheckpointError when a value is of the wrong type or there are too few or too many.
+    CheckpointError when a value has the wrong type or an array the wrong length.
     """
     if FITTED_WEIGHT not in metadata:
         return None
@@ -56,7 +56,7 @@ def read_fitted_gate(metadata: Metadata, config: ModelConfig) -> FittedGate | No
 
 
 def read_kv_ranges(metadata: Metadata, config: ModelConfig) -> Array | None:
-    """The KV ranges [R, L, 2, KV, D] in a file, None when there are none; errors as for `read_fitted_gate`."""
+    """The KV ranges [R, L, 2, KV, D] in a file, or None; errors as for `read_fitted_gate`."""
     if KV_RANGES not in metadata:
         return None
     shape = ranges_shape(config)

@@ -1,8 +1,8 @@
 """Reads a .gguf file as a checkpoint: architectures `ouro` (looped) and `llama` (a plain transformer, one loop).
 
-Tensor names and the order of the rows of Q and K are llama.cpp's. It rotates neighbouring rows, so converters
-interleave the two halves of every head; reading restores the published order. The gguf package dequantises, some rows
-at a time.
+Tensor names and the row order of Q and K are those of llama.cpp, which rotates adjacent rows: converters interleave the
+two halves of every head, and this module restores the published order. The gguf package dequantises a few rows at a
+time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ouro_edge.export.gguf.own_metadata import OWN_KEYS
 from ouro_edge.export.gguf.tokenizer import tokenizer_json
 from ouro_edge.export.gguf.vocabulary import read_generation
 
-CHUNK_VALUES = 1 << 20  # dequantised at a time; gguf's temporaries take several times as much memory
+CHUNK_VALUES = 1 << 20  # dequantised per step; gguf's temporaries need several times as much memory
 
 _TOP = {"token_embd.weight": "embedding", "output_norm.weight": "norm", "output.weight": "head"}
 _LAYER = {
@@ -48,9 +48,9 @@ _KNOWN_KEYS = {GATE_WEIGHT, GATE_BIAS, GATE_THRESHOLD, *OWN_KEYS}
 
 
 def open_gguf(path: Path, header: Header | None = None) -> Checkpoint:
-    """Open a .gguf file, whose header may have been read already.
+    """Open a .gguf file; pass `header` if it has been read already.
 
-    ConfigError or CheckpointError names what is missing, extra, damaged or not implemented.
+    ConfigError or CheckpointError names the value that is missing, unexpected, damaged or not implemented.
     """
     header = header or read_header(path)
     config, notes = read_config(header)
@@ -74,14 +74,14 @@ def open_gguf(path: Path, header: Header | None = None) -> Checkpoint:
 
 
 def canonical_name(name: str, sandwich_norms: bool) -> str:
-    """The name in `arch.weights` of a tensor in GGUF; an unknown name is returned as it is, and reported later."""
+    """GGUF tensor name -> name in `arch.weights`; an unknown name is returned unchanged and reported later."""
     match = re.fullmatch(r"blk\.(0|[1-9]\d*)\.(\w+)\.weight", name, re.ASCII)
     part = match and (_LAYER | (_NORMS if sandwich_norms else {})).get(match[2])
     return f"layers.{match[1]}.{part}" if match and part else _TOP.get(name, name)
 
 
 def gguf_name(name: str) -> str:
-    """The name in GGUF of a tensor of `arch.weights`."""
+    """Name in `arch.weights` -> GGUF tensor name."""
     top = {canonical: gguf for gguf, canonical in _TOP.items()}
     if name in top:
         return top[name]
@@ -91,7 +91,7 @@ def gguf_name(name: str) -> str:
 
 
 class GgufReader:
-    """One tensor of a GGUF file, memory-mapped only while it is read, so that its pages leave memory again."""
+    """One tensor of a GGUF file; memory-mapped only during a read, so that its pages can be released."""
 
     def __init__(
         self, file: Path, tensor: TensorInfo, head_dim: int | None = None, chunk_values: int = CHUNK_VALUES
@@ -104,7 +104,7 @@ class GgufReader:
                                   "dequantise; convert the model to another type")  # fmt: skip
 
     def raw(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Rows start..stop in the published order, in the stored type: bytes [rows, row_bytes]."""
+        """Rows start..stop in the published order and the stored type: bytes [rows, row_bytes]."""
         mapped = self._map()
         if self.head_dim is None:
             return np.asarray(mapped[start:stop])
@@ -124,11 +124,11 @@ class GgufReader:
         return out
 
     def gather(self, ids: NDArray[np.integer[Any]]) -> Array:
-        """Rows of the file with these numbers as float32 [len(ids), K]; no other row is read."""
+        """Rows with these numbers as float32 [len(ids), K]; reads only these rows."""
         return self._values(np.array(self._map()[ids]))
 
     def _map(self) -> NDArray[np.uint8]:
-        """The bytes of the whole tensor [rows, row_bytes], mapped but not read."""
+        """A memory map of the whole tensor: bytes [rows, row_bytes]."""
         rows = self.tensor.nbytes // self.tensor.row_bytes
         try:
             return np.memmap(self.file, np.uint8, "r", self.tensor.offset, (rows, self.tensor.row_bytes))
@@ -136,13 +136,13 @@ class GgufReader:
             raise CheckpointError(f"{self.file} can no longer be read: {problem}") from None
 
     def _values(self, raw: NDArray[np.uint8]) -> Array:
-        with np.errstate(all="ignore"):  # a scale that is not finite is reported by Weights
+        with np.errstate(all="ignore"):  # Weights reports non-finite values
             values: Array = dequantize(raw, self.type).astype(np.float32, copy=False)
         return values
 
 
 class ArrayReader:
-    """A small tensor stored in the metadata: the exit gate."""
+    """A small tensor that is stored in the metadata: the exit gate."""
 
     def __init__(self, values: Array) -> None:
         self.values, self.shape = values, values.shape
@@ -154,7 +154,7 @@ class ArrayReader:
 
 @functools.cache
 def can_dequantize(kind: GGMLQuantizationType) -> bool:
-    """Whether the gguf package can dequantise this type; tried on a block of zeros, since it has no list."""
+    """Whether the gguf package can dequantise this type; tested with a block of zeros, because there is no list."""
     try:
         with np.errstate(all="ignore"):
             dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
@@ -164,7 +164,7 @@ def can_dequantize(kind: GGMLQuantizationType) -> bool:
 
 
 def tensor_readers(path: Path, header: Header, config: ModelConfig) -> dict[str, TensorReader]:
-    """Readers of a file's tensors by canonical name; an unknown tensor keeps its own name."""
+    """Readers of a file's tensors by canonical name; an unknown tensor keeps its name."""
     readers: dict[str, TensorReader] = {}
     for tensor in header.tensors.values():
         name = canonical_name(tensor.name, config.sandwich_norms)
@@ -182,7 +182,7 @@ def _floats(metadata: Metadata, key: str) -> Array:
     values = np.atleast_1d(metadata[key])
     if values.dtype not in (np.float32, np.float64):
         raise CheckpointError(f"{key} is {brief(metadata[key])}; expected an array of float32")
-    with np.errstate(over="ignore"):  # Weights reports what is not finite
+    with np.errstate(over="ignore"):  # Weights reports non-finite values
         return values.astype(np.float32)
 
 
@@ -192,12 +192,12 @@ def _model_name(metadata: Metadata, path: Path) -> str:
 
 
 def plain_name(name: str) -> str:
-    """The part of an untrusted name that is safe as the name of a file; may be empty."""
+    """The part of an untrusted name that is safe as a file name; may be empty."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:96].strip("-.")
 
 
 def _text_files(metadata: Metadata, config: ModelConfig, tokenizer: str | None) -> dict[str, bytes]:
-    """The files of a Hugging Face directory that this metadata corresponds to."""
+    """The text files of a Hugging Face directory, reconstructed from metadata."""
     files = {"config.json": _json(to_hf(config))}
     if generation := read_generation(metadata, config):
         files["generation_config.json"] = _json(generation)
@@ -217,7 +217,7 @@ def _text_files(metadata: Metadata, config: ModelConfig, tokenizer: str | None) 
 
 
 def _added_tokens(tokenizer: str) -> dict[int, str]:
-    """The special tokens of a tokenizer.json by id, for a file without GGUF's own list of tokens."""
+    """The special tokens of a tokenizer.json by id, for a file without tokenizer.ggml.tokens."""
     entries = parse_json_object(tokenizer.encode(), "tokenizer.huggingface.json", CheckpointError).get("added_tokens")
     found = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
     return {e["id"]: e["content"] for e in found if type(e.get("id")) is int and isinstance(e.get("content"), str)}

@@ -1,12 +1,12 @@
-"""Repacks GGUF's blocks into the blocks of onnxruntime's MatMulNBits, exactly, and back.
+"""Converts GGUF blocks to blocks of onnxruntime's MatMulNBits and back, without rounding of codes.
 
     Q4_0  float16 d, 16 bytes: byte j holds codes j and j + 16;     value = d * (code - 8)
     Q4_1  float16 d, m, 16 bytes like Q4_0's;                       value = d * code + m
     Q8_0  float16 d, 32 signed codes;                               value = d * code
     MatMulNBits: byte j holds codes 2j and 2j + 1; value = scale * (code - 8), at 8 bits scale * (code - 128)
 
-Q4_1 becomes d * (code - 8) plus an offset m + 8 d for each block, which the graph multiplies by the sum of the block's
-inputs. MatMulNBits has a form with float zero points, but that runs hundreds of times slower.
+Q4_1 becomes d * (code - 8) plus an offset m + 8 d per block, which the graph multiplies by the sum of the block's
+inputs. The form of MatMulNBits with float zero points is not used, because it is hundreds of times slower.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from ouro_edge.quant import Scheme
 Bytes = NDArray[np.uint8]
 
 BLOCK_SIZE = 32
-_CHUNK_VALUES = 1 << 18  # repacked at a time: the temporaries stay in a second-level cache
+_CHUNK_VALUES = 1 << 18  # repacked per step, so that temporaries fit a second-level cache
 _HALF = np.dtype("<f2")
 _TOP_BIT = np.uint8(128)
 _LOW, _HIGH = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0xF0F0F0F0F0F0F0F0)  # nibbles of eight bytes
 _FOUR = np.uint64(4)
 
-# Types that are repacked without rounding: bits of a code, and whether a block has an offset besides its scale.
+# Types that are repacked without rounding: bits of a code, and whether a block has an offset in addition to a scale.
 EXACT = {Q.Q4_0: (4, False), Q.Q4_1: (4, True), Q.Q8_0: (8, False)}
 _BLOCKS = {
     Q.Q4_0: np.dtype([("d", _HALF), ("codes", "V16")]),
@@ -40,7 +40,7 @@ _BLOCKS = {
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The arrays of one matrix [N, K] in MatMulNBits' layout, to be filled some rows at a time."""
+    """The arrays of one matrix [N, K] in MatMulNBits' layout; `fill` writes a few rows at a time."""
 
     packed: Bytes  # [N, K / 32, 16 or 32]
     scales: Array  # [N, K / 32]
@@ -65,17 +65,17 @@ class Parts:
             _interleave(codes, packed)
 
     def finite(self) -> bool:
-        """Whether the scales and offsets of all blocks are finite."""
+        """Whether all scales and offsets are finite."""
         return bool(np.isfinite(self.scales).all() and (self.offsets is None or np.isfinite(self.offsets).all()))
 
 
 def scheme(kind: Q) -> Scheme:
-    """The scheme that describes the codes of a type in EXACT to MatMulNBits."""
+    """The scheme of a type in EXACT, for MatMulNBits."""
     return Scheme(EXACT[kind][0], BLOCK_SIZE, symmetric=True)
 
 
 def stored_type(scheme: Scheme | None) -> Q | None:
-    """The GGUF type that holds a scheme's codes unchanged, None when there is none."""
+    """The GGUF type that can store a scheme's codes unchanged, or None."""
     if scheme is None:
         return Q.F32
     if scheme.block_size % BLOCK_SIZE:
@@ -86,10 +86,10 @@ def stored_type(scheme: Scheme | None) -> Q | None:
 
 
 def store(packed: Bytes, scales: Array, zeros: Bytes | None, kind: Q) -> Bytes:
-    """Rows in MatMulNBits' layout as GGUF bytes [rows, row_bytes]; codes are kept, scales are rounded to float16.
+    """Rows in MatMulNBits' layout -> GGUF bytes [rows, row_bytes]; codes are kept, scales are rounded to float16.
 
-    `packed` [rows, blocks, ...] and `scales` [rows, blocks] may have wider blocks than 32; `zeros` [rows, blocks] are
-    zero points, for Q4_1. The padding of a row to whole wide blocks is included; the caller must cut it off.
+    Blocks of `packed` [rows, blocks, ...] and `scales` [rows, blocks] may be wider than 32; `zeros` [rows, blocks] are
+    zero points, for Q4_1. Rows are padded to whole wide blocks; the caller must cut the padding off.
     """
     bits = EXACT[kind][0]
     rows = len(packed)
@@ -116,7 +116,7 @@ def _as_halves(values: Array) -> Bytes:
 
 
 def _interleave(codes: Bytes, out: Bytes) -> None:
-    """Bytes of codes (j, j + 16) into bytes of codes (2j, 2j + 1), 16 a block, eight at a time in a word."""
+    """Bytes of codes (j, j + 16) -> bytes of codes (2j, 2j + 1), 16 per block, eight at a time in a word."""
     words = codes.view("<u2")
     even, odd = words.astype(np.uint8).view("<u8"), (words >> 8).astype(np.uint8).view("<u8")
     halves = out.view("<u8")  # of a block: codes 0 to 15, codes 16 to 31

@@ -1,9 +1,9 @@
 """Rebuilds tokenizer.json from the metadata of a GGUF file.
 
-GGUF stores tokens, merges or scores, and one name, `tokenizer.ggml.pre`, for how text is split before merging. Only
-names whose published tokenizer is known are rebuilt; for any other the result is a reason, never an almost correct
-tokenizer. In particular `pre` = "default" (or none) means "not known" in llama.cpp and is not rebuilt. Sources: the
-published tokenizer.json files; llama.cpp's llama-vocab.cpp; transformers' converter (merges from scores).
+GGUF stores tokens, merges or scores, and one name, `tokenizer.ggml.pre`, for the splitting of text before merging. A
+tokenizer is rebuilt only for names whose published tokenizer is known; for other names the result is a reason, because
+an almost correct tokenizer would give wrong ids silently. `pre` = "default" (or none) means "not known" in llama.cpp.
+Sources: the published tokenizer.json files; llama.cpp's llama-vocab.cpp; transformers' converter (merges from scores).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _SPACE = "\u2581"
-_MAX_PIECE_CHARACTERS = 512  # of a SentencePiece vocabulary; splitting is quadratic
+_MAX_PIECE_CHARACTERS = 512  # in a SentencePiece vocabulary; splitting takes quadratic time
 _MAX_SPLITS = 1 << 24
 
 
@@ -30,7 +30,7 @@ def _byte_level(use_regex: bool) -> Json:
 
 
 def _split(digits: str) -> Json:
-    """GPT-4's pattern, in which Llama 3 and Qwen 2 differ by how many digits stay together."""
+    """GPT-4's pattern; Llama 3 and Qwen 2 differ in the number of digits that are not split."""
     pattern = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
         r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -53,7 +53,7 @@ _PRE: dict[str, Json] = {
 
 
 def pre_of(tokenizer: Json) -> str | None:
-    """GGUF's name for how a tokenizer.json splits text; None when it has none or this is not byte-level BPE."""
+    """GGUF's name for the text splitting of a tokenizer.json; None without a name, or if it is not byte-level BPE."""
     model, decoder = tokenizer.get("model"), tokenizer.get("decoder")
     if not isinstance(model, dict) or model.get("type") != "BPE" or model.get("byte_fallback"):
         return None
@@ -67,13 +67,13 @@ def pre_of(tokenizer: Json) -> str | None:
 
 
 class _CannotRebuild(Exception):
-    """The reason why, which becomes a note."""
+    """Carries the reason, which becomes a note."""
 
 
 def tokenizer_json(metadata: Metadata) -> tuple[str | None, str | None]:
-    """(tokenizer.json, None), or (None, why it is not rebuilt). CheckpointError when the metadata is damaged.
+    """(tokenizer.json, None), or (None, reason). CheckpointError when the metadata is damaged.
 
-    A file may hold a whole tokenizer.json beside GGUF's own vocabulary, as ouro-edge writes it; that is returned.
+    If the file contains a complete tokenizer.json next to GGUF's vocabulary (ouro-edge writes one), it is returned.
     """
     from tokenizers import Tokenizer
 
@@ -174,7 +174,7 @@ def _sentencepiece(metadata: Metadata, tokens: list[str], types: np.ndarray[Any,
 
 
 def _merges_from_scores(metadata: Metadata, tokens: list[str], types: np.ndarray[Any, Any]) -> list[list[str]]:
-    """Every split of a piece into two pieces, best score first: the order in which SentencePiece merges."""
+    """Every split of a piece into two pieces, highest score first: the order of SentencePiece's merges."""
     scores = metadata.get("tokenizer.ggml.scores")
     if not isinstance(scores, np.ndarray) or len(scores) != len(tokens) or not np.isfinite(scores).all():
         raise CheckpointError("tokenizer.ggml.scores is missing or not one finite number for each token; damaged")
@@ -212,7 +212,7 @@ def _bpe(tokens: list[str], merges: list[list[str]], ignore_merges: bool = False
 
 
 def _template(metadata: Metadata, tokens: list[str], add_bos: bool) -> Json | None:
-    """The processor that adds BOS before and EOS after a text, where the file says so."""
+    """The post-processor that adds BOS and EOS to a text, if the file requires it."""
 
     def special(name: str, default: bool) -> list[int]:
         i = metadata.get(f"tokenizer.ggml.{name}_token_id")

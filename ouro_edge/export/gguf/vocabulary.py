@@ -1,8 +1,8 @@
-"""Tokenizer, chat template and generation defaults as GGUF metadata; `tokenizer` and `reader` read them.
+"""Tokenizer, chat template and generation defaults as GGUF metadata; read by `tokenizer` and `reader`.
 
-tokenizer.json is stored whole in `tokenizer.huggingface.json`, which ouro-edge reads back. For other programs, GGUF's
-own vocabulary is added where it means the same: byte-level BPE that is split by one of the rules that GGUF has a name
-for. Any other tokenizer is left out ("no_vocab"), because an almost correct one is worse than none.
+tokenizer.json is stored unchanged in `tokenizer.huggingface.json`, for ouro-edge. For other programs, GGUF's own
+vocabulary is added if it is equivalent: byte-level BPE with a splitting rule that has a name in GGUF. Otherwise it is
+omitted ("no_vocab"), because an almost correct tokenizer would give wrong ids silently.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SAMPLING = {
 
 
 def text_metadata(config: ModelConfig, files: Mapping[str, bytes]) -> tuple[Pairs, list[str]]:
-    """Metadata for a model's text files, and notes about what other programs cannot use.
+    """Metadata for a model's text files, and notes about parts that other programs cannot use.
 
     CheckpointError when one of the files is damaged or the tokenizer has more tokens than the model.
     """
@@ -49,7 +49,7 @@ def text_metadata(config: ModelConfig, files: Mapping[str, bytes]) -> tuple[Pair
 
 
 def _vocabulary(tokenizer: dict[str, Any], size: int) -> Pairs | None:
-    """tokenizer.ggml's tokens, kinds and merges; None unless this is byte-level BPE that GGUF has a name for."""
+    """Tokens, kinds and merges for tokenizer.ggml; None unless it is byte-level BPE with a name in GGUF."""
     model = tokenizer.get("model")
     pre = pre_of(tokenizer)
     if pre is None or not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
@@ -74,14 +74,14 @@ def _vocabulary(tokenizer: dict[str, Any], size: int) -> Pairs | None:
 
 
 def _adds_bos(tokenizer: dict[str, Any]) -> bool:
-    """Whether the tokenizer itself adds a token before a text."""
+    """Whether the tokenizer adds a token before a text."""
     processor = tokenizer.get("post_processor")
     single = processor.get("single") if isinstance(processor, dict) else None
     return isinstance(single, list) and bool(single) and isinstance(single[0], dict) and "SpecialToken" in single[0]
 
 
 def _end_of_turn(files: Mapping[str, bytes]) -> int | None:
-    """The id of tokenizer_config.json's eos_token, which the chat template may use."""
+    """The id of eos_token in tokenizer_config.json, which the chat template may use."""
     token = _object(files, "tokenizer_config.json").get("eos_token")
     token = token.get("content") if isinstance(token, dict) else token
     added = _object(files, "tokenizer.json").get("added_tokens") or ()
@@ -89,7 +89,7 @@ def _end_of_turn(files: Mapping[str, bytes]) -> int | None:
 
 
 def _special_ids(config: ModelConfig, generation: dict[str, Any], first: int | None) -> Pairs:
-    """Special ids; GGUF has three keys for tokens that end an answer, and a fourth such token is left out."""
+    """Special ids. GGUF has three keys for tokens that end an answer; further ones are omitted."""
     more = generation.get("eos_token_id")
     more = [i for i in (more if isinstance(more, list) else [more]) if type(i) is int and 0 <= i < config.vocab_size]
     ends = dict.fromkeys([*config.eos_token_ids, *more, *config.stop_token_ids])
@@ -101,7 +101,7 @@ def _special_ids(config: ModelConfig, generation: dict[str, Any], first: int | N
 
 
 def _sampling(generation: dict[str, Any]) -> Pairs:
-    """The sampling defaults in generation_config.json, under the keys that llama.cpp reads."""
+    """The sampling defaults of generation_config.json, under llama.cpp's keys."""
     used = ["repetition_penalty"] + (list(_SAMPLING) if generation.get("do_sample") is True else [])
     return {
         f"general.sampling.{key}": kind(generation[name])
@@ -122,7 +122,7 @@ def _text(files: Mapping[str, bytes], name: str) -> str:
 
 
 def read_generation(metadata: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """generation_config.json of a file's special ids and sampling defaults."""
+    """generation_config.json from a file's special ids and sampling defaults."""
     ids = {"eos_token_id": list(config.eos_token_ids) or None, "bos_token_id": config.bos_token_id,
            "pad_token_id": config.pad_token_id}  # fmt: skip
     found = {name: metadata.get(f"general.sampling.{key}") for name, (key, _) in _SAMPLING.items()}

@@ -1,4 +1,4 @@
-"""Writes a checkpoint or an exported directory as one GGUF file: tensors, text and own metadata."""
+"""Writes a checkpoint or an exported directory as one GGUF file: tensors, text files and metadata of ouro-edge."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ouro_edge.system.progress import Progress
 
 _TEXT_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
-Written = tuple[Path, tuple[str, ...]]  # the file, and notes about it
+Written = tuple[Path, tuple[str, ...]]  # the file, and notes
 
 
 def checkpoint_to_gguf(
@@ -48,7 +48,7 @@ def checkpoint_to_gguf(
 def bundle_to_gguf(
     bundle: DirectoryBundle, out: Path, *, overwrite: bool = False, progress: Progress | None = None
 ) -> Written:
-    """Write a bundle in its own number format, with its fitted gate and KV ranges. Errors as for `write_gguf`."""
+    """Write a bundle in its number format, with fitted gate and KV ranges. Errors as for `write_gguf`."""
     tensors = BundleTensors(bundle)
     out = _place(out, bundle.name, tensors.main_type())
     files = {name: content.encode() for name in _TEXT_FILES if (content := bundle.text(name)) is not None}
@@ -63,12 +63,12 @@ def bundle_to_gguf(
 
 
 def _place(out: Path, name: str, kind: Q) -> Path:
-    """The file to write: a name without .gguf is a directory, and its file is named after model and type."""
+    """The file to write: a name without .gguf is a directory; the file in it is named after model and type."""
     if out.suffix.lower() == ".gguf" and not os.path.isdir(out):
         return out
     return out / file_name(plain_name(name) or "model", kind)
 
 
 def _encodable(name: str) -> str:
-    """A name with characters that UTF-8 cannot encode replaced."""
+    """A name in which characters that UTF-8 cannot encode are replaced."""
     return name.encode(errors="replace").decode()

@@ -1,8 +1,8 @@
 """Writes a model as one GGUF file in llama.cpp's schema: all or nothing, one tensor in memory at a time.
 
-Keys, tensor names and the order of the rows of Q and K are llama.cpp's, as `config` and `reader` read them. Own data is
-metadata under `ouro_edge.`, because llama.cpp refuses tensors that it does not know. The gguf package quantises; the
-codes of a bundle are copied.
+Keys, tensor names and the row order of Q and K are those of llama.cpp; `config` and `reader` read them. Data for
+ouro-edge only is metadata under `ouro_edge.`, because llama.cpp rejects files with unknown tensors. The gguf package
+quantises checkpoints; the codes of a bundle are copied.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _FILE_TYPES = {
     Q.F16: LlamaFileType.MOSTLY_F16,
     Q.F32: LlamaFileType.ALL_F32,
 }
-_PIECE_VALUES = 1 << 22  # quantised at a time
+_PIECE_VALUES = 1 << 22  # quantised per step
 
 
 class TensorSource(Protocol):
-    """Tensors by canonical name, as GGUF stores them but with the rows of Q and K in the published order."""
+    """Tensors by canonical name in GGUF's types, with the rows of Q and K in the published order."""
 
     def kind(self, name: str) -> GGMLQuantizationType:
         """The type that a tensor is stored in."""
@@ -55,13 +55,13 @@ class TensorSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeights:
-    """The tensors of a checkpoint, quantised when they are read. Vectors stay float32."""
+    """The tensors of a checkpoint, quantised on reading. Vectors stay float32."""
 
     weights: Weights
     type: GGMLQuantizationType
 
     def kind(self, name: str) -> GGMLQuantizationType:
-        """Embedding and head take eight bits where the rest takes four, as in a bundle; rows of odd width take F16."""
+        """In quantised files, embedding and head take Q8_0, as in a bundle, and rows that are not whole blocks F16."""
         shape = self.weights.shapes[name]
         if len(shape) == 1 or name.startswith("exit_gate"):
             return Q.F32
@@ -72,7 +72,7 @@ class QuantizedWeights:
         return Q.Q8_0 if name in ("embedding", "head") else self.type
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Rows start..stop in the tensor's type."""
+        """Rows start..stop in the type of the tensor."""
         with np.errstate(over="ignore"):
             stored: NDArray[Any] = quantize(self.weights.rows(name, start, stop), self.kind(name))
         if stored.dtype == np.float16 and not np.isfinite(stored).all():
@@ -81,7 +81,7 @@ class QuantizedWeights:
 
 
 def precision(name: str) -> GGMLQuantizationType:
-    """The type of a precision or of one of its aliases. RequestError for any other name."""
+    """The type of a precision or of an alias. RequestError for other names."""
     kind = PRECISIONS.get(ALIASES.get(name, name))
     if kind is None:
         raise RequestError(f"precision is {name!r}; a GGUF file takes {', '.join(PRECISIONS)} (int4 is q4_0, "
@@ -104,16 +104,16 @@ def write_gguf(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write a model to the file `out`; `metadata` is added to the config's, and `kind` names the file's type.
+    """Write a model to the file `out`; `metadata` is added to that of the config, and `kind` is the type of the file.
 
-    Values of metadata are strings, bools, NumPy scalars and arrays, and lists of strings. ExportError when `out` exists
-    or cannot be written; an earlier file is replaced at the very end.
+    Metadata values are strings, bools, NumPy scalars and arrays, and lists of strings. ExportError when `out` exists or
+    cannot be written. With `overwrite`, an existing file is replaced when the new one is complete.
     """
     out = Path(os.path.realpath(out))
     if os.path.exists(out) and not (overwrite and out.is_file()):
         raise ExportError(f"{out} exists; choose another name" + ("" if out.is_dir() else " or pass --overwrite"))
     try:
-        with parent_directories(out), atomic_write(out) as file:  # the gguf library opens the path itself
+        with parent_directories(out), atomic_write(out) as file:  # the gguf package opens the path again
             _write(Path(file.name), config, tensors, kind, metadata, progress)
     except OSError as problem:
         raise ExportError(f"{out} cannot be written: {problem.strerror or problem}; nothing was kept") from None
@@ -155,13 +155,13 @@ def _write(
 
 
 def _tensor(config: ModelConfig, tensors: TensorSource, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    """A whole tensor as the file stores it."""
+    """A whole tensor in the layout of the file."""
     if len(shape) == 1:
         return tensors.rows(name, 0, shape[0])
     step = max(1, _PIECE_VALUES // shape[1])
     pieces = [tensors.rows(name, i, min(shape[0], i + step)) for i in range(0, shape[0], step)]
     whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-    if name.endswith(("q_proj", "k_proj")):  # llama.cpp rotates neighbouring rows: interleave the halves of each head
+    if name.endswith(("q_proj", "k_proj")):  # llama.cpp rotates adjacent rows: interleave the halves of each head
         whole = whole.reshape(-1, 2, config.head_dim // 2, whole.shape[1]).swapaxes(1, 2).reshape(whole.shape)
     return np.ascontiguousarray(whole)
 
@@ -199,7 +199,7 @@ def _gate_metadata(config: ModelConfig, tensors: TensorSource) -> dict[str, Any]
 
 
 def add_pair(writer: GGUFWriter, key: str, value: Any) -> None:
-    """Add one pair of metadata in the type of its value."""
+    """Add one metadata pair with the type of its value."""
     if isinstance(value, str):
         writer.add_string(key, value)
     elif isinstance(value, (bool, np.bool_)):

@@ -1,8 +1,8 @@
 """Keys and values of one loop of one sequence, in NumPy buffers that onnxruntime appends to in place.
 
-The type is fp32, int8 or int4 (two values a byte); quantised ones need scales, see `ouro_edge.bundle.kv_ranges`.
+The type is fp32, int8 or int4 (two values per byte); quantised types need scales, see `ouro_edge.bundle.kv_ranges`.
 GroupQueryAttention writes new positions into the past buffer when past and present are the same memory, so nothing is
-copied per call. Buffers grow by half, one at a time, and each loop's on its own: a loop that never ran has none.
+copied per call. Buffers grow by half, separately for each loop; a loop that has not run has no buffers.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from ouro_edge.errors import ContextOverflowError
 from ouro_edge.runtime.backend.session import import_onnxruntime
 from ouro_edge.system.memory import available_memory
 
-_FIRST = 64  # positions
+_FIRST_CAPACITY_TOKENS = 64
 _DTYPES = {"fp32": np.float32, "int8": np.int8, "int4": np.uint8}
 KV_TYPES = tuple(_DTYPES)
-_LEVELS = {"int8": 127.0, "int4": 7.0}
-# Ranges come with headroom that suits 8 bits. At 4 bits the step dominates, and clipping the rare extremes of keys and
-# values is the better bargain (docs/log.md has figures).
-_REACH = {"int8": (1.0, 1.0), "int4": (0.76, 0.62)}
-_SPARE = 64 << 20  # bytes that a growing cache leaves to others
+_MAX_CODE = {"int8": 127.0, "int4": 7.0}
+# Shares of the ranges of keys and values that the codes cover. Ranges include headroom for 8 bits. At 4 bits a smaller
+# step gains more than clipping rare extremes costs (figures in docs/log.md).
+_RANGE_SHARES = {"int8": (1.0, 1.0), "int4": (0.76, 0.62)}
+_RESERVED_BYTES = 64 << 20  # memory that a growing cache leaves free
 
 
 def kv_bytes_per_token(config: ModelConfig, kv: str) -> int:
-    """Bytes that one token takes in the cache when all loops have seen it."""
+    """Bytes of one token in the cache after all loops."""
     return (
         config.loops * config.num_layers * 2 * config.num_kv_heads * _width(config, kv) * np.dtype(_DTYPES[kv]).itemsize
     )
 
 
 def scales_of(ranges: Array, kv: str) -> Array:
-    """Scales of one loop [L, 2, KV * D] from its ranges [L, 2, KV, D]; a channel that never moved gets a tiny one."""
-    reach = np.array(_REACH[kv], np.float32)[None, :, None] / np.float32(_LEVELS[kv])
+    """Scales of one loop [L, 2, KV * D] from its ranges [L, 2, KV, D]; a constant zero channel gets a tiny scale."""
+    reach = np.array(_RANGE_SHARES[kv], np.float32)[None, :, None] / np.float32(_MAX_CODE[kv])
     return np.maximum(ranges.reshape(len(ranges), 2, -1) * reach, np.float32(1e-12))
 
 
 class KVBuffers:
-    """Buffers [1, KV, capacity, D], a key and a value for each layer; which positions are valid is the frontier's."""
+    """Buffers [1, KV, capacity, D]: a key and a value per layer. The caller knows how many positions are valid."""
 
     def __init__(self, config: ModelConfig, kv: str = "fp32", caches: int = 1) -> None:
         self._config, self._kv = config, kv
-        self._siblings = caches  # of one sequence
+        self._siblings = caches  # caches of one sequence
         self.capacity = 0
         # Key of layer 0, value of layer 0, key of layer 1, ...
         self.arrays: list[NDArray[Any]] = [np.empty(0)] * (2 * config.num_layers)
@@ -62,9 +62,10 @@ class KVBuffers:
         """
         if length <= self.capacity:
             return
-        capacity = min(max(_FIRST, length, self.capacity + self.capacity // 2), max(length, self._config.max_positions))
+        grown_capacity = max(_FIRST_CAPACITY_TOKENS, length, self.capacity + self.capacity // 2)
+        capacity = min(grown_capacity, max(length, self._config.max_positions))
         if not self._fits(capacity):
-            capacity = min(length + _FIRST, max(length, self._config.max_positions))
+            capacity = min(length + _FIRST_CAPACITY_TOKENS, max(length, self._config.max_positions))
             if not self._fits(capacity):
                 raise ContextOverflowError(self._too_much(capacity))
         ort = import_onnxruntime()
@@ -93,7 +94,7 @@ class KVBuffers:
         return sum(array.nbytes for array in self.arrays)
 
     def _fits(self, capacity: int) -> bool:
-        return (capacity - self.capacity) * self._per_token <= max(0, available_memory() - _SPARE)
+        return (capacity - self.capacity) * self._per_token <= max(0, available_memory() - _RESERVED_BYTES)
 
     def _too_much(self, capacity: int) -> str:
         return (

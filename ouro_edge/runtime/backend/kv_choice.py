@@ -1,4 +1,4 @@
-"""The type of the KV cache: as requested, or chosen from the bundle and the free memory."""
+"""The type of the KV cache: as requested, or selected by bundle and free memory."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from ouro_edge.runtime.backend.kv import KV_TYPES, kv_bytes_per_token
 from ouro_edge.system.memory import available_memory
 
 _TYPICAL_CONTEXT_TOKENS = 4096
-_MIN_FREE_TO_KV_RATIO = 4  # float32 is used if so many positions fit a quarter of the free memory
+_MIN_FREE_TO_KV_RATIO = 4  # float32 if a typical context takes at most a quarter of the free memory
 
 
 def choose_kv(bundle: Bundle, kv: str) -> tuple[str, str | None]:
-    """The type for `kv`, and for "auto" a line that says why it is not float32, if it is not.
+    """The type for `kv`; if "auto" selects another type than float32, also one line with the reason.
 
-    RequestError for an unknown type; a quantised one needs a calibrated bundle, which opening it will demand.
+    RequestError for an unknown type. A quantised type needs a calibrated bundle; this is checked on opening.
     """
     if check_kv(kv) != "auto":
         return kv, None
@@ -28,7 +28,7 @@ def choose_kv(bundle: Bundle, kv: str) -> tuple[str, str | None]:
 
 
 def check_kv(kv: str) -> str:
-    """`kv`, if it is a cache type or auto; RequestError otherwise."""
+    """`kv`, if it is a type of cache or auto; RequestError otherwise."""
     if kv not in ("auto", *KV_TYPES):
         raise RequestError(f"kv is {kv!r}; expected auto, {', '.join(KV_TYPES)}")
     return kv

@@ -1,8 +1,8 @@
-"""Opens onnxruntime sessions the way this runtime wants them. The only place that imports onnxruntime.
+"""Opens onnxruntime sessions with the settings of this runtime. The only module that imports onnxruntime.
 
-Telemetry is switched off before the import (wheels since 1.29 send it on Linux and macOS); the thread count is
-the number of CPUs that the process may use (onnxruntime would take all of the machine's);
-threads stop spinning when a call returns, so that an idle model costs no CPU.
+Telemetry is switched off before the import (wheels since 1.29 send it on Linux and macOS). The default thread count is
+the number of CPUs that the process may use (onnxruntime's default is all CPUs of the machine). Threads stop spinning
+when a call returns, so that an idle model uses no CPU.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from ouro_edge.errors import BundleError, RequestError, one_line
 from ouro_edge.system.cpus import available_threads
 from ouro_edge.system.memory import available_memory
 
-_MIN_FREE_TO_WEIGHTS_RATIO = 4  # free memory that makes packing in parallel safe, in sizes of the weights
+_MIN_FREE_TO_WEIGHTS_RATIO = 4  # packing in parallel needs 4 times the weights in free memory
 
 
 def import_onnxruntime() -> Any:
-    """The onnxruntime module, with telemetry off unless the user's environment says otherwise."""
+    """The onnxruntime module; telemetry is off unless the user's environment enables it."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
@@ -32,23 +32,23 @@ def default_threads() -> int:
 
 
 def check_threads(threads: int | None) -> None:
-    """RequestError unless `threads` is None or a sensible number."""
+    """RequestError unless `threads` is None or 1 to 1024."""
     if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
         raise RequestError(f"threads is {threads!r}; expected a whole number from 1 to 1024")
 
 
 def open_session(graph: Graph, threads: int | None = None, *, parallel: bool = True) -> Any:
-    """An InferenceSession on the CPU over a graph file or a graph in memory. BundleError when onnxruntime refuses it.
+    """An InferenceSession on the CPU for a graph file or a graph in memory. BundleError when onnxruntime rejects it.
 
-    What a graph in memory holds may be dropped or overwritten afterwards. Weights are packed in `parallel` where memory
-    is plentiful: that halves the time, but until all are packed the file's pages count as resident.
+    The arrays of a graph in memory may be released or overwritten afterwards. With `parallel`, weights are packed in
+    parallel if memory is plentiful: that halves the time, but the file's pages stay resident until all are packed.
     """
     check_threads(threads)
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or default_threads()
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors only; they are raised as well
+    options.log_severity_level = 3  # errors only, which are also raised
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if parallel and available_memory() >= _MIN_FREE_TO_WEIGHTS_RATIO * graph.weights_bytes:
         options.add_session_config_entry("session.prepack.enable_parallel", "1")

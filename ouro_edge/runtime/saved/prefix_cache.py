@@ -1,4 +1,4 @@
-"""Sequences kept for prompts that begin as theirs did: least recently used go first when the memory is full."""
+"""Keeps sequences for later prompts with the same prefix; the least recently used ones are dropped first."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ouro_edge.runtime.sequence.sequence import TokenSequence, common_prefix
 if TYPE_CHECKING:
     from ouro_edge.runtime.model import Model
 
-_MOST = 256  # sequences: looking for a prefix goes through all of them
+_MAX_SEQUENCES = 256  # the search for a prefix visits every sequence
 
 
 class PrefixCache:
-    """Holds idle sequences of one model within `max_bytes` of keys and values. For several threads."""
+    """Idle sequences of one model with at most `max_bytes` of keys and values. Thread-safe."""
 
     def __init__(self, model: Model, max_bytes: int) -> None:
-        if not callable(getattr(model, "new_sequence", None)):  # a stand-in will do
+        if not callable(getattr(model, "new_sequence", None)):  # duck-typed, for tests
             raise RequestError(f"model is {shown(model)}; expected a loaded model")
         if type(max_bytes) is not int or max_bytes < 0:
             raise RequestError(f"max_bytes is {max_bytes!r}; expected a whole number of at least 0")
         self._model, self._max_bytes = model, max_bytes
-        self._entries: OrderedDict[int, TokenSequence] = OrderedDict()  # by id; the oldest first
+        self._entries: OrderedDict[int, TokenSequence] = OrderedDict()  # by id(), oldest first
         self._held = 0  # bytes of the entries
         self._lock = threading.Lock()
 
@@ -36,14 +36,14 @@ class PrefixCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values that are held."""
+        """Bytes of keys and values in the cache."""
         return self._held
 
     def checkout(self, ids: Sequence[int]) -> TokenSequence:
-        """The best sequence to generate from `ids` with; it is the caller's until `checkin`.
+        """The sequence with the longest common prefix with `ids`; the caller owns it until `checkin`.
 
-        That is the one with the longest common prefix. When more than half of it would be lost it stays, and a copy of
-        the common prefix is returned: many conversations may share a system prompt.
+        If at least half of that sequence would be lost, it stays in the cache and a copy of the common prefix is
+        returned, because many conversations may share a system prompt.
         """
         ids = check_ids(ids, self._model.config.vocab_size)
         with self._lock:
@@ -60,7 +60,7 @@ class PrefixCache:
             return best.copy_prefix(common)
 
     def checkin(self, sequence: TokenSequence) -> None:
-        """Keep a sequence for later if it holds anything, and drop the oldest ones beyond the bound."""
+        """Keep a sequence unless it is empty, and drop the oldest ones beyond the limit."""
         check_kind("sequence", sequence, TokenSequence)
         with self._lock:
             if id(sequence) in self._entries:
@@ -72,7 +72,7 @@ class PrefixCache:
             self._evict(self._max_bytes)
 
     def clear(self) -> None:
-        """Drop everything."""
+        """Drop all sequences."""
         with self._lock:
             self._entries.clear()
             self._held = 0
@@ -87,7 +87,7 @@ class PrefixCache:
 
     def _evict(self, most: int, keep: TokenSequence | None = None) -> None:
         for key in list(self._entries):
-            if self._held <= most and len(self._entries) <= _MOST:
+            if self._held <= most and len(self._entries) <= _MAX_SEQUENCES:
                 return
             if self._entries[key] is not keep:
                 self._remove(key)

@@ -1,10 +1,10 @@
-"""A sequence on disk: tokens, frontiers, keys and values, waiting rows. A format of its own, strict and checksummed.
+"""A sequence on disk: tokens, frontiers, keys and values, waiting rows, in a strict format with a checksum.
 
-    one line of JSON    format, version, which model and cache it belongs to, frontier
-    int32 tokens        then every buffer of every cache, cut to its valid positions, then the waiting rows
-    32 bytes            SHA-256 of everything before
+    one line of JSON    format, version, identity of model and cache, frontier
+    int32 tokens        then the valid positions of every buffer of every cache, then the waiting rows
+    32 bytes            SHA-256 of all preceding bytes
 
-Every size follows from the header, and the file must have exactly that size before anything is allocated.
+All sizes follow from the header; the size of the file is compared with them before anything is allocated.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from ouro_edge.runtime.sequence.sequence import TokenSequence
 from ouro_edge.system.files import atomic_write
 
 _FORMAT, _VERSION = "ouro-edge sequence", 1
-_LONGEST_HEADER = 1 << 16
-_CHECKSUM = 32  # bytes
+_MAX_HEADER_BYTES = 1 << 16
+_CHECKSUM_BYTES = 32
 
 
 def save_sequence(sequence: TokenSequence, path: str | os.PathLike[str]) -> None:
-    """Write a sequence's state, all or nothing, for its owner's eyes only. RequestError when it cannot be written."""
+    """Write a sequence's state, all or nothing, readable by its owner only. RequestError when that fails."""
     check_kind("sequence", sequence, TokenSequence)
     header = {
         "format": _FORMAT, "version": _VERSION, "model": sequence.backend.state_id, "kv": sequence.backend.kv,
@@ -44,7 +44,7 @@ def save_sequence(sequence: TokenSequence, path: str | os.PathLike[str]) -> None
         raise RequestError(f"{path} exists and is not a file: choose another name")
     digest = hashlib.sha256()
     try:
-        with atomic_write(path, private=True, sync=False) as file:  # hundreds of megabytes, and checked when read
+        with atomic_write(path, private=True, sync=False) as file:  # large; reading verifies the checksum
             for piece in (json.dumps(header).encode() + b"\n", *_content(sequence)):
                 data = (
                     piece if isinstance(piece, bytes) else np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
@@ -71,10 +71,10 @@ def load_sequence(model: Model, path: str | os.PathLike[str]) -> TokenSequence:
 
 
 def is_saved_sequence(path: Path) -> bool:
-    """Whether a file begins as those of `save_sequence` do."""
+    """Whether a file starts like those of `save_sequence`."""
     try:
         with path.open("rb") as file:
-            return bool(json.loads(file.readline(_LONGEST_HEADER))["format"] == _FORMAT)
+            return bool(json.loads(file.readline(_MAX_HEADER_BYTES))["format"] == _FORMAT)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
@@ -84,12 +84,12 @@ def _checked(path: str | os.PathLike[str]) -> Path:
         if not os.fspath(path) or b"\0" in os.fsencode(path):
             raise ValueError
         return Path(path)
-    except (TypeError, ValueError):  # a lone surrogate is one, too
+    except (TypeError, ValueError):  # a lone surrogate raises UnicodeEncodeError, a ValueError
         raise RequestError(f"{path!r} is not a valid file name") from None
 
 
 def _read(model: Model, path: Path, file: IO[bytes]) -> TokenSequence:
-    line = file.readline(_LONGEST_HEADER)
+    line = file.readline(_MAX_HEADER_BYTES)
     try:
         header = json.loads(line)
         if header["format"] != _FORMAT:
@@ -111,7 +111,7 @@ def _read(model: Model, path: Path, file: IO[bytes]) -> TokenSequence:
         raise ContextOverflowError(f"{path} holds {frontier[0]} tokens, this model was loaded for {most}: set a larger "
                                    "context (--ctx)")  # fmt: skip
     size = _size(model, sequence, frontier)
-    if size is None or len(line) + size + _CHECKSUM != os.fstat(file.fileno()).st_size:
+    if size is None or len(line) + size + _CHECKSUM_BYTES != os.fstat(file.fileno()).st_size:
         raise RequestError(f"{path} is damaged: its size does not fit its header")
     digest = hashlib.sha256(line)
 
@@ -131,7 +131,7 @@ def _read(model: Model, path: Path, file: IO[bytes]) -> TokenSequence:
         cache.fill(valid, (read(np.empty(array.shape, array.dtype)) for array in cache.valid(valid)))
     _, counts = sequence.layout(frontier)
     waiting = [read(np.empty((count, config.hidden_size), "<f4")) for count in counts]
-    if file.read(_CHECKSUM) != digest.digest():
+    if file.read(_CHECKSUM_BYTES) != digest.digest():
         raise RequestError(f"{path} is damaged: it differs from its checksum")
     sequence.load_waiting(waiting)
     return sequence
@@ -146,7 +146,7 @@ def _content(sequence: TokenSequence) -> Iterator[NDArray[Any]]:
 
 
 def _size(model: Model, sequence: TokenSequence, frontier: Any) -> int | None:
-    """Bytes of the arrays that a frontier asks for; None when it is none."""
+    """Bytes of the arrays for a frontier; None when it is not a valid frontier."""
     config = model.config
     if not isinstance(frontier, list) or len(frontier) != config.loops + 1 or any(type(n) is not int for n in frontier):
         return None

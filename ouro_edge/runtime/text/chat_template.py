@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-_MAX_TEXT_CHARACTERS = 1 << 24  # in a rendered chat
-_MAX_STEPS = 1_000_000  # loop iterations and calls per rendering
+MAX_TEXT_CHARACTERS = 1 << 24  # in a rendered chat
+MAX_STEPS = 1_000_000  # loop iterations and calls per rendering
 _MAX_PRODUCT_SIZE = 1 << 20  # elements of a repeated string or list, bits of a number
 
 _steps_left: ContextVar[list[int]] = ContextVar("steps_left")  # set during a rendering only
@@ -70,12 +70,12 @@ class ChatTemplate:
         }
         parts: list[str] = []
         length = 0
-        before = _steps_left.set([_MAX_STEPS])
+        before = _steps_left.set([MAX_STEPS])
         try:
             for part in self._template.generate(values):
                 length += len(part)
-                if length > _MAX_TEXT_CHARACTERS:
-                    raise TemplateError(f"the chat exceeds {_MAX_TEXT_CHARACTERS} characters when rendered; shorten it")
+                if length > MAX_TEXT_CHARACTERS:
+                    raise TemplateError(f"the chat exceeds {MAX_TEXT_CHARACTERS} characters when rendered; shorten it")
                 parts.append(part)
         except TemplateError:
             raise
@@ -126,7 +126,7 @@ def _spend(steps: int) -> None:
     left[0] -= steps
     if left[0] < 0:
         raise TemplateError(
-            f"the chat template exceeded {_MAX_STEPS} steps; shorten the chat or fix the template's loops"
+            f"the chat template exceeded {MAX_STEPS} steps; shorten the chat or fix the template's loops"
         )
 
 

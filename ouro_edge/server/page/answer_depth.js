@@ -1,6 +1,6 @@
-/* What the loops did: for one token, and for an answer as a whole. */
+/* Loops of one token, and statistics of an answer. */
 
-/** What the loops did for a token: probability of stopping, and what each would have said. */
+/** The loops of a token: probability of stopping, and predictions of each loop. */
 function anatomy(piece) {
   const grid = el("div", { className: "loops" });
   const chosen = piece.lens?.at(-1)?.[0]?.token;
@@ -41,7 +41,7 @@ function statsOf(answer) {
   const words = [count(tokens.length, "token")];
   if (tokens.length >= 8 && seconds > first) words.push(`${rounded((tokens.length - 1) / (seconds - first))} tokens/s`);
   else words.push(seconds < 1 ? `${Math.max(1, Math.round(seconds * 1000))} ms` : `${rounded(seconds)} s`);
-  const saved = full - run; // negative where loops were run that an earlier answer had saved
+  const saved = full - run; // negative when pending loops of earlier answers ran
   const change = saved < 0 ? `${-saved} caught up` : `${saved} saved`;
   if (loops() > 1) words.push(`mean depth ${mean.toFixed(2)}`, `${run} loops run, ${change}`);
   if (answer.finish === "length") words.push("cut at the limit");

@@ -1,6 +1,6 @@
-/* The text of an answer: Markdown whose leaves are spans, one per token, tinted by depth. */
+/* The text of an answer: Markdown with one span per token, coloured by depth. */
 
-/** A painter of leaves: text as spans, one for each token. */
+/** A function that adds text to an element as spans, one per token. */
 function painter(answer) {
   return (parent, text, place) => {
     for (let i = 0; i < text.length; ) {
@@ -9,7 +9,7 @@ function painter(answer) {
       while (end < text.length && answer.owner[place(end)] === owner) end += 1;
       const depth = answer.pieces[owner]?.depth;
       const part = text.slice(i, end);
-      const word = depth ? part.trimStart() : ""; // blanks before a word carry no tint: they would stick out at a line's end
+      const word = depth ? part.trimStart() : ""; // leading blanks are not coloured: colour would be visible at the end of a line
       parent.append(part.slice(0, part.length - word.length));
       if (word) parent.append(token(owner, depth, word));
       i = end;
@@ -23,7 +23,7 @@ function token(index, depth, text) {
   return span;
 }
 
-/** Draw an answer's text; blocks that cannot change any more keep their elements. */
+/** Draw the text of an answer; blocks that can no longer change keep their elements. */
 function drawBody(answer, view) {
   const body = view.querySelector(".body");
   const paint = painter(answer);
@@ -48,7 +48,7 @@ function drawBody(answer, view) {
   mark();
 }
 
-/** The mark of the token that ended the answer, or of an answer still to come. */
+/** The mark of the token that ended the answer, or of an answer in progress. */
 function drawFoot(answer, body) {
   body.querySelectorAll(".foot").forEach((node) => node.remove());
   const end = answer.pieces.length - 1;
@@ -62,7 +62,7 @@ function drawFoot(answer, body) {
 }
 
 function thinking(block, paint, old) {
-  const box = el("details", { open: old?.open ?? false }, el("summary", { textContent: block.done ? "Thought" : "Thinking…" }));
+  const box = el("details", { open: old?.open ?? false }, el("summary", { textContent: block.done ? "Reasoning" : "Reasoning…" }));
   if (block.done || box.open) box.append(...blocksOf(block.lines).map((inner) => build(inner, paint)));
   return box;
 }

@@ -1,4 +1,4 @@
-/* What the user does with messages: send, stop, retry, edit, copy. */
+/* Actions of the user: send, stop, retry, edit, copy. */
 
 function send(text) {
   if (!text.trim() || state.running) return;

@@ -1,5 +1,5 @@
 "use strict";
-/* Access to the document and the storage. No library: text of a model enters the page as text nodes only. */
+/* Access to document and storage. Text of a model becomes text nodes only. */
 
 const $ = (id) => document.getElementById(id);
 
@@ -10,7 +10,7 @@ function el(tag, properties, ...children) {
   return element;
 }
 
-/** The first element of a <template>, copied. */
+/** A copy of the first element of a <template>. */
 function copyOf(id) {
   return $(id).content.firstElementChild.cloneNode(true);
 }
@@ -28,7 +28,7 @@ const stored = {
       store.setItem("ouro-edge." + key, JSON.stringify(value));
       return true;
     } catch {
-      return false; // no room, or not allowed: the page works without
+      return false; // storage is full or not allowed; the page works without it
     }
   },
 };

@@ -1,4 +1,4 @@
-/* Brings the page in line with the state. */
+/* Draws the state. */
 
 function drawAnswer(answer) {
   const view = viewOf(answer);
@@ -39,7 +39,7 @@ function viewOf(turn) {
   return view;
 }
 
-/** Bring the page in line with state. */
+/** Update the page to the state. */
 function draw() {
   for (const [turn, view] of state.views) {
     if (state.turns.includes(turn)) continue;

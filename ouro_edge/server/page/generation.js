@@ -1,6 +1,6 @@
 /* One answer being generated: request, stream, redrawing, saving. */
 
-/** Answer the last turn, which is the user's. */
+/** Answer the last turn, which is a user's message. */
 async function answer() {
   const reply = new Answer();
   const request = requestOf(state.turns);
@@ -11,7 +11,7 @@ async function answer() {
   say("Answering");
   hideCard();
   draw();
-  if (matchMedia("(hover: hover)").matches) $("say").focus(); // the button that was pressed is gone
+  if (matchMedia("(hover: hover)").matches) $("say").focus(); // the pressed button no longer exists
   $("scroll").scrollTop = $("scroll").scrollHeight;
   try {
     const response = await ask("/v1/chat/completions", { method: "POST", body: JSON.stringify(request), signal: controller.signal });
@@ -25,7 +25,7 @@ async function answer() {
       const text = thought || content || "";
       if (depth) reply.add({ text, thought: !!thought, depth: depth.depth, exit: depth.exit_probs, lens: depth.lens });
       else if (text) reply.add({ text, thought: !!thought, depth: 0 });
-      if (thought && content) reply.add({ text: content, depth: 0 }); // one token ended the thought and began the answer
+      if (thought && content) reply.add({ text: content, depth: 0 }); // one token ended the reasoning and started the answer
       reply.finish = choice.finish_reason ?? reply.finish;
       redraw(reply);
     }
@@ -40,11 +40,11 @@ async function answer() {
   if (!state.turns.includes(reply)) return;
   stick(draw);
   save();
-  say(reply.problem ? "" : reply.said || "No answer"); // a problem is an alert, which is read anyway
+  say(reply.problem ? "" : reply.said || "No answer"); // a problem is an alert, which screen readers read
 }
 
 let due = null;
-/** Draw a growing answer, once a frame at most. */
+/** Draw an answer in progress, at most once per frame. */
 function redraw(reply) {
   due ??= requestAnimationFrame(() => {
     due = null;
@@ -52,7 +52,7 @@ function redraw(reply) {
   });
 }
 
-/** Do something that makes the page longer; a reader at its end stays there. */
+/** Make a change that extends the page; a view at its end stays there. */
 function stick(change) {
   const scroll = $("scroll");
   const atEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 60;

@@ -1,6 +1,6 @@
-/* Markdown, blocks: lines of text become blocks, blocks become elements.
-   A line is {text, at}: a slice of the source and where it begins. Every leaf knows its place in the source, so that
-   the paint() it is given to can find the tokens it was made of. */
+/* Markdown blocks: lines of text become blocks, blocks become elements.
+   A line is {text, at}: a slice of the source and its offset. Every leaf has an offset in the source, so that paint()
+   can find its tokens. */
 
 const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([^`]*)$/;
 const HEADING = /^ {0,3}(#{1,6})(?:\s+|$)/;
@@ -9,7 +9,7 @@ const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^( {0,3})([-*+]|\d{1,9}[.)])( {1,4}(?=\S)| *$)/;
 const DASHES = /^ {0,3}\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$/;
 
-const DEEPEST = 8; // nesting beyond it is shown as text
+const DEEPEST = 8; // deeper nesting is shown as text
 
 const blank = (line) => line.text.trim() === "";
 const cut = (line, n) => ({ text: line.text.slice(n), at: line.at + n });
@@ -27,7 +27,7 @@ function opensBlock(line) {
   return [FENCE, HEADING, RULE, QUOTE].some((form) => form.test(line.text)) || /^ {0,3}(?:[-*+]|1[.)]) +\S/.test(line.text);
 }
 
-/** Lines as blocks: {kind, lines, ...}. Only the last block can still change when text is added. */
+/** Lines -> blocks: {kind, lines, ...}. Added text can change only the last block. */
 function blocksOf(lines, depth = 0) {
   const blocks = [];
   let i = 0;

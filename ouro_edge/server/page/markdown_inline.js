@@ -1,14 +1,14 @@
-/* Markdown, inside a block: code, links, emphasis and text. */
+/* Markdown inside a block: code, links, emphasis and text. */
 
 const LINK = /!?\[((?:[^[\]\\]|\\.)*)\]\(([^\s()<>]*(?:\([^\s()<>]*\)[^\s()<>]*)*)(?:[ \t]"[^"]*")?\)/y;
 const ADDRESS = /https?:\/\/[^\s<>"'`*|\\]+/y;
 const TICKS = /`+/y;
 const BREAK = /<br ?\/?>/iy;
 
-/** Characters from to end of a run as nodes of parent: code, links, emphasis, text. */
+/** Append the characters of a range to parent as nodes: code, links, emphasis, text. */
 function inline(parent, run, from, end, depth) {
   const { text, places, paint } = run;
-  const missing = new Set(); // marks known to have no partner in the rest
+  const missing = new Set(); // marks without a partner in the rest
   let plain = from;
   let i = from;
   const flush = (until) => {
@@ -88,7 +88,7 @@ function at(form, text, place) {
   return form.exec(text);
 }
 
-/** Where the mark that closes an emphasis stands, or -1. */
+/** The index of the closing mark of an emphasis, or -1. */
 function partner(text, mark, from, end) {
   const c = mark[0];
   for (let k = text.indexOf(mark, from); k >= 0 && k + mark.length <= end; k = text.indexOf(mark, k)) {
@@ -101,7 +101,7 @@ function partner(text, mark, from, end) {
   return -1;
 }
 
-/** A link that says where it leads, or null for anything but a web or mail address. */
+/** A link with its address as title; null unless it is a web or mail address. */
 function anchor(address) {
   let url;
   try {

@@ -1,4 +1,4 @@
-/* Requests to the server, its event stream, and its errors in words. */
+/* Requests to the server, its event stream, and texts for its errors. */
 
 class Refusal extends Error {
   constructor(status, message, wait) {
@@ -22,7 +22,7 @@ async function ask(path, options = {}) {
   try {
     message = JSON.parse(text).error.message;
   } catch {
-    // a proxy's page, or nothing: its beginning says the most
+    // the page of a proxy, or nothing: show the beginning
   }
   throw new Refusal(response.status, message || response.statusText, response.headers.get("Retry-After"));
 }
@@ -39,7 +39,7 @@ async function* eventsOf(response) {
       if (problem.name === "AbortError") throw problem;
       throw new Refusal(0, "");
     }
-    if (part.done) throw new Refusal(0, "The answer broke off.");
+    if (part.done) throw new Refusal(0, "The answer ended early.");
     const lines = (rest + part.value).split("\n");
     rest = lines.pop();
     for (const line of lines) {
@@ -54,9 +54,9 @@ async function* eventsOf(response) {
 function problemOf(problem) {
   if (!(problem instanceof Refusal)) return { title: "The page failed", message: String(problem?.message ?? problem) };
   const titles = { 0: "The server does not answer", 401: "This server requires an API key", 429: "The server is busy", 503: "The server is stopping", 504: "The answer took too long" };
-  const title = titles[problem.status] ?? (problem.status < 500 ? "The server refused" : "The server failed");
+  const title = titles[problem.status] ?? (problem.status < 500 ? "The server rejected the request" : "The server failed");
   let message = problem.message;
-  if (problem.status === 0) message = `${message} Nothing answers at ${location.host}. Is ouro-edge serve still running?`.trim();
+  if (problem.status === 0) message = `${message} No response from ${location.host}. Is ouro-edge serve still running?`.trim();
   if (problem.status === 429 && problem.wait) message += ` Try again in ${problem.wait} s.`;
   return { title, message };
 }

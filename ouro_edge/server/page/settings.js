@@ -1,4 +1,4 @@
-/* Depth dial, settings dialog, theme. */
+/* Depth control, settings dialog, theme. */
 
 function keep(change) {
   Object.assign(settings, change);

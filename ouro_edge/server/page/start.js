@@ -1,4 +1,4 @@
-/* Start: the welcome, the model of this server, the conversation of the last visit. Must come last. */
+/* Start: welcome text, model of the server, conversation of the last visit. Must be the last script. */
 
 const FACTS = "Ada likes Ben. Ben likes Cleo. Cleo likes Dan.";
 const PUZZLES = ["Ada likes who?", "Ada likes someone who likes who?", "Ada likes someone who likes someone who likes who?"];
@@ -8,10 +8,10 @@ function drawWelcome() {
   const nano = state.model.id === "Ouro-nano";
   $("intro").textContent =
     loops() > 1
-      ? `A looped model runs the same layers up to ${loops()} times for every token and decides by itself when to stop. ` +
-        "The tint shows how deep each token went; point at one to see what every loop would have said."
-      : "This model has a single loop: every token takes the same depth.";
-  if (nano) $("intro").append(" Ouro-nano, the built-in model, solves small puzzles: the more hops, the deeper it goes.");
+      ? `A looped model runs the same layers up to ${loops()} times for every token; an exit rule decides when a token stops. ` +
+        "The colour shows the depth of each token. Point at a token to see each loop's predictions."
+      : "This model has a single loop: every token has the same depth.";
+  if (nano) $("intro").append(" Ouro-nano, the built-in model, solves small puzzles: more hops need more loops.");
   const example = (text, ...content) => {
     const button = el("button", { type: "button" }, ...content);
     button.addEventListener("click", () => send(text));
@@ -28,7 +28,7 @@ function drawWelcome() {
   );
 }
 
-/** Learn which model answers here. */
+/** Ask the server for its model. */
 async function meet() {
   try {
     const models = await (await ask("/v1/models")).json();
@@ -50,7 +50,7 @@ setTheme(stored.read("theme", null));
 try {
   state.turns = stored.read("chat", []).map((turn) => (turn.role === "user" ? turn : new Answer(turn)));
 } catch {
-  state.turns = []; // kept by another version
+  state.turns = []; // stored by another version
 }
 drawDial();
 draw();

@@ -1,14 +1,14 @@
-/* What the page knows: the model, the conversation, the settings.
-   A piece of an answer is what one chunk brought: {text, thought, depth, exit, lens}; `thought` says whether its text is
-   reasoning or answer, depth is 0 for text that came without a token. */
+/* The state of the page: model, conversation, settings.
+   A piece of an answer is the content of one chunk: {text, thought, depth, exit, lens}. `thought` is true for reasoning;
+   depth is 0 for text without a token. */
 
 class Answer {
   constructor(saved = {}) {
     this.role = "assistant";
     this.pieces = [];
     this.text = "";
-    this.owner = []; // for each character, the piece it came with
-    this.thoughts = 0; // so many characters are thought, before the answer
+    this.owner = []; // for each character, the index of its piece
+    this.thoughts = 0; // number of characters of reasoning before the answer
     for (const key of ["usage", "seconds", "finish", "problem"]) this[key] = saved[key] ?? null;
     for (const piece of saved.pieces ?? []) this.add(piece);
   }
@@ -31,9 +31,9 @@ class Answer {
 
 const state = {
   model: null, // of /v1/models
-  turns: [], // {role: "user", text} and Answers, in turn
+  turns: [], // {role: "user", text} and Answers, alternately
   views: new Map(), // turn -> its element
-  running: null, // {controller, answer} while an answer comes
+  running: null, // {controller, answer} during an answer
   edited: null, // the user's turn being edited
 };
 const settings = { threshold: null, system: "", temperature: "", most: "", lens: true, tint: true, ...stored.read("settings", {}) };
@@ -46,7 +46,7 @@ const shade = (element, depth) => {
   element.style.setProperty("--d", String(loops() > 1 ? (Math.min(depth, loops()) - 1) / (loops() - 1) : 0));
   return element;
 };
-/** A token's text such that blanks are seen. */
+/** The text of a token with visible blanks. */
 const visible = (text) => (/^<\|.*\|>$/.test(text) || text === "" ? "end" : text.replaceAll("\n", "⏎").replace(/^ (?=\S)/, "").replace(/^ +| +$/g, (blanks) => "␣".repeat(blanks.length)));
 
 const rounded = (x) => (x >= 100 ? x.toFixed(0) : x >= 10 ? x.toFixed(1) : x.toFixed(2));

@@ -15,8 +15,8 @@ from rich.text import Text
 
 from ouro_edge.terminal.display.markdown import Trimmed
 
-_MIN_REDRAW_SECONDS = 0.06  # between two drawings
-_MAX_DRAWING_SHARE = 0.2  # of the elapsed time, also for long blocks
+MIN_REDRAW_SECONDS = 0.06  # between two drawings
+MAX_DRAWING_SHARE = 0.2  # of the elapsed time, also for long blocks
 
 
 class LiveTail:
@@ -52,7 +52,7 @@ class LiveTail:
             self._open.set_renderable(self._set_apart(tail))
             self._console.print(self._open, end="")
         now = time.monotonic()
-        self._next = now + max(_MIN_REDRAW_SECONDS, (now - began) / _MAX_DRAWING_SHARE)
+        self._next = now + max(MIN_REDRAW_SECONDS, (now - began) / MAX_DRAWING_SHARE)
 
     def commit(self, content: RenderableType, fallback: str = "") -> None:
         """Print a finished block permanently, in place of the unfinished one."""
