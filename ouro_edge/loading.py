@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ouro_edge.bundle.bundle import SLOT_COUNTS, Bundle, Graph
 from ouro_edge.bundle.directory import MANIFEST_FILE, is_bundle, open_bundle
 from ouro_edge.errors import RequestError, one_line
+from ouro_edge.export.checkpoint import is_gguf
 from ouro_edge.prefill_weights import prefill_copy_for
 from ouro_edge.runtime.checks import check_whole
 from ouro_edge.runtime.options import Gate, KVShare, KVType, LoadOptions, PrefillWeights, from_old_prefill
@@ -38,6 +39,7 @@ def load(
     gate: Gate = "auto",
     prefill_weights: PrefillWeights = "auto",
     parallel: int = 1,
+    tokenizer: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     prefill: str | None = None,
 ) -> Model:
@@ -50,7 +52,8 @@ def load(
     `context` limits the number of positions. `gate="original"` ignores a fitted gate. `prefill_weights` (auto, int8,
     none) is for long prompts, see `ouro_edge.prefill_weights`; `prefill` (auto, fast, lean) is its old name. With
     `parallel` above 1, generations of up to that many threads (16 at most) share calls, which read the weights once for
-    all. Raises subclasses of OuroEdgeError.
+    all. `tokenizer` is a tokenizer.json, or a directory with one, for a .gguf file without a tokenizer that can be
+    used. Raises subclasses of OuroEdgeError.
     """
     from ouro_edge.runtime.open_model import open_model
 
@@ -58,12 +61,13 @@ def load(
         prefill_weights = from_old_prefill(prefill)
         warnings.warn("prefill is now prefill_weights: int8 for fast, none for lean", DeprecationWarning, stacklevel=2)
     LoadOptions(  # reports wrong values before a conversion that takes a minute
-        threads=threads, kv=kv, kv_share=kv_share, context=context, gate=gate, prefill_weights=prefill_weights
-    )
+        threads=threads, kv=kv, kv_share=kv_share, context=context, gate=gate, prefill_weights=prefill_weights,
+        tokenizer=None if tokenizer is None else os.fspath(tokenizer),
+    )  # fmt: skip
     if progress is not None and not callable(progress):
         raise RequestError(f"progress is {one_line(progress)}; expected a function or None")
     check_whole("parallel", parallel, 1, _MAX_PARALLEL)
-    bundle = open_model_files(resolve_model(model, progress))
+    bundle = open_model_files(resolve_model(model, progress), tokenizer)
     bundle = bundle if context is None else bundle.with_context(context)
     prefill_copy = prefill_copy_for(bundle, prefill_weights, progress)
     return open_model(
@@ -108,18 +112,15 @@ def named_or_built_in(model: str | os.PathLike[str] | None) -> str | os.PathLike
     return model
 
 
-def open_model_files(path: Path) -> Bundle:
-    """Open the result of `resolve_model`."""
+def open_model_files(path: Path, tokenizer: str | os.PathLike[str] | None = None) -> Bundle:
+    """Open the result of `resolve_model`. RequestError for a `tokenizer` that is not for a GGUF file."""
     if is_gguf(path):
         from ouro_edge.export.gguf.gguf_bundle import open_gguf_bundle
 
-        return open_gguf_bundle(path)
+        return open_gguf_bundle(path, None if tokenizer is None else Path(tokenizer).expanduser())
+    if tokenizer is not None:
+        raise RequestError(f"a tokenizer can be given for a GGUF file only; {path} has its own files: omit it")
     return open_bundle(path)
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether a path names a GGUF file rather than a directory."""
-    return path.suffix.lower() == ".gguf" and not path.is_dir()
 
 
 def default_model() -> Path | None:

@@ -1,8 +1,8 @@
-"""The configuration of a model: sizes, number of loops, norms, exit gate, token ids. Imports `errors` only.
+"""The configuration of a model: sizes, number of loops, norms, exit gate, token ids. Imports `errors` and `hf_fields`.
 
-`ModelConfig` is the form used in the whole package; `from_hf` reads a Hugging Face config.json into it, strictly. The
-upstream configuration class has defaults that differ from the published checkpoints, so a missing field is an error
-instead of a default, and an unknown field is an error instead of being ignored.
+`ModelConfig` is the form used in the whole package; `from_hf` reads a Hugging Face config.json into it. Fields that can
+change the computation are strict (`hf_fields`). Ouro's configuration class has defaults that differ from the published
+checkpoints, so there a missing field is an error; llama's defaults are documented and used.
 """
 
 from __future__ import annotations
@@ -14,27 +14,9 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
+from ouro_edge.arch.hf_fields import checked_fields
 from ouro_edge.errors import ConfigError
 
-# Fields without effect on a forward pass with these weights.
-_IGNORED_FIELDS = frozenset(
-    "_name_or_path architectures attention_dropout auto_map chunk_size dtype initializer_range layer_types "
-    "max_window_layers model_type pretraining_tp sliding_window tokenizer_class torch_dtype transformers_version "
-    "transformers.js_config use_cache bos_token_id eos_token_id pad_token_id unk_token_id is_llama_config".split()
-)
-# Fields with the only value that the runtime implements.
-_ONLY_VALUES: dict[str, Any] = {
-    "hidden_act": "silu",
-    "rope_scaling": None,
-    "rope_parameters": None,  # an object with the default rope_type is read
-    "rope_interleaved": False,  # a different rotary layout
-    "quantization_config": None,
-    "use_sliding_window": False,
-    "attention_bias": False,
-    "mlp_bias": False,
-    "early_exit_step": None,
-    "use_weighted_exit": False,
-}
 _MODEL_TYPES = ("ouro", "llama")
 _MAX_DIMENSION = 1 << 24  # bounds what a corrupt header can make the reader allocate
 _MAX_LAYERS_OR_LOOPS = 4096
@@ -150,7 +132,7 @@ def read_json_object(path: Path, error: type[Exception] = ConfigError) -> dict[s
 def parse_json_object(content: bytes, name: str, error: type[Exception] = ConfigError) -> dict[str, Any]:
     """The JSON object in the content of the file `name`; raises `error` when the content is not a JSON object."""
     try:
-        data = json.loads(content.decode("utf-8"))
+        data = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as problem:
         raise error(f"{name} cannot be read as JSON: {problem}") from None
     if not isinstance(data, dict):
@@ -161,29 +143,13 @@ def parse_json_object(content: bytes, name: str, error: type[Exception] = Config
 def from_hf(data: dict[str, Any]) -> ModelConfig:
     """ModelConfig of a Hugging Face config.json (model_type `ouro` or `llama`).
 
-    ConfigError names the field that is missing, unknown or has a value that the runtime does not implement.
+    ConfigError names a field that is missing or has a value that the runtime does not implement.
     """
     model_type = data.get("model_type")
     if model_type not in _MODEL_TYPES:
         raise ConfigError(f"model_type is {model_type!r}; expected 'ouro' or 'llama'")
     ouro = model_type == "ouro"
-    known = {
-        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim",
-        "num_key_value_heads", "max_position_embeddings", "rope_theta", "rms_norm_eps", "tie_word_embeddings",
-    } | ({"total_ut_steps", "early_exit_threshold"} if ouro else set())  # fmt: skip
-    rope = data.get("rope_parameters")  # transformers 5 stores rope_theta here
-    if isinstance(rope, dict):
-        if set(rope) - {"rope_theta", "rope_type"} or rope.get("rope_type", "default") != "default":
-            raise ConfigError(f"rope_parameters is {rope!r}; only the default rope_type is implemented")
-        data = {"rope_theta": rope.get("rope_theta"), **{k: v for k, v in data.items() if k != "rope_parameters"}}
-    for name in sorted(data.keys() - known - _IGNORED_FIELDS):
-        if name not in _ONLY_VALUES:
-            raise ConfigError(f"config.json has the unknown field {name!r}; remove it if it has no effect")
-        if data[name] != _ONLY_VALUES[name]:
-            raise ConfigError(f"config.json has {name} = {data[name]!r}; only {_ONLY_VALUES[name]!r} is implemented")
-    layers = data.get("layer_types")
-    if layers is not None and not (isinstance(layers, list) and all(kind == "full_attention" for kind in layers)):
-        raise ConfigError(f"config.json has layer_types = {layers!r}; only a list of full_attention is implemented")
+    data = checked_fields(data)
 
     def need(name: str) -> Any:
         if data.get(name) is None:

@@ -45,8 +45,10 @@ def command(
         raise RequestError("trace evaluates each token separately; a loop budget depends on earlier tokens: omit it")
     with open_model(model, loading) as loaded:
         arguments = options.arguments(loaded)
-        text = prompt if raw else loaded.render([{"role": "user", "content": prompt}])
-        ids = loaded.tokenizer.encode(text)
+        if raw:
+            ids = loaded.tokenizer.encode_text(prompt)
+        else:
+            ids = loaded.tokenizer.encode(loaded.render([{"role": "user", "content": prompt}]))
         answer = [event.id for event in loaded.generate(ids, **arguments) if isinstance(event, Token)]
         start = 1 if whole else len(ids)
         traced = trace(loaded, ids + answer, start=start, exit=arguments["exit"], candidates=candidates)

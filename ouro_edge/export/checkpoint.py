@@ -64,3 +64,18 @@ def is_present(file: Path, largest: int | None = None) -> bool:
     if largest is not None and status.st_size > largest:
         raise CheckpointError(f"{file} has {status.st_size} bytes; expected at most {largest}")
     return True
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path is a GGUF file: by its suffix, or by its first bytes where it has another name."""
+    if path.is_dir():
+        return False
+    if path.suffix.lower() == ".gguf":
+        return True
+    try:
+        if not path.is_file():  # pipes and devices are not opened
+            return False
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except (OSError, ValueError):
+        return False

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ouro_edge.arch.config import from_hf, read_json_object
+from ouro_edge.arch.config import from_hf, parse_json_object, read_json_object
+from ouro_edge.arch.hf_fields import unknown_fields
 from ouro_edge.arch.weights import Array, TensorReader, Weights
 from ouro_edge.errors import CheckpointError
 from ouro_edge.export.checkpoint import Checkpoint, is_present
+from ouro_edge.export.gguf.sentencepiece import convert
 
 _TEXT_FILES = (
     "config.json",
@@ -25,6 +27,7 @@ _TEXT_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+_SENTENCEPIECE = "tokenizer.model"
 _MAX_TEXT_FILE_BYTES = 64 << 20
 _DTYPES = ("F32", "F16", "BF16")
 _INDEX_FILE = "model.safetensors.index.json"
@@ -62,7 +65,8 @@ _IGNORED_BUFFERS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_f
 def open_directory(path: Path) -> Checkpoint:
     """Open a checkpoint directory. ConfigError or CheckpointError names what is missing, unexpected or damaged."""
     is_present(path / "config.json", _MAX_TEXT_FILE_BYTES)  # a missing file is reported by the next line
-    config = from_hf(read_json_object(path / "config.json"))
+    data = read_json_object(path / "config.json")
+    config, unknown = from_hf(data), unknown_fields(data)
     readers: dict[str, TensorReader] = {}
     types: Counter[str] = Counter()
     for file, names in _weight_files(path).items():
@@ -71,13 +75,20 @@ def open_directory(path: Path) -> Checkpoint:
                 continue
             readers[canonical_name(name, config.sandwich_norms)] = reader
             types[reader.dtype] += 1
+    notes = (
+        [f"config.json has fields that are not known here and were ignored: {', '.join(unknown)}"] if unknown else []
+    )
+    files = _text_files(path)
+    if "tokenizer.json" not in files and is_present(path / _SENTENCEPIECE, _MAX_TEXT_FILE_BYTES):
+        notes.append(_convert_tokenizer(path, files))
     return Checkpoint(
         path=path,
         name=path.resolve().name,
         config=config,
         weights=Weights(config, readers),
-        files=_text_files(path),
+        files=files,
         tensor_types=dict(types),
+        notes=tuple(notes),
     )
 
 
@@ -147,6 +158,20 @@ def _safe_open(file: Path) -> Any:
         return safe_open(file, framework="np")
     except (SafetensorError, OSError) as problem:
         raise CheckpointError(f"{file} is not a valid safetensors file: {problem}") from None
+
+
+def _convert_tokenizer(path: Path, files: dict[str, bytes]) -> str:
+    """Add a tokenizer.json made of tokenizer.model where possible; the note says what was done."""
+    name = "tokenizer_config.json"
+    settings = parse_json_object(files[name], str(path / name), CheckpointError) if name in files else {}
+    try:
+        text, why = convert((path / _SENTENCEPIECE).read_bytes(), settings)
+    except CheckpointError as problem:
+        raise CheckpointError(f"{path}: {problem}") from None
+    if text is None:
+        return f"{why}; without a tokenizer.json this model works on token ids only"
+    files["tokenizer.json"] = text.encode()
+    return "tokenizer.json was made from tokenizer.model"
 
 
 def _text_files(path: Path) -> dict[str, bytes]:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ouro_edge.errors import CheckpointError
-from ouro_edge.export.checkpoint import Checkpoint, is_present
+from ouro_edge.export.checkpoint import Checkpoint, is_gguf, is_present
 from ouro_edge.export.gguf.reader import open_gguf
 from ouro_edge.export.huggingface import open_directory
 
@@ -17,6 +17,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return open_directory(path)
     if not is_present(path):
         raise CheckpointError(f"{path} does not exist")
-    if path.suffix.lower() == ".gguf":
+    if is_gguf(path):
         return open_gguf(path)
-    raise CheckpointError(f"{path} is not a checkpoint; expected a directory with config.json or a .gguf file")
+    raise CheckpointError(f"{path} is not a checkpoint; expected a directory with config.json or a GGUF file")

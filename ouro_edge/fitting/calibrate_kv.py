@@ -164,7 +164,7 @@ def calibration_ids(tokenizer: Tokenizer | None, vocab_size: int, calibration: C
             raise RequestError("this model has no tokenizer, so it is calibrated on random ids: leave the text out")
         ids = np.random.default_rng(0).integers(0, vocab_size, tokens).tolist()
     else:
-        ids = tokenizer.encode(built_in_text() if text is None else text)[:tokens]
+        ids = tokenizer.encode_text(built_in_text() if text is None else text)[:tokens]
     if len(ids) < _MIN_TOKENS:
         raise RequestError(f"the calibration text has {len(ids)} tokens; expected some hundreds")
     return ids

@@ -85,7 +85,7 @@ def encode(line: Line, model: Model, window: int) -> list[Piece]:
             raise ContextOverflowError(f"a chat of {len(ids)} tokens does not fit this model's context of "
                                        f"{model.config.max_positions}: shorten it")  # fmt: skip
         return [Piece(tuple(ids), np.array(counted, np.int64), _is_held_out(line.source))]
-    ids = model.tokenizer.encode(record["text"]) if "text" in record else record["ids"]
+    ids = model.tokenizer.encode_text(record["text"]) if "text" in record else record["ids"]
     check_ids(ids, model.config.vocab_size)
     pieces = []
     for k, start in enumerate(range(0, max(1, len(ids) - 1), window)):

@@ -183,7 +183,7 @@ class ForwardModel:
     def _ids(self, name: str, text: str | Iterable[int]) -> list[int]:
         """Token ids of a text, or those that were given instead of one."""
         if isinstance(text, str):
-            return self.tokenizer.encode(text)
+            return self.tokenizer.encode_text(text)
         return check_ids(text, self.config.vocab_size, name)
 
     def _forward(

@@ -96,7 +96,7 @@ def generate_events(
     first = began
     before, pending = replace(sequence.work), sequence.pending_loops
     decoder = make_decoder(sequence, request)
-    stream = TextStream(tokenizer) if tokenizer else None
+    stream = TextStream(tokenizer, after=() if request.new_text else request.ids) if tokenizer else None
     matcher = request.stop_strings.start()
     texts: list[str] = []
     depths: list[int] = []

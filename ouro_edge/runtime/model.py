@@ -64,6 +64,7 @@ class Model(ForwardModel, AsyncTwins):
         cancel: Cancel | None = None,
         sequence: TokenSequence | None = None,
         speculate: Speculate = "auto",
+        new_text: bool = False,
         lens: int | None = None,
     ) -> Iterator[Event]:
         """Continue a text or a list of token ids; yields a Token for each id and then one Done.
@@ -72,7 +73,9 @@ class Model(ForwardModel, AsyncTwins):
         prefix that a `sequence` from `new_sequence` shares with the prompt is not computed again. Tokens have the
         `top_logprobs` most probable ids at their depth, and the `logit_lens` most probable ids of every loop, which
         costs a head call per loop. A new `constraint` restricts the tokens of this answer. `speculate` affects only the
-        time. `lens` is the old name of `logit_lens`. RequestError before anything runs.
+        time. With `new_text`, as for the answer in a chat, the text does not continue the prompt's: a space at its
+        start that only separates words is left out. `lens` is the old name of `logit_lens`. RequestError before
+        anything runs.
         """
         if lens is not None:
             warnings.warn("lens is now logit_lens", DeprecationWarning, stacklevel=2)
@@ -94,6 +97,7 @@ class Model(ForwardModel, AsyncTwins):
             constraint=constraint,
             cancel=cancel,
             speculate=speculate,
+            new_text=new_text,
         )
         can_draft = check_speculate(speculate, self.config, request.exit, constraint, state.can_draft)
         return self._events(state, replace(request, speculate=can_draft))
@@ -130,7 +134,9 @@ class Model(ForwardModel, AsyncTwins):
 
         `template` are variables of the chat template, such as enable_thinking.
         """
-        return self.generate(self.render(messages, **check_variables(template)), **options)
+        prompt = self.render(messages, **check_variables(template))
+        options.setdefault("new_text", True)
+        return self.generate(self.tokenizer.encode(prompt), **options)
 
     def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
         """The prompt text of messages, by the model's chat template. TemplateError without a template."""

@@ -143,7 +143,7 @@ class LoadOptions:
 
     threads: int | None = option(
         None, "CPU threads.", "--threads", metavar="N", group="loading", minimum=1, maximum=1024,
-        default_text="the number of CPUs that this process may use", interfaces=frozenset({"cli"}),
+        default_text="the number of CPUs that affinity and quota allow this process", interfaces=frozenset({"cli"}),
     )  # fmt: skip
     kv: KVType = option(
         "auto", "Type of the KV cache; auto: int8 where 4096 positions in fp32 take over a quarter of the free memory.",
@@ -164,6 +164,11 @@ class LoadOptions:
     prefill_weights: PrefillWeights = option(
         "auto", "Second copy of the weights, for long prompts: int8, none, or auto (by size and free memory).",
         "--prefill-weights", group="loading", interfaces=frozenset({"cli"}),
+    )  # fmt: skip
+    tokenizer: str | None = option(
+        None, "A tokenizer.json, or a directory with one, for a .gguf file without a tokenizer that can be used.",
+        "--tokenizer", metavar="PATH", group="loading", interfaces=frozenset({"cli"}),
+        default_text="the file's own, else a tokenizer.json beside it",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

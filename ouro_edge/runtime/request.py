@@ -38,6 +38,7 @@ class GenerateOptions(TypedDict, total=False):
     cancel: Cancel | None
     sequence: TokenSequence | None
     speculate: Speculate
+    new_text: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class Request:
     logit_lens: int
     constraint: Constraint | None
     speculate: Speculate
+    new_text: bool = False  # the answer is a text by itself, not the prompt's continuation
 
 
 def make_request(
@@ -71,6 +73,7 @@ def make_request(
     constraint: Constraint | None,
     cancel: Cancel | None,
     speculate: Speculate = False,
+    new_text: bool = False,
 ) -> Request:
     """Check all arguments of a generation except `ids`, which the caller has checked. RequestError or a subclass."""
     size = config.vocab_size
@@ -94,6 +97,7 @@ def make_request(
         logit_lens=check_count("logit_lens", logit_lens, size),
         constraint=constraint,
         speculate=speculate,
+        new_text=new_text,
     )
 
 

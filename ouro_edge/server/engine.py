@@ -44,6 +44,7 @@ class GenerationJob:
     options: Options
     max_tokens: int
     top_logprobs: int = 0
+    new_text: bool = False  # the answer is a text by itself, as in a chat
     score: int | None = None  # score the prompt first, with this number of candidates per position
     constraint: Callable[[], Constraint] | None = None  # creates a constraint for each answer
 
@@ -128,6 +129,7 @@ class Engine:
                 stop=options.stop,
                 cancel=cancel,
                 sequence=sequence,
+                new_text=job.new_text,
                 top_logprobs=job.top_logprobs,
                 logit_lens=options.lens,
                 constraint=job.constraint() if job.constraint else None,

@@ -29,6 +29,7 @@ CHECKPOINT_FILES = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "tokenizer.model",
     "special_tokens_map.json",
     "chat_template.jinja",
     "ouro_edge.json",

@@ -94,7 +94,7 @@ class Conversation:
         opened = opened_by(prompt, self.tags)
         answer, said = Answer(), [opened]
         ids = self._encode(prompt)
-        events = self.model.generate(ids, sequence=self.sequence, cancel=cancel, **options)
+        events = self.model.generate(ids, sequence=self.sequence, cancel=cancel, new_text=True, **options)
         splitter = ReasoningParser(self.tags, in_reasoning=bool(opened))
         try:
             for event in events:

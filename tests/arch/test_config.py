@@ -8,7 +8,8 @@ import os
 import pytest
 from models import GOLDEN, hf_config
 
-from ouro_edge.arch.config import ModelConfig, from_hf, read_json_object, to_hf
+from ouro_edge.arch.config import ModelConfig, from_hf, parse_json_object, read_json_object, to_hf
+from ouro_edge.arch.hf_fields import unknown_fields
 from ouro_edge.errors import ConfigError
 from ouro_edge.runtime.backend.kv import kv_bytes_per_token
 
@@ -94,9 +95,90 @@ def test_round_trips(model_type):
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-def test_llama_needs_its_activation_too():
-    with pytest.raises(ConfigError, match="hidden_act"):
-        from_hf(hf_config(model_type="llama", hidden_act=None))
+HARMLESS = {
+    "unsloth_fixed": True, "unsloth_version": "2024.9", "_attn_implementation_autoset": True, "id2label": {"0": "A"},
+    "_flash_attn_2_enabled": True, "max_sequence_length": 2048, "gradient_checkpointing": False, "label2id": {"A": 0},
+    "_commit_hash": "abc", "attn_implementation": "sdpa", "output_attentions": False, "neftune_noise_alpha": 5,
+    "temperature": 0.7, "torchscript": False, "colour": "x", "use_flash_attn": True, "mlp_bias": None,
+    "attention_bias": None, "embedding_multiplier": 1.0, "num_experts": 0, "partial_rotary_factor": 1.0,
+    "hidden_dropout_prob": 0.0, "quantization_config": None, "qk_norm": False, "logit_scale": 1,
+    "use_memory_efficient_attention": True, "use_kv_cache": True, "summary_activation": "x", "output_scores": False,
+    "weight_decay": 0.1, "warmup_steps": 10, "resid_pdrop": 0.1, "use_rms_norm": True, "router_aux_loss_coef": 0.001,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", ["ouro", "llama"])
+@pytest.mark.parametrize("name", HARMLESS)
+def test_fields_that_change_nothing_are_ignored(name, model_type):
+    data = hf_config(model_type=model_type)
+    assert from_hf({**data, name: HARMLESS[name]}) == from_hf(data)
+
+
+def test_only_fields_about_which_nothing_is_known_need_a_note():
+    assert unknown_fields({**hf_config(), **HARMLESS}) == [
+        "colour", "embedding_multiplier", "logit_scale", "neftune_noise_alpha", "num_experts", "qk_norm",
+        "use_rms_norm",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0), ("qk_norm", True), ("logit_scale", 0.1),
+        ("embedding_multiplier", 12), ("residual_multiplier", 0.2), ("attention_multiplier", 0.1), ("alibi", True),
+        ("partial_rotary_factor", 0.5), ("no_rope_layers", [1, 0]), ("num_local_experts", 8), ("clip_qkv", 8.0),
+        ("scale_emb", 12), ("scale_depth", 1.4), ("logits_scaling", 8.0), ("use_qkv_bias", True), ("rope_ratio", 2),
+        ("quantization_config", {"bits": 4}), ("parallel_residual", True), ("query_pre_attn_scalar", 256),
+        ("rotary_pct", 0.25), ("norm_after", True), ("mup_width_scale", 2.0), ("hidden_activation", "gelu"),
+        ("num_attention_sinks", 4), ("cross_attention_layers", [3]), ("activation_function", "relu"),
+        ("use_rms_norm", False), ("use_rope", False),
+    ],
+)  # fmt: skip
+def test_unknown_fields_that_can_change_the_computation_are_refused(name, value):
+    with pytest.raises(ConfigError, match=name):
+        from_hf(hf_config(model_type="llama", **{name: value}))
+
+
+def test_llama_has_documented_defaults():
+    data = hf_config(model_type="llama")
+    for name in ("rope_theta", "num_key_value_heads", "rms_norm_eps", "tie_word_embeddings", "hidden_act",
+                 "max_position_embeddings", "rope_scaling"):  # fmt: skip
+        data.pop(name, None)
+    config = from_hf(data)
+    assert config.rope_theta == 10000 and config.num_kv_heads == config.num_heads and config.rms_norm_eps == 1e-6
+    assert config.tie_word_embeddings is False and config.max_positions == 2048
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [{"type": "default"}, {"rope_type": "default"}, {"type": "linear", "factor": 1.0},
+     {"type": "dynamic", "factor": 1},
+     {"rope_type": "default", "factor": 1.0}, {"factor": 1.0}, {}, {"rope_type": "llama3", "factor": 1.0}],
+)  # fmt: skip
+@pytest.mark.parametrize("field", ["rope_scaling", "rope_parameters"])
+def test_positions_that_are_not_scaled(rope, field):
+    assert from_hf({**hf_config(), field: rope}) == from_hf(hf_config())
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [{"type": "linear", "factor": 2.0}, {"type": "linear"}, {"factor": 4.0},
+     {"type": "longrope", "short_factor": [1.0]},
+     {"rope_type": "default", "partial_rotary_factor": 0.5},
+     {"rope_type": "yarn", "factor": 1.0, "attention_factor": 2},
+     "linear", {"full_attention": {"rope_type": "default"}}],
+)  # fmt: skip
+@pytest.mark.parametrize("field", ["rope_scaling", "rope_parameters"])
+def test_scaled_positions_are_refused(rope, field):
+    with pytest.raises(ConfigError, match=field):
+        from_hf({**hf_config(), field: rope})
+
+
+def test_other_spellings():
+    assert from_hf(hf_config(hidden_act="swish")) == from_hf(hf_config())
+    config = from_hf(hf_config(pad_token_id=-1, bos_token_id=-1, eos_token_id=[-1, 2]))
+    assert (config.pad_token_id, config.bos_token_id, config.eos_token_ids) == (None, None, (2,))
+    assert parse_json_object(b"\xef\xbb\xbf{}", "config.json") == {}
 
 
 def test_rope_parameters_may_be_null():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import struct
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ouro_edge.errors import CheckpointError, OuroEdgeError
+from ouro_edge.export.gguf.gguf_bundle import open_gguf_bundle
 from ouro_edge.export.gguf.reader import open_gguf
 
 
@@ -26,15 +28,55 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
         checkpoint.weights["layers.0.q_proj"]
 
 
-def test_file_that_vanishes_or_shrinks_after_opening(tmp_path: Path) -> None:
+def test_file_that_shrinks_after_opening(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", *small_llama())
     checkpoint = open_gguf(path)
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(CheckpointError, match="can no longer be read"):
         checkpoint.weights["norm"]
-    path.unlink()
-    with pytest.raises(CheckpointError, match="can no longer be read"):
-        checkpoint.weights["norm"]
+
+
+def test_a_file_that_is_overwritten_after_opening(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", *small_llama())
+    bundle = open_gguf_bundle(path)
+    other = write_gguf(tmp_path / "other.gguf", *small_llama(seed=1))
+    path.write_bytes(other.read_bytes())  # as `cp` does
+    os.utime(path, ns=(0, 1))  # clocks of file systems are coarse
+    with pytest.raises(CheckpointError, match="was changed after it was opened"):
+        bundle.embedding()(np.arange(5))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps open files from being replaced")
+@pytest.mark.parametrize("change", ["replaced", "removed"])
+def test_a_file_that_is_replaced_or_removed_after_opening_is_still_the_one_opened(tmp_path: Path, change: str) -> None:
+    config, weights = small_llama()
+    path = write_gguf(tmp_path / "m.gguf", config, weights)
+    bundle = open_gguf_bundle(path)
+    before = bundle.embedding()(np.arange(5))
+    if change == "replaced":
+        write_gguf(tmp_path / "new.gguf", *small_llama(seed=1)).replace(path)
+        assert not np.array_equal(open_gguf_bundle(path).embedding()(np.arange(5)), before)
+    else:
+        path.unlink()
+    np.testing.assert_array_equal(bundle.embedding()(np.arange(5)), before)
+    np.testing.assert_array_equal(bundle.values("layers.0.o_proj"), weights["layers.0.o_proj"])
+    assert bundle.block_graph("fp32").arrays
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files in /proc")
+def test_a_file_is_closed_with_its_model(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", *small_llama())
+
+    def held() -> int:
+        gc.collect()
+        return sum(os.path.realpath(f"/proc/self/fd/{fd}") == str(path) for fd in os.listdir("/proc/self/fd"))
+
+    bundle = open_gguf_bundle(path)
+    assert held() == 1
+    bundle.embedding()(np.arange(5))
+    assert held() == 1
+    del bundle
+    assert held() == 0
 
 
 F32 = struct.pack("<f", 1.0)

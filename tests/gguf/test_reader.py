@@ -11,6 +11,7 @@ from gguf import GGUFWriter
 from gguf_files import ConfigAndWeights, small_llama, write_gguf
 from models import GOLDEN
 
+import ouro_edge
 from ouro_edge.arch import reference
 from ouro_edge.arch.config import ModelConfig
 from ouro_edge.arch.weights import tensor_shapes
@@ -23,8 +24,10 @@ def test_golden_with_a_gate_comes_back_exactly(tmp_path: Path, golden_model: Con
     config, weights = golden_model
     checkpoint = open_gguf(write_gguf(tmp_path / "tiny.gguf", config, weights))
     assert checkpoint.config == config
-    assert checkpoint.notes == ("no tokenizer in this file: a tokenizer is not rebuilt, so this model works on "
-                                "token ids only",)  # fmt: skip
+    assert checkpoint.notes == (
+        "no tokenizer in this file: a tokenizer is not rebuilt, so this model works on token ids only; put its "
+        "tokenizer.json beside the file, or give it with --tokenizer",
+    )
     assert set(checkpoint.weights) == set(weights)
     for name, values in weights.items():
         np.testing.assert_array_equal(checkpoint.weights[name], values, err_msg=name)
@@ -115,3 +118,31 @@ def test_names() -> None:
     assert canonical_name("blk.3.post_ffw_norm.weight", False) == "blk.3.post_ffw_norm.weight"
     assert canonical_name("blk.03.attn_q.weight", False) == "blk.03.attn_q.weight"
     assert canonical_name("output.weight", False) == "head"
+
+
+def test_values_that_change_nothing(tmp_path: Path) -> None:
+    """No base of the rotation means 10000; an entry for each layer may be equal to the others; a factor may be 1."""
+    config, weights = small_llama()
+
+    def meta(writer: GGUFWriter) -> None:
+        writer.add_float32("llama.rope.scaling.attn_factor", 1.0)
+        writer.add_array("llama.attention.head_count_kv", [2, 2])
+        writer.add_array("llama.feed_forward_length", [64, 64])
+        writer.add_array("llama.attention.sliding_window", [0, 0])
+
+    skip = frozenset({"llama.rope.freq_base", "llama.attention.head_count_kv", "llama.feed_forward_length"})
+    assert open_gguf(write_gguf(tmp_path / "m.gguf", config, weights, meta=meta, skip=skip)).config == config
+
+
+@pytest.mark.parametrize("name", ["sha256-1f2e", "model.bin", "MODEL.GGUF"])
+def test_a_file_with_another_name_is_known_by_its_first_bytes(tmp_path: Path, name: str) -> None:
+    path = write_gguf(tmp_path / name, *small_llama())
+    assert open_checkpoint(path).config == small_llama()[0]
+    with ouro_edge.load(path, threads=1) as model:
+        assert model.config.vocab_size == 40
+
+
+def test_a_file_without_those_bytes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"PK\x03\x04")
+    with pytest.raises(CheckpointError, match=r"expected a directory with config\.json or a GGUF file"):
+        open_checkpoint(tmp_path / "model.bin")

@@ -17,7 +17,7 @@ from ouro_edge.export.gguf.reader import open_gguf
 
 @pytest.mark.parametrize(
     "key", ["block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count",
-            "attention.layer_norm_rms_epsilon", "rope.freq_base", "num_loops"],
+            "attention.layer_norm_rms_epsilon", "num_loops"],
 )  # fmt: skip
 def test_missing_key_is_named(tmp_path: Path, golden_model: ConfigAndWeights, key: str) -> None:
     path = write_gguf(tmp_path / "m.gguf", *golden_model, skip=frozenset({f"ouro.{key}"}))
@@ -38,7 +38,9 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("uint32", "llama.vocab_size", 41, "llama.vocab_size is 41, but token_embd.weight has 40 rows"),
     ("uint32", "llama.block_count", 1 << 23, "llama.block_count is 8388608, but the file has"),
     ("uint32", "llama.attention.head_count", 0, "llama.attention.head_count is 0"),
-    ("array", "llama.attention.head_count_kv", [2, 2], "llama.attention.head_count_kv is an array of 2; expected"),
+    ("array", "llama.attention.head_count_kv", [2, 1], "llama.attention.head_count_kv is an array of 2; expected"),
+    ("array", "llama.feed_forward_length", [40, 48], "llama.feed_forward_length is an array of 2; expected"),
+    ("float32", "llama.rope.scaling.attn_factor", 1.2, "llama.rope.scaling.attn_factor is 1.2"),
     ("float64", "llama.rope.freq_base", 1e300, "llama.rope.freq_base is inf"),
     ("string", "llama.rope.freq_base", "1e4", "llama.rope.freq_base is '1e4'; expected a number"),
     ("array", "tokenizer.ggml.tokens", [str(i) for i in range(41)], "has 41 tokens for the 40 rows"),

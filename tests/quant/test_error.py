@@ -5,7 +5,7 @@ from __future__ import annotations
 import gguf
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -45,6 +45,7 @@ def squared(values: NDArray[np.float32], restored: NDArray[np.floating], size: i
     st.floats(-3, 3),
     st.integers(-60, 60),
 )
+@example(Scheme(4, 16, False), 0, "few", 2.2585508861322836e-35, -8)  # blocks whose best scale would be subnormal
 def test_never_worse_than_plain_rounding(scheme: Scheme, seed: int, kind: str, shift: float, power: int) -> None:
     generator = np.random.default_rng(seed)
     shape = (3, 2 * scheme.block_size)
@@ -58,7 +59,9 @@ def test_never_worse_than_plain_rounding(scheme: Scheme, seed: int, kind: str, s
     mine = squared(values, dequantize(quantize(values, scheme)), scheme.block_size)
     theirs = squared(values, plain(values, scheme), scheme.block_size)
     noise = 1e-12 * np.square(values.astype(np.float64)).reshape(-1, scheme.block_size).sum(axis=1)
-    assert (mine <= theirs * (1 + 1e-4) + noise).all()
+    # A scale may not be subnormal (see BlockSearch): half a step of the smallest scale is the most that this costs.
+    smallest_step = scheme.block_size * (2.0**-126 / 2) ** 2 * (1 + 1e-4)
+    assert ((mine <= theirs * (1 + 1e-4) + noise) | (mine <= smallest_step)).all()
 
 
 @pytest.mark.parametrize(("scheme", "gain"), [(Scheme(4, 32), 1.4), (Scheme(4, 128), 1.5), (Scheme(8, 32), 0.6)])

@@ -38,6 +38,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "logit_scale": (0.0, 1.0),
     "residual_scale": (0.0, 1.0),
     "rope.scale_linear": (1.0,),
+    "rope.scaling.attn_factor": (1.0,),
     "rope.scaling.type": ("none", "linear"),
     "rope.scaling.factor": (0.0, 1.0),
     "tensor_data_layout": ("Meta AI original pth",),
@@ -92,7 +93,7 @@ def read_config(header: Header) -> tuple[ModelConfig, list[str]]:
         head_dim=head_dim,
         loops=integer("num_loops") if ouro else 1,
         max_positions=integer("context_length"),
-        rope_theta=_float(metadata, f"{arch}.rope.freq_base"),
+        rope_theta=_float(metadata, f"{arch}.rope.freq_base", 10000.0),
         rms_norm_eps=_float(metadata, f"{arch}.attention.layer_norm_rms_epsilon"),
         tie_word_embeddings="output.weight" not in tensors,
         sandwich_norms=ouro,
@@ -116,7 +117,7 @@ def _check_keys(metadata: Metadata, prefix: str, ouro: bool) -> None:
             continue
         if name not in fixed:
             raise ConfigError(f"{key} is unknown; remove it from the file if it changes nothing")
-        value = metadata[key]
+        value = _scalar(metadata[key])
         if not isinstance(value, (str, int, float)) or value not in fixed[name]:
             implemented = " or ".join(repr(v) for v in fixed[name])
             raise ConfigError(f"{key} is {brief(value)}; only {implemented} is implemented")
@@ -146,11 +147,20 @@ def _float(metadata: Metadata, key: str, default: float | None = None) -> float:
 
 
 def _number(metadata: Metadata, key: str, default: Any, types: tuple[type, ...]) -> Any:
-    value = metadata.get(key, default)
+    value = _scalar(metadata.get(key, default))
     if value is None:
         raise ConfigError(f"{key} is missing; the model cannot be run without it, so convert it again")
     if type(value) not in types:
         raise ConfigError(f"{key} is {brief(value)}; expected {'an integer' if types == (int,) else 'a number'}")
+    return value
+
+
+def _scalar(value: Any) -> Any:
+    """The one value of an array whose entries are equal (one for each layer); anything else as it is."""
+    if isinstance(value, np.ndarray) and value.size and (value == value.flat[0]).all():
+        return value.flat[0].item()
+    if isinstance(value, list) and value and len(set(value)) == 1:
+        return value[0]
     return value
 
 

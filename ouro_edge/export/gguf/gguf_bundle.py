@@ -25,6 +25,7 @@ from ouro_edge.export.gguf.graph_arrays import blank_arrays, fill, fused_groups,
 from ouro_edge.export.gguf.header import Header, read_header
 from ouro_edge.export.gguf.own_metadata import KV_RANGES, read_fitted_gate, read_kv_ranges
 from ouro_edge.export.gguf.reader import GgufReader, open_gguf
+from ouro_edge.export.gguf.source import SourceFile
 from ouro_edge.export.graphs.batched_graph import batched_block_graph
 from ouro_edge.export.graphs.block_graph import block_graph, head_graph
 from ouro_edge.system.cpus import available_threads
@@ -34,23 +35,27 @@ _REPACK_THREADS = 4  # each thread has a piece of a tensor in several forms
 _SAMPLE_BYTES = 1 << 10  # per tensor, for the digest of the weights
 
 
-def open_gguf_bundle(path: Path) -> GgufBundle:
-    """Open a .gguf file for the runtime. ConfigError or CheckpointError as for `open_gguf`."""
-    header = read_header(path)
-    return GgufBundle(open_gguf(path, header), header)
+def open_gguf_bundle(path: Path, tokenizer: Path | None = None) -> GgufBundle:
+    """A .gguf file, ready for the runtime, which reads no other file of that name later.
+
+    `tokenizer` is a tokenizer.json, or a directory with one. ConfigError or CheckpointError as for `open_gguf`.
+    """
+    source = SourceFile(path)
+    header = read_header(source)
+    return GgufBundle(open_gguf(path, header, source, tokenizer), header, source)
 
 
 class GgufBundle(Bundle):
     """A .gguf file with the interface of a bundle."""
 
-    def __init__(self, checkpoint: Checkpoint, header: Header) -> None:
+    def __init__(self, checkpoint: Checkpoint, header: Header, source: SourceFile | None = None) -> None:
         self._weights, self._files = checkpoint.weights, checkpoint.files
         self._groups = fused_groups(checkpoint.weights)
         super().__init__(
             name=checkpoint.name,
             path=checkpoint.path,
             config=checkpoint.config,
-            weights_id=_weights_id(checkpoint.path, header),
+            weights_id=_weights_id(source or SourceFile(checkpoint.path), header),
             tensors=tensor_specs(checkpoint.weights, self._groups),
         )
         self._gate = read_fitted_gate(header.metadata, checkpoint.config)
@@ -142,10 +147,10 @@ class GgufEmbedding:
         return rows
 
 
-def _weights_id(path: Path, header: Header) -> str:
+def _weights_id(source: SourceFile, header: Header) -> str:
     """A digest of the first bytes of every tensor; hashing whole tensors would double the loading time."""
     digest = sha256()
-    with path.open("rb") as file:
+    with source.stream() as file:
         for tensor in header.tensors.values():
             file.seek(tensor.offset)
             digest.update(repr((tensor.name, tensor.type.name, tensor.shape)).encode())

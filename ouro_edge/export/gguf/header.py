@@ -19,6 +19,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from ouro_edge.errors import CheckpointError
+from ouro_edge.export.gguf.source import SourceFile
 
 # A metadata value: an array of numbers becomes a NumPy array, an array of strings a list.
 Value = str | int | float | bool | list[str] | NDArray[Any]
@@ -60,15 +61,14 @@ class Header:
     tensors: dict[str, TensorInfo]
 
 
-def read_header(path: Path) -> Header:
+def read_header(source: Path | SourceFile) -> Header:
     """Read and check a header. One-line CheckpointError unless it is a complete little-endian GGUF file."""
+    source = SourceFile(source) if isinstance(source, Path) else source
     try:
-        with path.open("rb") as file:
-            return _Parser(path, file).header()
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
+        with source.stream() as file:
+            return _Parser(source.path, file).header()
     except OSError as problem:
-        raise CheckpointError(f"{path} cannot be read: {problem}") from None
+        raise CheckpointError(f"{source.path} cannot be read: {problem}") from None
 
 
 class _Parser:

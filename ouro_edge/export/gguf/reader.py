@@ -26,7 +26,8 @@ from ouro_edge.export.checkpoint import Checkpoint
 from ouro_edge.export.gguf.config import GATE_BIAS, GATE_THRESHOLD, GATE_WEIGHT, brief, read_config
 from ouro_edge.export.gguf.header import Header, Metadata, TensorInfo, read_header
 from ouro_edge.export.gguf.own_metadata import OWN_KEYS
-from ouro_edge.export.gguf.tokenizer import tokenizer_json
+from ouro_edge.export.gguf.source import SourceFile
+from ouro_edge.export.gguf.tokenizer_choice import choose_tokenizer
 from ouro_edge.export.gguf.vocabulary import read_generation
 
 CHUNK_VALUES = 1 << 20  # dequantised per step; gguf's temporaries need several times as much memory
@@ -47,26 +48,29 @@ _NORMS = {"post_attention_norm": "attn_post_norm", "post_ffw_norm": "ffn_post_no
 _KNOWN_KEYS = {GATE_WEIGHT, GATE_BIAS, GATE_THRESHOLD, *OWN_KEYS}
 
 
-def open_gguf(path: Path, header: Header | None = None) -> Checkpoint:
-    """Open a .gguf file; pass `header` if it has been read already.
+def open_gguf(
+    path: Path, header: Header | None = None, source: SourceFile | None = None, tokenizer: Path | None = None
+) -> Checkpoint:
+    """Open a .gguf file, which may be open already and its header read; `tokenizer` replaces its tokenizer.
 
     ConfigError or CheckpointError names the value that is missing, unexpected, damaged or not implemented.
     """
-    header = header or read_header(path)
+    source = source or SourceFile(path)
+    header = header or read_header(source)
     config, notes = read_config(header)
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list) and len(tokens) > config.vocab_size:
         raise CheckpointError(f"{path} has {len(tokens)} tokens for the {config.vocab_size} rows of token_embd.weight")
-    text, why = tokenizer_json(header.metadata)
-    if why:
-        notes.append(why)
+    text, note = choose_tokenizer(header.metadata, path, config.vocab_size, tokenizer)
+    if note:
+        notes.append(note)
     if unknown := sorted(k for k in header.metadata if k.startswith("ouro_edge.") and k not in _KNOWN_KEYS):
         notes.append(f"metadata of another version of ouro-edge is ignored: {', '.join(unknown)}")
     return Checkpoint(
         path=path,
         name=_model_name(header.metadata, path),
         config=config,
-        weights=Weights(config, tensor_readers(path, header, config)),
+        weights=Weights(config, tensor_readers(source, header, config)),
         files=_text_files(header.metadata, config, text),
         tensor_types=dict(Counter(tensor.type.name for tensor in header.tensors.values())),
         notes=tuple(notes),
@@ -91,12 +95,17 @@ def gguf_name(name: str) -> str:
 
 
 class GgufReader:
-    """One tensor of a GGUF file; memory-mapped only during a read, so that its pages can be released."""
+    """One tensor of a GGUF file that stays open."""
 
     def __init__(
-        self, file: Path, tensor: TensorInfo, head_dim: int | None = None, chunk_values: int = CHUNK_VALUES
+        self,
+        source: Path | SourceFile,
+        tensor: TensorInfo,
+        head_dim: int | None = None,
+        chunk_values: int = CHUNK_VALUES,
     ) -> None:
-        self.file, self.tensor, self.shape, self.type = file, tensor, tensor.shape, tensor.type
+        self._source = SourceFile(source) if isinstance(source, Path) else source
+        self.file, self.tensor, self.shape, self.type = self._source.path, tensor, tensor.shape, tensor.type
         self.head_dim = head_dim  # of Q and K, whose rows are interleaved within each head
         self._chunk_values = chunk_values
         if not can_dequantize(tensor.type):
@@ -130,10 +139,7 @@ class GgufReader:
     def _map(self) -> NDArray[np.uint8]:
         """A memory map of the whole tensor: bytes [rows, row_bytes]."""
         rows = self.tensor.nbytes // self.tensor.row_bytes
-        try:
-            return np.memmap(self.file, np.uint8, "r", self.tensor.offset, (rows, self.tensor.row_bytes))
-        except (OSError, ValueError) as problem:
-            raise CheckpointError(f"{self.file} can no longer be read: {problem}") from None
+        return self._source.map(self.tensor.offset, rows, self.tensor.row_bytes)
 
     def _values(self, raw: NDArray[np.uint8]) -> Array:
         with np.errstate(all="ignore"):  # Weights reports non-finite values
@@ -163,13 +169,14 @@ def can_dequantize(kind: GGMLQuantizationType) -> bool:
     return True
 
 
-def tensor_readers(path: Path, header: Header, config: ModelConfig) -> dict[str, TensorReader]:
+def tensor_readers(source: Path | SourceFile, header: Header, config: ModelConfig) -> dict[str, TensorReader]:
     """Readers of a file's tensors by canonical name; an unknown tensor keeps its name."""
+    source = SourceFile(source) if isinstance(source, Path) else source
     readers: dict[str, TensorReader] = {}
     for tensor in header.tensors.values():
         name = canonical_name(tensor.name, config.sandwich_norms)
         rotated = name.endswith((".q_proj", ".k_proj")) and len(tensor.shape) == 2
-        readers[name] = GgufReader(path, tensor, config.head_dim if rotated else None)
+        readers[name] = GgufReader(source, tensor, config.head_dim if rotated else None)
     if config.has_gate:
         for name, key in (("exit_gate.weight", GATE_WEIGHT), ("exit_gate.bias", GATE_BIAS)):
             if key in header.metadata:
@@ -207,8 +214,10 @@ def _text_files(metadata: Metadata, config: ModelConfig, tokenizer: str | None) 
         ids = {"bos_token": config.bos_token_id, "pad_token": config.pad_token_id,
                "eos_token": metadata.get("tokenizer.ggml.eos_token_id")}  # fmt: skip
         files["tokenizer.json"] = tokenizer.encode()
+        adds = metadata.get("tokenizer.ggml.add_bos_token")
         files["tokenizer_config.json"] = _json(
             {"tokenizer_class": "PreTrainedTokenizerFast"}
+            | ({"add_bos_token": adds} if isinstance(adds, bool) else {})
             | {name: texts[i] for name, i in ids.items() if isinstance(i, int) and i in texts}
         )
     if isinstance(template := metadata.get("tokenizer.chat_template"), str):

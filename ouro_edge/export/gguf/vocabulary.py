@@ -37,10 +37,13 @@ def text_metadata(config: ModelConfig, files: Mapping[str, bytes]) -> tuple[Pair
     generation = _object(files, "generation_config.json")
     if "tokenizer.json" in files:
         vocabulary = _vocabulary(_object(files, "tokenizer.json"), config.vocab_size)
+        adds = _object(files, "tokenizer_config.json").get("add_bos_token")
+        if isinstance(adds, bool):
+            pairs["tokenizer.ggml.add_bos_token"] = adds
         pairs["tokenizer.huggingface.json"] = _text(files, "tokenizer.json")
         if vocabulary is None:
             notes.append("this tokenizer has no form in GGUF: only ouro-edge can use it, from its own tokenizer.json")
-        pairs |= vocabulary or {"tokenizer.ggml.model": "no_vocab"}
+        pairs = (vocabulary or {"tokenizer.ggml.model": "no_vocab"}) | pairs
     else:
         pairs["tokenizer.ggml.model"] = "no_vocab"
     if "chat_template.jinja" in files:
@@ -76,6 +79,10 @@ def _vocabulary(tokenizer: dict[str, Any], size: int) -> Pairs | None:
 def _adds_bos(tokenizer: dict[str, Any]) -> bool:
     """Whether the tokenizer adds a token before a text."""
     processor = tokenizer.get("post_processor")
+    if isinstance(processor, dict) and isinstance(
+        parts := processor.get("processors"), list
+    ):  # a sequence, as Llama 3's
+        return any(_adds_bos({"post_processor": part}) for part in parts)
     single = processor.get("single") if isinstance(processor, dict) else None
     return isinstance(single, list) and bool(single) and isinstance(single[0], dict) and "SpecialToken" in single[0]
 

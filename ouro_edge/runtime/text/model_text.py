@@ -43,7 +43,7 @@ def read_model_text(bundle: Bundle) -> ModelText:
     return ModelText(
         name=bundle.name,
         path=bundle.path,
-        tokenizer=None if source is None else fitting_tokenizer(source, bundle.config.vocab_size, path),
+        tokenizer=None if source is None else fitting_tokenizer(source, bundle.config.vocab_size, path, _start(bundle)),
         tokenizer_json=source,
         template=_read_template(bundle),
         generation=generation,
@@ -52,9 +52,9 @@ def read_model_text(bundle: Bundle) -> ModelText:
     )
 
 
-def fitting_tokenizer(text: str, vocab_size: int, path: Path) -> Tokenizer:
+def fitting_tokenizer(text: str, vocab_size: int, path: Path, start: str | bool | None = None) -> Tokenizer:
     """The tokenizer of a model with so many ids. BundleError, naming `path`, when it is damaged or has more ids."""
-    tokenizer = Tokenizer.from_json(text, name=str(path))
+    tokenizer = Tokenizer.from_json(text, name=str(path), start=start)
     if tokenizer.vocab_size > vocab_size:
         raise BundleError(f"{path} has ids up to {tokenizer.vocab_size - 1}, the model's vocabulary ends at "
                           f"{vocab_size - 1}")  # fmt: skip
@@ -69,6 +69,16 @@ def read_stop_ids(bundle: Bundle, generation: Mapping[str, Any]) -> tuple[int, .
     return tuple(sorted(i for i in ids if 0 <= i < bundle.config.vocab_size))
 
 
+def _start(bundle: Bundle) -> str | bool | None:
+    """tokenizer_config.json's word on BOS before a text, which overrules tokenizer.json's as in llama.cpp."""
+    settings = _read_json(bundle, "tokenizer_config.json")
+    adds = settings.get("add_bos_token")
+    if not isinstance(adds, bool):
+        return None
+    names = (settings, _read_json(bundle, "special_tokens_map.json")) if adds else ()
+    return next((text for names in names if (text := _token_text(names.get("bos_token")))), None) if adds else False
+
+
 def _read_template(bundle: Bundle) -> ChatTemplate | None:
     """The chat template with the special tokens that it may name; None when the bundle has none."""
     source = bundle.text("chat_template.jinja")
@@ -81,7 +91,7 @@ def _read_json(bundle: Bundle, name: str) -> dict[str, Any]:
     """The object in one of the small files; empty when there is no such file."""
     text = bundle.text(name)
     try:
-        data = json.loads(text) if text else {}
+        data = json.loads(text.removeprefix("\ufeff")) if text else {}
     except (ValueError, RecursionError) as problem:
         raise BundleError(f"{bundle.path / name} is not valid JSON: {problem}") from None
     return data if isinstance(data, dict) else {}

@@ -13,40 +13,43 @@ from __future__ import annotations
 
 import codecs
 import json
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ouro_edge.errors import BundleError, RequestError, one_line
 from ouro_edge.runtime.checks import check_items
+from ouro_edge.runtime.text.decoder_rules import read_rules
 
 if TYPE_CHECKING:
     import tokenizers
 
-_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_CONTEXT_IDS = 8  # before a continuation: enough to know that it is one
 
 
 class Tokenizer:
     """A tokenizers.Tokenizer that is not modified after loading; thread-safe."""
 
-    def __init__(self, library: tokenizers.Tokenizer) -> None:
-        """Wrap the library's object and switch off padding and truncation, which tokenizer.json may enable."""
+    def __init__(self, library: tokenizers.Tokenizer, start: str | bool | None = None) -> None:
+        """Wrap the library's object and switch off padding and truncation, which tokenizer.json may enable.
+
+        `start` is the token before a text: a token's text, False for none, None for what the post-processor adds.
+        """
         library.no_padding()
         library.no_truncation()
         self._library = library
+        self._start = start
         self._special = frozenset(i for i, token in library.get_added_tokens_decoder().items() if token.special)
         # The pickled state is the decoder section of tokenizer.json; to_str would also write the whole vocabulary.
-        self._rules = _rules(json.loads(library.decoder.__getstate__()) if library.decoder else None)
+        self._rules = read_rules(json.loads(library.decoder.__getstate__()) if library.decoder else None)
 
     @classmethod
-    def from_json(cls, text: str, *, name: str = "tokenizer.json") -> Tokenizer:
+    def from_json(cls, text: str, *, name: str = "tokenizer.json", start: str | bool | None = None) -> Tokenizer:
         """Read the text of a tokenizer.json. BundleError, which names `name`, when it is damaged."""
         import tokenizers
 
         try:
-            return cls(tokenizers.Tokenizer.from_str(text))
+            return cls(tokenizers.Tokenizer.from_str(text.removeprefix("\ufeff")), start)
         except BaseException as problem:
             raise BundleError(f"{name} is not a readable tokenizer: {_failure(problem)}; download it again") from None
 
@@ -76,6 +79,22 @@ class Tokenizer:
                 if i in self._special and i != self._unknown:
                     raise RequestError(f"text contains the control token {self._library.id_to_token(i)!r}; remove it")
         return ids
+
+    @cached_property
+    def text_start(self) -> tuple[int, ...]:
+        """The ids that the model expects before a text outside a chat (BOS); empty for most models."""
+        if isinstance(self._start, str):
+            found = self.token_id(self._start)
+            return () if found is None else (found,)
+        if self._start is False:
+            return ()
+        encoded = self._library.encode("a", add_special_tokens=True)  # the post-processor marks what it adds
+        return tuple(encoded.ids[: (*encoded.special_tokens_mask, 0).index(0)])
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a text outside a chat: like `encode`, after `text_start` unless the text itself begins so."""
+        ids, start = self.encode(text), list(self.text_start)
+        return ids if ids[: len(start)] == start else start + ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of token ids. Bytes that are not valid UTF-8 become U+FFFD; ids without a token are skipped."""
@@ -129,16 +148,21 @@ class Tokenizer:
 
 
 class TextStream:
-    """Running state of incremental decoding: `push` ids, then `flush` once; the joined pieces equal `decode`."""
+    """Running state of incremental decoding: `push` ids, then `flush` once; the joined pieces equal `decode`.
 
-    __slots__ = ("_first", "_held", "_skip_special", "_strip", "_tokenizer", "_utf8")
+    With `after`, ids that precede the text, the text continues theirs: a leading space is part of it.
+    """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+    __slots__ = ("_before", "_first", "_held", "_skip_special", "_strip", "_tokenizer", "_utf8")
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True, after: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._first = True  # no piece yet
-        self._strip = tokenizer._rules.strip if tokenizer._rules else 0  # leading spaces still to drop
+        before = [i for i in after[-_CONTEXT_IDS:] if tokenizer.piece(i) is not None and not tokenizer.is_special(i)]
+        self._first = not before  # no piece yet
+        self._strip = tokenizer._rules.strip if tokenizer._rules and self._first else 0  # leading spaces still to drop
+        self._before = before if tokenizer._rules is None else []
         self._held: list[int] = []  # ids, for decoders not implemented here
 
     def push(self, token: int) -> str:
@@ -159,7 +183,11 @@ class TextStream:
         if self._held:
             held, self._held = self._held, []
             try:
-                return self._tokenizer._library.decode(held, skip_special_tokens=self._skip_special)
+                before, both = (
+                    self._tokenizer._library.decode(ids, skip_special_tokens=self._skip_special) if ids else ""
+                    for ids in (self._before, self._before + held)
+                )
+                return both.removeprefix(before)
             except BaseException as problem:
                 raise BundleError(f"tokenizer.json cannot decode: {_failure(problem)}; download it again") from None
         return self._stripped(self._utf8.decode(b"", final=True))
@@ -172,64 +200,6 @@ class TextStream:
                 self._strip -= 1
                 text = text[1:]
         return text
-
-
-@dataclass(frozen=True, slots=True)
-class _Rules:
-    """Rules that convert a vocabulary piece to bytes of text."""
-
-    byte_level: bool = False  # every character represents a byte
-    byte_fallback: bool = False  # <0x0A> represents a byte
-    replace: tuple[tuple[str, str], ...] = ()  # in every piece
-    replace_first: tuple[tuple[str, str], ...] = ()  # in the first piece, instead
-    strip: int = 0  # leading spaces of the whole text to drop
-    separator: str = ""  # before every piece but the first
-
-    def to_bytes(self, piece: str, first: bool) -> bytes:
-        if self.byte_level:
-            try:
-                return bytes([_BYTE_OF[character] for character in piece])
-            except KeyError:  # an added token, stored as plain text
-                return piece.encode()
-        if self.byte_fallback and (match := _BYTE_PIECE.fullmatch(piece)):
-            return bytes.fromhex(match[1])
-        for old, new in self.replace_first if first else self.replace:
-            piece = piece.replace(old, new)
-        return (piece if first else self.separator + piece).encode()
-
-
-def _rules(decoder: dict[str, Any] | None) -> _Rules | None:
-    """Rules of tokenizer.json's decoder; None when a piece's text depends on its neighbours in an unsupported way."""
-    if decoder is None:
-        return _Rules(separator=" ")
-    steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
-    kinds = [step["type"] for step in steps]
-    if kinds == ["ByteLevel"]:
-        return _Rules(byte_level=True)
-    if kinds == ["Metaspace"]:
-        mark = steps[0]["replacement"]
-        first = " " if steps[0].get("prepend_scheme", "always") == "never" else ""
-        return _Rules(replace=((mark, " "),), replace_first=((mark, first),))
-    # Sentencepiece: replace in each piece, convert to bytes, join the pieces, strip the leading space.
-    shape = re.fullmatch(r"(?:Replace )*(ByteFallback )?(Fuse )?(Strip )?", "".join(kind + " " for kind in kinds))
-    replace = [(step["pattern"].get("String"), step["content"]) for step in steps if step["type"] == "Replace"]
-    if not shape or (shape[3] and not shape[2]) or not all(old for old, _ in replace):
-        return None
-    strip: dict[str, Any] = steps[-1] if shape[3] else {"start": 0, "stop": 0, "content": " "}
-    if strip["stop"] or strip["content"] != " ":
-        return None
-    pairs = tuple(replace)
-    return _Rules(byte_fallback=bool(shape[1]), replace=pairs, replace_first=pairs, strip=strip["start"])
-
-
-def _byte_of() -> dict[str, int]:
-    """GPT-2's alphabet: printable bytes map to themselves, the others to U+0100 onwards (openai/gpt-2 encoder.py)."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTE_OF = _byte_of()
 
 
 def _failure(problem: BaseException) -> str:

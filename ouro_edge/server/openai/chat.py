@@ -56,7 +56,9 @@ class Chat:
             def text() -> ReasoningText:
                 return ReasoningText(model.tokenizer, tags, tools.text(), thinking=thinking)
 
-            job = GenerationJob(ids=ids, options=options, max_tokens=most, top_logprobs=top or 0, constraint=constraint)
+            job = GenerationJob(
+                ids=ids, options=options, max_tokens=most, new_text=True, top_logprobs=top or 0, constraint=constraint
+            )
             return job, text
 
         job, text = await self._engine.prepare(prepare)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ouro_edge.runtime.events import Done, Token
 from ouro_edge.runtime.forward import Score
@@ -17,6 +17,9 @@ from ouro_edge.server.openai.prompts import Prompt, read_prompts
 from ouro_edge.server.openai.replies import ResponseHeader, budget
 from ouro_edge.server.openai.tokens import CompletionLogprobs, depth_of, depths_of, usage_of
 from ouro_edge.server.options import IGNORED, Options, read_options
+
+if TYPE_CHECKING:
+    from ouro_edge.runtime.model import Model
 
 _USUAL = 16  # max_tokens when none is given: OpenAI's
 
@@ -95,13 +98,13 @@ class Completions:
         model = self._engine.model
         logprobs = None
         if form.logprobs is not None:
-            gathered = CompletionLogprobs(model)
+            gathered = CompletionLogprobs(model, after=() if form.echo else prompt.ids)
             if score is not None:
-                gathered.add(prompt.ids[0], None, ())
-                for token, logprob, top in zip(prompt.ids[1:], score.logprobs.tolist(), score.top, strict=True):
-                    gathered.add(token, logprob, top)
+                scored = zip((None, *score.logprobs.tolist()), ((), *score.top), strict=True)
+                for i, (token, (logprob, top)) in enumerate(zip(prompt.ids, scored, strict=True)):
+                    gathered.add(token, logprob, top, in_text=i >= prompt.added)
             for event in tokens:
-                gathered.add(event.id, event.logprob, event.top_logprobs)
+                gathered.add(event.id, event.logprob, event.top_logprobs, in_text=_has_text(model, event))
             logprobs = gathered.json
         return {
             "index": number,
@@ -122,7 +125,8 @@ class Completions:
                 if isinstance(event, Token):
                     chunk |= {"text": event.text, "ouro_edge": depth_of(model, event)}
                     if form.logprobs is not None:
-                        gathered = CompletionLogprobs(model, offsets[number])
+                        prompt = jobs[number // form.options.choices].ids
+                        gathered = CompletionLogprobs(model, offsets[number], after=prompt)
                         gathered.add(event.id, event.logprob, event.top_logprobs)
                         chunk["logprobs"] = gathered.json
                     offsets[number] += len(event.text)
@@ -132,3 +136,8 @@ class Completions:
                 yield {**header, "choices": [chunk]}
         if form.options.include_usage:
             yield {**header, "choices": [], "usage": usage_of(ends, form.options.choices)}
+
+
+def _has_text(model: Model, token: Token) -> bool:
+    """Whether a generated token has a part in the answer's text; special tokens have none."""
+    return not (model.has_tokenizer and model.tokenizer.is_special(token.id))

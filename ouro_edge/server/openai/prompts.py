@@ -19,6 +19,7 @@ class Prompt:
 
     ids: tuple[int, ...]
     text: str
+    added: int = 0  # ids at the start that are not in the text
 
 
 def read_prompts(fields: Fields, name: str, model: Model, most: int) -> list[Prompt]:
@@ -34,8 +35,10 @@ def read_prompts(fields: Fields, name: str, model: Model, most: int) -> list[Pro
 
 
 def _prompt(item: Any, name: str, model: Model) -> Prompt:
+    added = 0
     if isinstance(item, str):
-        ids = model.tokenizer.encode(item)
+        ids = model.tokenizer.encode_text(item)
+        added = len(ids) - len(model.tokenizer.encode(item))
     elif isinstance(item, list) and all(type(i) is int for i in item):
         ids = check_ids(item, model.config.vocab_size)
         item = model.tokenizer.decode(ids, skip_special=False) if model.has_tokenizer else ""
@@ -43,4 +46,4 @@ def _prompt(item: Any, name: str, model: Model) -> Prompt:
         raise bad_field(name, "has the wrong type; expected text or a list of token ids")
     if not ids:
         raise bad_field(name, "is empty; expected at least one token")
-    return Prompt(tuple(ids), item)
+    return Prompt(tuple(ids), item, added)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from codecs import getincrementaldecoder
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ouro_edge.runtime.events import Candidate, Done, Token
+from ouro_edge.runtime.text.tokenizer import TextStream
 
 if TYPE_CHECKING:
     from ouro_edge.runtime.model import Model
@@ -53,13 +53,16 @@ def chat_logprobs(model: Model, tokens: Iterable[Token]) -> dict[str, Any]:
 class CompletionLogprobs:
     """The `logprobs` of a completion choice, collected token by token."""
 
-    def __init__(self, model: Model, offset: int = 0) -> None:
+    def __init__(self, model: Model, offset: int = 0, *, after: Sequence[int] = ()) -> None:
         self._model, self._offset = model, offset
-        self._decoder = getincrementaldecoder("utf-8")("replace")
+        self._text = TextStream(model.tokenizer, skip_special=False, after=after) if model.has_tokenizer else None
         self.json: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
 
-    def add(self, token: int, logprob: float | None, top: Iterable[Candidate]) -> None:
-        """Add a token and its candidates, which then include the token; `logprob` is None for the first token."""
+    def add(self, token: int, logprob: float | None, top: Iterable[Candidate], *, in_text: bool = True) -> None:
+        """Add a token and its candidates, which then include the token; `logprob` is None for the first token.
+
+        The text has no characters of a token that is not `in_text`: an added BOS, a generated special token.
+        """
         text = completion_text(self._model, token)
         likely = None
         if logprob is not None:
@@ -69,8 +72,10 @@ class CompletionLogprobs:
         values = (text, logprob, likely, self._offset)
         for name, value in zip(self.json, values, strict=True):
             self.json[name].append(value)
-        data = self._model.tokenizer.token_bytes(token) if self._model.has_tokenizer else text.encode()
-        self._offset += len(self._decoder.decode(data))  # a character may span several tokens
+        if self._text is None:
+            self._offset += len(text)
+        elif in_text:
+            self._offset += len(self._text.push(token))  # a character may span several tokens
 
 
 def token_text(model: Model, token: int) -> str:
