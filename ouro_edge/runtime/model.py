@@ -139,7 +139,10 @@ class Model(ForwardModel, AsyncTwins):
         return self.generate(self.tokenizer.encode(prompt), **options)
 
     def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
-        """The prompt text of messages, by the model's chat template. TemplateError without a template."""
+        """The prompt text of messages, by the model's chat template.
+
+        TemplateError without a template, or when the template fails, rejects the messages or drops one.
+        """
         if self.text.template is None:
             raise TemplateError(f"{self.text.path} has no chat template: use generate with a plain prompt (--raw)")
-        return self.text.template.render(messages, **variables)
+        return self.text.template.render_all(messages, **variables)

@@ -93,9 +93,9 @@ def test_text_parts_are_joined() -> None:
 
 def test_other_keys_of_a_message_pass() -> None:
     message = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
-    assert render("{{ messages[0].tool_calls[0].name }}{{ messages[0].content is none }}", [message]) == "fTrue"
+    assert render("{{ messages[0].tool_calls[0].name }}{{ messages[0].content }}", [message]) == "f"
     del message["content"]
-    assert render("{{ messages[0].content is none }}", [message]) == "True"
+    assert render("{{ messages[0].content == '' }}", [message]) == "True"
 
 
 @pytest.mark.parametrize(

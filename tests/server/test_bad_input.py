@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import replace
 
 import pytest
+
+from ouro_edge.runtime.text.chat_template import ChatTemplate
+from ouro_edge.testing import MockModel
 
 CHAT = "/v1/chat/completions"
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
@@ -38,7 +42,7 @@ def test_nested_too_deeply(server):
         ("messages", None), ("messages", []), ("messages", "hello"), ("messages", [1]), ("messages", [{}]),
         ("messages", [{"role": 5, "content": "x"}]), ("messages", [{"role": "user", "content": 5}]),
         ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]),
-        ("messages", [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]),
+        ("messages", [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 5}}]}]),
         ("temperature", "hot"), ("temperature", -1), ("temperature", True), ("temperature", 1e999),
         ("temperature", 10**400), ("exit_threshold", -(10**400)), ("stop", ["a", ""]),
         ("top_p", 2), ("min_p", -0.1), ("top_k", 1.5), ("top_k", -2), ("repetition_penalty", 0),
@@ -136,9 +140,12 @@ def test_a_schema_that_explodes_is_refused(server):
     assert server.chat().status_code == 200
 
 
-def test_a_template_that_fails(server):
-    call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]}
-    assert "template" in error_of(server.http.post(CHAT, json={"messages": [call]}), 400)["message"]
+def test_a_template_that_fails(serve):
+    body = {**HELLO, "chat_template_kwargs": {"bos_token": 5}}
+    failing = ChatTemplate("{{ bos_token + 'x' }}{{ messages[0].content }}")
+    model = MockModel("never")
+    model.text = replace(model.text, template=failing)
+    assert "template" in error_of(serve(model).http.post(CHAT, json=body), 400)["message"]
 
 
 def test_a_message_without_content_is_named(server):

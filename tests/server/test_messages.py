@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from toy_text import CHATML
@@ -13,6 +15,7 @@ from ouro_edge.server.http.errors import ApiError
 from ouro_edge.server.http.fields import Fields
 from ouro_edge.server.openai.messages import read_messages, read_template_variables, render
 from ouro_edge.server.openai.tools import Tools, read_tools
+from ouro_edge.testing import MockModel
 
 TOOL = {"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}
 KNOWS = ChatTemplate(
@@ -50,6 +53,16 @@ def test_a_template_that_shows_no_tools_can_only_be_forced():
         render(blind, messages, tools, {})
     forced = read_tools(Fields({"tools": [TOOL], "tool_choice": "required"}, ""))
     assert render(blind, messages, forced, {}) == render(blind, messages, Tools(), {})
+
+
+def test_a_template_that_prints_results_only_with_tools():
+    source = "{% for m in messages %}{% if m.role != 'tool' or tools %}{{ m.content }}{% endif %}{% endfor %}"
+    messages = [{"role": "user", "content": "hello"}, {"role": "tool", "content": "here"}]
+    model: Any = MockModel("never")
+    model.text = replace(model.text, template=ChatTemplate(source))
+    assert render(model, messages, read_tools(Fields({"tools": [TOOL]}, "")), {}) == "hellohere"
+    with pytest.raises(TemplateError, match="role 'tool'"):
+        render(model, messages, Tools(), {})
 
 
 @pytest.mark.parametrize("name", ["self", "messages", "tools", "add_generation_prompt"])

@@ -41,6 +41,13 @@ def test_a_failure_leaves_the_older_file_and_nothing_else(tmp_path, monkeypatch)
         write_chat(tmp_path / "nowhere" / "chat.json", CHAT)
 
 
+def test_an_answer_that_is_a_call_has_no_content(tmp_path):
+    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+    answer = {"role": "assistant", "content": None, "tool_calls": [call]}
+    (tmp_path / "chat.json").write_text(json.dumps({**GOOD, "messages": [TURN[0], answer]}))
+    assert read_chat(tmp_path / "chat.json").messages == [TURN[0], {"role": "assistant", "content": ""}]
+
+
 GOOD = {"format": "ouro-edge chat", "version": 1, "model": "m", "system": None, "messages": []}
 TURN = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 

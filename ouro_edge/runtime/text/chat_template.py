@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ouro_edge.errors import RequestError, TemplateError, one_line
 from ouro_edge.runtime.checks import check_kind
+from ouro_edge.runtime.text.chat_messages import Message, check_all_printed, normal_messages
 
 if TYPE_CHECKING:
     import jinja2
@@ -58,14 +59,27 @@ class ChatTemplate:
 
         A message is a mapping with a role and a content: text, None (with tool_calls) or a list of text parts, which
         are joined by newlines. RequestError for other messages, TemplateError when the template fails or rejects them.
+        Messages that the template drops are not noticed: see `render_all`.
         """
+        return self._render(normal_messages(messages, self.source), add_generation_prompt, variables)
+
+    def render_all(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """As `render`, but TemplateError when the template drops one of the messages, for example an unknown role."""
+        normal = normal_messages(messages, self.source)
+        text = self._render(normal, add_generation_prompt, variables)
+        check_all_printed(normal, text, lambda some: self._render(some, add_generation_prompt, variables))
+        return text
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool, variables: Mapping[str, Any]) -> str:
         values: dict[str, Any] = {
             "tools": None,  # templates test `is not none`, which is true for undefined variables
             "documents": None,
             "bos_token": self.bos_token,
             "eos_token": self.eos_token,
             **variables,
-            "messages": _checked(messages),
+            "messages": messages,
             "add_generation_prompt": add_generation_prompt,
         }
         parts: list[str] = []
@@ -93,32 +107,6 @@ def check_variables(variables: Mapping[str, Any] | None) -> Mapping[str, Any]:
         if not isinstance(name, str) or name in ("self", "messages"):
             raise RequestError(f"template variable {name!r} is reserved; expected a name such as 'enable_thinking'")
     return variables or {}
-
-
-def _checked(messages: Any) -> list[dict[str, Any]]:
-    """Copies of the messages; lists of text parts are joined."""
-    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
-        raise RequestError(f"messages are {type(messages).__name__}; expected a list of objects with role and content")
-    return [_checked_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
-
-
-def _checked_message(message: Any, name: str) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
-        raise RequestError(f"{name} is {type(message).__name__}; expected an object with role and content")
-    if not isinstance(message.get("role"), str):
-        raise RequestError(f"{name} has the role {message.get('role')!r}; expected text such as 'user'")
-    content = message.get("content")
-    if isinstance(content, Sequence) and not isinstance(content, (str, bytes)):
-        for i, part in enumerate(content):
-            kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
-            if kind != "text" or not isinstance(part.get("text"), str):
-                raise RequestError(f"{name}.content[{i}] is {kind!r}; expected a part of type 'text' with a text")
-        content = "\n".join(part["text"] for part in content)
-    elif content is None and not (message.get("tool_calls") or message.get("function_call")):
-        raise RequestError(f"{name} has no content; expected text or a list of text parts")
-    elif content is not None and not isinstance(content, str):
-        raise RequestError(f"{name}.content is {type(content).__name__}; expected text, None or a list of text parts")
-    return {**message, "content": content}
 
 
 def _spend(steps: int) -> None:

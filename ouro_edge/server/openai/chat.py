@@ -46,15 +46,21 @@ class Chat:
         fields.finish(IGNORED)
 
         def prepare() -> tuple[GenerationJob, Callable[[], ReasoningText]]:
-            prompt = render(model, messages, tools, variables)
+            prompt = render(model, messages, tools, variables, constrained=schema is not None)
             ids = tuple(model.tokenizer.encode(prompt))
-            constraint = None if schema is None else self._schemas.compile(schema, param)
+            constraint = None
+            if schema is not None and tools.offered and not tools.forced:
+                constraint = self._schemas.compile_choice(schema, param, tools.schema(), parallel=tools.parallel)
+            elif schema is not None:
+                constraint = self._schemas.compile(schema, param)
             most = budget(len(ids), options.max_tokens, model.config.max_positions)
             tags = self._tags
             thinking = schema is None and bool(opened_by(prompt, tags))  # a schema has no room for the closing tag
 
             def text() -> ReasoningText:
-                return ReasoningText(model.tokenizer, tags, tools.text(), thinking=thinking)
+                return ReasoningText(
+                    model.tokenizer, tags, tools.text(constrained=schema is not None), thinking=thinking
+                )
 
             job = GenerationJob(
                 ids=ids, options=options, max_tokens=most, new_text=True, top_logprobs=top or 0, constraint=constraint

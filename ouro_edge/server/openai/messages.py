@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,26 +19,22 @@ _RESERVED_VARIABLES = frozenset(("self", "messages", "tools", "add_generation_pr
 
 
 def read_messages(fields: Fields) -> list[dict[str, Any]]:
-    """The messages, with call arguments parsed into objects for the template, which also decides about roles."""
+    """The messages as sent; the template decides about roles and contents."""
     found = fields.required("messages", fields.items("messages", MAX_MESSAGES))
     if not found:
         raise bad_field("messages", "is empty; expected at least one message")
-    messages = []
+    messages: list[dict[str, Any]] = []
     for i, item in enumerate(found):
         message = Fields(item, f"messages[{i}]")
         message.required("role", message.text("role"))
-        calls = []
-        for call in message.items("tool_calls", 128) or []:
-            function = Fields(call, f"messages[{i}].tool_calls[]").object("function")
+        for j, call in enumerate(message.items("tool_calls", 128) or []):
+            name = f"messages[{i}].tool_calls[{j}]"
+            function = Fields(call, name).object("function")
             if function is None or function.text("name") is None:
-                raise bad_field(f"messages[{i}].tool_calls", "has a call without a function name")
-            arguments = function.any("arguments")
-            try:
-                arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-            except (ValueError, RecursionError):
-                raise bad_field(f"messages[{i}].tool_calls", "has arguments that are not valid JSON") from None
-            calls.append({**call, "function": {**call["function"], "arguments": arguments}})
-        messages.append({**item, "tool_calls": calls} if calls else dict(item))
+                raise bad_field(name, "has no function name")
+            if not isinstance(function.any("arguments"), (str, dict, type(None))):
+                raise bad_field(f"{name}.function.arguments", "has the wrong type; expected text or an object")
+        messages.append(dict(item))
     return messages
 
 
@@ -54,7 +49,10 @@ def read_template_variables(fields: Fields) -> dict[str, Any]:
 
 
 def read_format(fields: Fields, tools: Tools) -> tuple[Mapping[str, Any] | None, str]:
-    """The schema that the answer must follow, and the request field that requires it."""
+    """The schema that the answer must follow, and the request field that requires it.
+
+    A forced call takes precedence over the response format; with other tools, the answer may be a call instead.
+    """
     form = fields.object("response_format")
     kind = "text"
     schema: Mapping[str, Any] | None = None
@@ -70,21 +68,37 @@ def read_format(fields: Fields, tools: Tools) -> tuple[Mapping[str, Any] | None,
             schema = inner.required("schema", inner.mapping("schema"))
             inner.finish()
         form.finish()
-    if schema is None:
-        return (tools.schema(), "tools") if tools.forced else (None, "")
-    if tools.offered:
-        raise bad_field("response_format", "and tools exclude each other; send one of them, or tool_choice: none")
-    return schema, "response_format"
+    if tools.forced:
+        return tools.schema(), "tools"
+    return (None, "") if schema is None else (schema, "response_format")
 
 
-def render(model: Model, messages: Sequence[Mapping[str, Any]], tools: Tools, variables: Mapping[str, Any]) -> str:
-    """The prompt. TemplateError when tools are offered to a template that ignores them, except for forced calls."""
+def render(
+    model: Model,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Tools,
+    variables: Mapping[str, Any],
+    *,
+    constrained: bool = False,
+) -> str:
+    """The prompt. TemplateError when tools are offered to a template that ignores them.
+
+    Except when the answer is `constrained` by a grammar that contains the calls.
+    """
     if not tools.offered:
         return model.render(messages, **variables)
     text = model.render(messages, **variables, tools=tools.offered)
-    if not tools.forced and text == model.render(messages, **variables):
+    if not tools.forced and not constrained and text == _without_tools(model, messages, variables):
         raise TemplateError(
             "this model's chat template ignores tools, so the model cannot choose one; "
             "force a call with tool_choice, or omit tools"
         )
     return text
+
+
+def _without_tools(model: Model, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str | None:
+    """The prompt without tools; None when the template prints these messages with tools only."""
+    try:
+        return model.render(messages, **variables)
+    except TemplateError:
+        return None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ouro_edge.runtime.events import Token
 from ouro_edge.runtime.text.reasoning import ReasoningParser, ReasoningTags, text_with_tags
-from ouro_edge.server.openai.tools import AnswerText
+from ouro_edge.server.openai.call_text import AnswerText
 
 if TYPE_CHECKING:
     from ouro_edge.runtime.text.tokenizer import Tokenizer
