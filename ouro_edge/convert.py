@@ -27,7 +27,7 @@ from ouro_edge.runtime.checks import check_kind
 from ouro_edge.runtime.text.chat_template import ChatTemplate
 from ouro_edge.runtime.text.model_text import fitting_tokenizer
 from ouro_edge.runtime.text.tokenizer import Tokenizer
-from ouro_edge.system.cache_dir import cache_directory
+from ouro_edge.system.cache_dir import cache_directory, record_use
 from ouro_edge.system.hub import Resolved, resolve
 from ouro_edge.system.progress import Progress, stages
 
@@ -136,8 +136,9 @@ def export_directory(
 
 def cached_export(found: Resolved, progress: Progress | None = None) -> Path:
     """The cached int4 export of a checkpoint, made if it is absent or damaged, or the source has changed."""
-    out = cache_directory() / _key(found)
+    out, source = cache_directory() / _key(found), found.repo_id or str(found.path.resolve())
     if _is_usable(out):
+        record_use(out, source)
         return out
     shutil.rmtree(out, ignore_errors=True)  # damaged, and in the cache nothing is lost by that
     try:
@@ -145,6 +146,7 @@ def cached_export(found: Resolved, progress: Progress | None = None) -> Path:
     except ExportError:
         if not _is_usable(out):  # else another process was faster
             raise
+    record_use(out, source)
     return out
 
 

@@ -47,6 +47,11 @@ class ExportError(OuroEdgeError):
     """The destination of an export cannot be written."""
 
 
+def not_text(name: str, problem: UnicodeDecodeError) -> str:
+    """A message about input that is not text in the expected encoding."""
+    return f"{name} is not valid {problem.encoding} text: {problem.reason}; convert it to {problem.encoding}"
+
+
 class HubError(OuroEdgeError):
     """A model cannot be found or downloaded."""
 

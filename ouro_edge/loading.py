@@ -10,16 +10,18 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ouro_edge.bundle.bundle import SLOT_COUNTS, Bundle, Graph
 from ouro_edge.bundle.directory import MANIFEST_FILE, is_bundle, open_bundle
-from ouro_edge.errors import RequestError, one_line
+from ouro_edge.errors import OuroEdgeError, RequestError, one_line
 from ouro_edge.export.checkpoint import is_gguf
-from ouro_edge.prefill_weights import prefill_copy_for
+from ouro_edge.prefill_weights import discard_prefill_copy, prefill_copy_for
 from ouro_edge.runtime.checks import check_whole
 from ouro_edge.runtime.options import Gate, KVShare, KVType, LoadOptions, PrefillWeights, from_old_prefill
+from ouro_edge.system.cache_dir import discard_entry, older_entries
 from ouro_edge.system.hub import resolve
 from ouro_edge.system.progress import Progress
 
@@ -102,7 +104,12 @@ def resolve_model(model: str | os.PathLike[str] | None = None, progress: Progres
         return found.path
     from ouro_edge.convert import cached_export
 
-    return cached_export(found, progress)
+    made = cached_export(found, progress)
+    for old in older_entries(made):  # of an earlier revision, or of files that have changed since
+        with suppress(OuroEdgeError):  # one that cannot be opened has no prefill copy that could be found
+            discard_prefill_copy(open_bundle(old))
+        discard_entry(old)
+    return made
 
 
 def named_or_built_in(model: str | os.PathLike[str] | None) -> str | os.PathLike[str]:

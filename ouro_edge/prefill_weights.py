@@ -17,7 +17,7 @@ from ouro_edge.arch.weights import block_tensors
 from ouro_edge.bundle.bundle import Bundle, GraphFile
 from ouro_edge.bundle.prefill_copy import PROBE_FILE, VERSION, is_complete, prefill_copy_bytes
 from ouro_edge.errors import ExportError, OuroEdgeError, RequestError, one_line
-from ouro_edge.system.cache_dir import cache_directory
+from ouro_edge.system.cache_dir import cache_directory, discard_entry, older_entries, record_use
 from ouro_edge.system.memory import available_memory
 from ouro_edge.system.progress import Progress
 
@@ -108,10 +108,11 @@ def _copy(bundle: Bundle, rule: AutoRule | None, progress: Progress | None) -> P
     """The copy, created if necessary; None when `rule` finds too little disk space for it."""
     from ouro_edge.runtime.backend.prefill_session import multiplies_exactly
 
-    path = cache_directory() / f"prefill-{_key(bundle)}"
+    path, source = cache_directory() / f"prefill-{_key(bundle)}", str(bundle.weights_file.resolve())
     if is_complete(path):
         if not multiplies_exactly(GraphFile(path / PROBE_FILE)):
             raise _inexact()
+        record_use(path, source)
         return path
     if rule is not None and not rule.fits(prefill_copy_bytes(bundle), _free_disk()):
         return None
@@ -124,7 +125,15 @@ def _copy(bundle: Bundle, rule: AutoRule | None, progress: Progress | None) -> P
     if not multiplies_exactly(probe_in_memory()):
         raise _inexact()
     write_prefill_copy(bundle, path, progress)
+    record_use(path, source)
+    for old in older_entries(path):
+        discard_entry(old)
     return path
+
+
+def discard_prefill_copy(bundle: Bundle) -> None:
+    """Delete the prefill copy of a bundle that is about to be deleted."""
+    discard_entry(cache_directory() / f"prefill-{_key(bundle)}")
 
 
 def _inexact() -> RequestError:

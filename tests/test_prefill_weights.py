@@ -108,17 +108,17 @@ def test_no_cache_directory_is_one_line_and_silent_for_auto(
 def test_the_copy_belongs_to_the_file_and_to_its_config(bundle: Path, cache: Path, tmp_path: Path) -> None:
     """Not to the checksum that a manifest claims: a large file is not hashed when it is opened."""
     same = shutil.copytree(bundle, tmp_path / "same")
-    config = open_bundle(bundle).config
+    config, made = open_bundle(bundle).config, list[Path | None]()
     for path, changes in ((bundle, {}), (same, {}), (same, {"rms_norm_eps": 2 * config.rms_norm_eps})):
         opened = open_bundle(path)
         opened.config = replace(config, **changes)
-        prefill_copy_for(opened, "int8")
-        prefill_copy_for(opened.with_context(50), "int8")  # the same one
-    assert len(list(cache.iterdir())) == 3
+        made.append(prefill_copy_for(opened, "int8"))
+        assert prefill_copy_for(opened.with_context(50), "int8") == made[-1]
+    assert len(set(made)) == 3 and set(cache.iterdir()) == {made[0], made[2]}  # the newest of each file is kept
     data = same / DATA_FILE
     os.utime(data, ns=(0, data.stat().st_mtime_ns + 1))
-    prefill_copy_for(open_bundle(same), "int8")
-    assert len(list(cache.iterdir())) == 4
+    newest = prefill_copy_for(open_bundle(same), "int8")
+    assert newest not in made and set(cache.iterdir()) == {made[0], newest}
 
 
 def test_the_old_names_of_the_choices(bundle: Path, cache: Path) -> None:

@@ -40,6 +40,8 @@ class _Commands(click.Group):
         for stream in (sys.stdout, sys.stderr):  # a pipe with a legacy code page must not abort an answer half-way
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
+        if isinstance(sys.stdin, io.TextIOWrapper):  # in the C locale, bytes that are not text would pass unnoticed
+            sys.stdin.reconfigure(errors="strict")
         with _termination_unwinds(), _interrupt_is_quiet():
             try:
                 return super().invoke(ctx)
@@ -72,15 +74,22 @@ def _interrupt_is_quiet() -> Iterator[None]:
 
 @contextmanager
 def _termination_unwinds() -> Iterator[None]:
-    """SIGTERM exits through the clean-up handlers, as Ctrl-C does, so that no partial export is left behind."""
+    """SIGTERM and SIGHUP exit through the clean-up handlers, as Ctrl-C does, so that no partial export is left behind.
+
+    A signal that is ignored, such as SIGHUP under nohup, stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    ending = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in ending if signal.getsignal(number) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -116,7 +116,7 @@ def command(
     the memory bandwidth of this machine (reading a 256 MB array with the same number of threads), which limits
     decoding. Close other programs first; the results are not corrected for them.
     """
-    from ouro_edge.cli.options import BUILT_IN
+    from ouro_edge.cli.options import BUILT_IN, say
     from ouro_edge.cli.progress import conversion_progress
     from ouro_edge.loading import open_model_files, resolve_model
     from ouro_edge.measure.speed import Plan
@@ -126,7 +126,7 @@ def command(
     if not prompts and not tokens:
         raise RequestError("nothing to time: give prompt lengths (-p) or numbers of tokens (-n)")
     if model is None:
-        click.echo(BUILT_IN, err=True)
+        say(BUILT_IN)
     with conversion_progress() as progress:
         path = resolve_model(model, progress)
         # Created here, so that it does not count as load time.

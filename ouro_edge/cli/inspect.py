@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 def command(model: str | None, revision: str | None, tensors: bool, as_json: bool) -> None:
     """Show what MODEL contains: sizes, loops, exit gate, types, memory for keys and values."""
     from ouro_edge.bundle.directory import is_bundle, open_bundle
-    from ouro_edge.cli.options import BUILT_IN
+    from ouro_edge.cli.options import BUILT_IN, say
     from ouro_edge.cli.tables import error_table, printable
     from ouro_edge.loading import named_or_built_in
     from ouro_edge.system.hub import resolve
 
     if model is None:
-        click.echo(BUILT_IN, err=True)
+        say(BUILT_IN)
     found = resolve(named_or_built_in(model), revision=revision)
     if is_bundle(found.path):
         bundle = open_bundle(found.path)

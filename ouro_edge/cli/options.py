@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import shutil
+import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -87,17 +90,24 @@ def take_load_options(settings: dict[str, Any]) -> LoadOptions:
     return LoadOptions(**{name: settings.pop(name) for name, o in LOAD_OPTIONS.items() if "cli" in o.interfaces})
 
 
+def say(text: str) -> None:
+    """Print a sentence on standard error; in a terminal, lines break between words."""
+    if sys.stderr.isatty():
+        text = textwrap.fill(text, shutil.get_terminal_size().columns, break_on_hyphens=False, break_long_words=False)
+    click.echo(text, err=True)
+
+
 def open_model(model: str | None, options: LoadOptions, parallel: int = 1) -> Model:
     """Load MODEL. Shows the progress of a conversion, and prints notes about automatic choices."""
     from ouro_edge.cli.progress import conversion_progress
     from ouro_edge.loading import load
 
     if model is None:
-        click.echo(BUILT_IN, err=True)
+        say(BUILT_IN)
     with conversion_progress() as progress:
         loaded = load(model, **options.arguments(), parallel=parallel, progress=progress)
     for note in loaded.text.notes:
-        click.echo(f"Note: {note}", err=True)
+        say(f"Note: {note}")
     if loaded.kv_reason:
-        click.echo(loaded.kv_reason, err=True)
+        say(loaded.kv_reason)
     return loaded

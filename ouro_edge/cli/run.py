@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ouro_edge.cli.options import generation_options, open_model, take_load_options
-from ouro_edge.errors import RequestError
+from ouro_edge.errors import RequestError, not_text
 from ouro_edge.runtime.options import GenerationOptions
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _standard_input() -> str:
     try:
         return sys.stdin.read().rstrip("\n")
     except UnicodeDecodeError as problem:
-        raise RequestError(f"standard input is not valid {problem.encoding} text: {problem.reason}") from None
+        raise RequestError(not_text("standard input", problem)) from None
 
 
 def _parse_ids(text: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,22 @@ def command(
         click.echo(_table(traced))
         return
     try:
-        page.write_text(draw(traced, f"{loaded.name}: {prompt[:60]}"), encoding="utf-8")
+        page.write_text(draw(traced, f"{loaded.name}: {_shortened(prompt)}", _colours()), encoding="utf-8")
     except OSError as problem:
         raise RequestError(f"{page} cannot be written: {problem}") from None
     click.echo(page)
+
+
+def _shortened(text: str, most: int = 60) -> str:
+    """The beginning of a text on one line, cut between words where it has any."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else (text[: most + 1].rpartition(" ")[0] or text[:most]) + "…"
+
+
+def _colours() -> str:
+    """The chat page's colours; empty in a build without the page."""
+    file = files("ouro_edge.server") / "page" / "colours.css"
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def _table(traced: list[Any]) -> str:

@@ -18,14 +18,14 @@ def command(model: str | None, against: str | None, tokens: int | None, seed: in
 
     The reference reads one layer at a time: 1.4B parameters need several minutes and 2 GB.
     """
-    from ouro_edge.cli.options import BUILT_IN
+    from ouro_edge.cli.options import BUILT_IN, say
     from ouro_edge.cli.progress import conversion_progress
     from ouro_edge.cli.tables import table
     from ouro_edge.evaluation.verify import verify
     from ouro_edge.loading import named_or_built_in
 
     if model is None:
-        click.echo(BUILT_IN, err=True)
+        say(BUILT_IN)
     path = named_or_built_in(model)
     with conversion_progress("Checking") as progress:
         checks = list(verify(path, against, tokens=tokens, seed=seed, threads=threads, progress=progress))

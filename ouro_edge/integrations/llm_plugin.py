@@ -12,6 +12,7 @@ import llm
 from pydantic import Field, create_model
 
 import ouro_edge
+from ouro_edge.errors import RequestError
 from ouro_edge.runtime.options import GENERATION_OPTIONS, GenerationOptions
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ class OuroEdge(llm.Model):
 
     def execute(self, prompt: Any, stream: bool, response: Any, conversation: Any = None) -> Iterator[str]:
         """Yield the answer's text as it comes. llm shows an OuroEdgeError as one line."""
+        parts = [part for message in prompt.messages for part in message.parts]
+        if any(getattr(p, "attachment", None) or getattr(p, "attachments", None) for p in parts):
+            raise RequestError("the prompt has an attachment; this model reads text only: leave it out")
         asked = prompt.options
         options = GenerationOptions(**{name: getattr(asked, name) for name in _OPTIONS})
         model = self._loaded.get(asked.model) or self._loaded.setdefault(asked.model, ouro_edge.load(asked.model))

@@ -84,9 +84,9 @@ def _middleware(access: Access) -> list[Middleware]:
     if access.hosts is not None:
         guards.append(Middleware(HostGuard, hosts=access.hosts))
     if access.origins:
-        methods, headers = ["GET", "POST"], ["Authorization", "Content-Type"]
-        origins = list(access.origins)
-        guards.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=headers))
+        # "*" admits the headers that a page asks for: clients add their own, such as openai-js its x-stainless-*.
+        origins, methods = list(access.origins), ["GET", "POST"]
+        guards.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=["*"]))
     if access.api_key is not None:
         guards.append(Middleware(KeyGuard, key=access.api_key))
     return guards
@@ -118,4 +118,17 @@ async def _refuse(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, HTTPException)
     what = {404: "unknown path", 405: "method not allowed"}
     message = f"{what.get(problem.status_code, problem.detail)}: {request.method} {request.url.path[:100]}"
+    if problem.status_code == 404 and (meant := _meant(request)):
+        message += f"; expected {meant}"
     return _failure(ApiError(problem.status_code, message, headers=dict(problem.headers or {})))
+
+
+def _meant(request: Request) -> str | None:
+    """The path of this server that an unknown path resembles, or the list of all of them under /v1."""
+    known = [route.path for route in request.app.routes if isinstance(route, Route) and "{" not in route.path]
+    parts = [part for part in request.url.path.lower().split("/") if part]
+    for count in range(len(parts)):  # another prefix, none, or one twice; doubled slashes, one at the end
+        rest = "/" + "/".join(parts[count:])
+        if found := [path for path in known if path in (rest, f"/v1{rest}")]:
+            return found[0]
+    return "one of " + ", ".join(path for path in known if path.startswith("/v1/"))

@@ -113,8 +113,9 @@ class Engine:
 
     def _events(self, job: GenerationJob, choice: int, cancel: Cancel) -> Iterator[Event | Score]:
         """Generate one answer with a sequence of the cache; runs on a worker."""
-        sequence = self._cache.checkout(job.ids)
-        options, rows = job.options, sequence.work.rows
+        options = job.options
+        sequence = self._cache.checkout(job.ids) if options.cache_prompt else self.model.new_sequence()
+        rows = sequence.work.rows
         if job.score is not None:
             sequence.truncate(0)  # scoring starts from nothing: what the request saves is what is pending at its end
             yield self.model.score(
@@ -142,7 +143,8 @@ class Engine:
                 counts = {"loops_run": run, "loops_saved": sequence.pending_loops}
                 event = replace(event, usage=replace(event.usage, cached_tokens=0, **counts))
             yield event
-        self._cache.checkin(sequence)  # not after an error, which can leave it inconsistent
+        if options.cache_prompt:
+            self._cache.checkin(sequence)  # not after an error, which can leave it inconsistent
 
     def _check(self, cancelled: bool = False) -> None:
         if self.stopping or cancelled:

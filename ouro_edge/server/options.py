@@ -32,6 +32,7 @@ _SAMPLING = [
     for option in GENERATION_OPTIONS.values()
     if option.group == "sampling" and option.kind != "biases" and "http" in option.interfaces
 ]
+NO_LIMIT = 2**63 - 1  # of max_tokens: what the context holds
 _INT64_RANGE = -(2**63), 2**63 - 1  # range of a whole number if the option has no limit
 
 
@@ -46,6 +47,7 @@ class Options:
     choices: int  # n
     stream: bool
     include_usage: bool
+    cache_prompt: bool  # whether the prefix cache may be used; without it an answer does not depend on earlier requests
     lens: int  # candidates per loop and token; 0 for none
 
     def sampler_of(self, choice: int) -> Sampler:
@@ -76,15 +78,21 @@ def read_options(fields: Fields, model: Model, default_exit: ExitPolicy, least_t
         choices=fields.whole("n", 1, MAX_CHOICES) or 1,
         stream=stream,
         include_usage=_include_usage(fields, stream),
+        cache_prompt=fields.flag("cache_prompt", True),
         lens=_read(fields, GENERATION_OPTIONS["logit_lens"]) or 0,
     )
 
 
 def _max_tokens(fields: Fields, least: int) -> int | None:
-    old, new = (fields.whole(name, least) for name in ("max_tokens", "max_completion_tokens"))
+    old, new = (_limit(fields, name, least) for name in ("max_tokens", "max_completion_tokens"))
     if old is not None and new is not None and old != new:
         raise bad_field("max_tokens", "and max_completion_tokens differ: give one of them")
     return old if new is None else new
+
+
+def _limit(fields: Fields, name: str, least: int) -> int | None:
+    """A limit of tokens; -1 is what the context holds, as in llama.cpp, LangChain and others."""
+    return NO_LIMIT if fields.any(name) == -1 else fields.whole(name, least)
 
 
 def read_exit(fields: Fields, model: Model, default: ExitPolicy) -> ExitPolicy:

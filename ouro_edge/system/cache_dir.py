@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 import sys
 from contextlib import suppress
@@ -20,6 +21,8 @@ _ENTRY_NAME = re.compile(
     r"prefill-[0-9a-f]{16}(\.partial-\w+)?|.+-int4-[0-9a-f]{12}|\..+-int4-[0-9a-f]{12}\.[0-9a-f]{8}\.(partial|old)"
 )
 _OLD_TUNING, _OLD_TUNING_KEYS = "tune.json", {"version", "cpu", "cpus", "onnxruntime", "threads", "measured"}
+
+_SOURCE_FILE = "cached_from.txt"  # in an entry: what it was made from; the time of the file is that of the last use
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,41 @@ def remove_entry(entry: CacheEntry) -> None:
             entry.path.unlink()
     except OSError as problem:
         raise RequestError(f"{entry.path} cannot be deleted: {problem.strerror or problem}") from None
+
+
+def record_use(entry: Path, source: str) -> None:
+    """Note that an entry made from `source` (a hub id or a path) is used now. Many file systems do not record reads."""
+    with suppress(OSError):
+        (entry / _SOURCE_FILE).write_text(source, encoding="utf-8", errors="surrogateescape")
+
+
+def older_entries(entry: Path) -> list[Path]:
+    """Entries of the same kind that were made from earlier states of the source of an entry with `record_use`."""
+    source, length = _source_of(entry), len(entry.name)
+    kind = entry.name.rstrip("0123456789abcdef")
+    if source is None:
+        return []
+    with suppress(OSError):
+        names = [found.name for found in os.scandir(entry.parent) if _is_ours(found)]
+        same = [entry.parent / name for name in sorted(names) if len(name) == length and name.startswith(kind)]
+        return [path for path in same if path != entry and _source_of(path) == source]
+    return []
+
+
+def discard_entry(entry: Path) -> None:
+    """Delete an entry as a whole, or not at all while another process (on Windows) has its files open."""
+    mark = secrets.token_hex(4)
+    copy = entry.name.startswith("prefill-")
+    hidden = entry.with_name(f"{entry.name}.partial-{mark}" if copy else f".{entry.name}.{mark}.old")
+    with suppress(OSError):
+        os.replace(entry, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _source_of(entry: Path) -> str | None:
+    with suppress(OSError):
+        return (entry / _SOURCE_FILE).read_text(encoding="utf-8", errors="surrogateescape")
+    return None
 
 
 def _is_ours(entry: os.DirEntry[str]) -> bool:

@@ -110,3 +110,20 @@ def test_what_the_program_makes_is_found(tmp_path, monkeypatch, checkpoint_of):
     rows = cache().stdout.splitlines()[1:-1]
     assert {row.split()[0] for row in rows} == {model.name, copy.name}
     assert cache("--clear", "--yes").exit_code == 0 and list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_new_conversion_replaces_those_of_the_same_source(tmp_path, monkeypatch, checkpoint_of):
+    monkeypatch.setenv("OURO_EDGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("ouro_edge.runtime.backend.prefill_session.multiplies_exactly", lambda path: True)
+    here, there = (shutil.copytree(checkpoint_of(), tmp_path / name / "checkpoint") for name in ("a", "b"))
+    other = resolve_model(there)  # of the same name, from another place
+    first = resolve_model(here)
+    copy = prefill_copy_for(open_bundle(first), "int8")
+    assert resolve_model(here) == first and copy.is_dir()
+    (here / "notes.txt").write_text("changed")
+    second = resolve_model(here)
+    assert second != first
+    assert set((tmp_path / "cache").iterdir()) == {other, second}
+    os.utime(second / "cached_from.txt", (0, 0))
+    resolve_model(here)
+    assert (second / "cached_from.txt").stat().st_mtime > time.time() - 60  # use is recorded, also without access times

@@ -89,3 +89,17 @@ def test_a_pipe_needs_no_terminal_library():
         [sys.executable, "-c", code], input=f"{QUESTION}\n", capture_output=True, text=True, check=True
     )
     assert done.stdout == "Cleo\n[]\n"
+
+
+def test_sentences_on_standard_error_break_between_words_in_a_terminal(monkeypatch, capsys):
+    import sys
+
+    from ouro_edge.cli.options import BUILT_IN, say
+
+    say(BUILT_IN)
+    assert capsys.readouterr().err == BUILT_IN + "\n"  # a pipe gets one line
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    say(BUILT_IN)
+    lines = capsys.readouterr().err.splitlines()
+    assert " ".join(lines) == BUILT_IN and len(lines) > 1 and max(map(len, lines)) <= 80

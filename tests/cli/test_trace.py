@@ -81,3 +81,15 @@ def test_the_page_stands_alone_and_escapes(talker, tmp_path):
 def test_a_budget_is_no_matter_of_single_tokens(talker):
     result = CliRunner().invoke(main, ["trace", str(talker), "-p", "hello", "--loop-budget", "2"])
     assert result.exit_code == 1 and "omit it" in result.stderr
+
+
+def test_the_page_has_the_colours_of_the_chat_page_and_a_whole_heading(talker, tmp_path):
+    prompt = "Which of these puzzles about people and their friends is\nthe most difficult one to answer of all"
+    out = tmp_path / "t.html"
+    result = CliRunner().invoke(main, ["trace", str(talker), "--raw", "-p", prompt, "-n", "3", "--html", str(out)])
+    assert result.exit_code == 0, result.output
+    text = out.read_text(encoding="utf-8")
+    assert "<h1>checkpoint: Which of these puzzles about people and their friends is the…</h1>" in text
+    assert "--paper: light-dark(" in text and "color-scheme: light dark" in text
+    assert "<div class=frame><table>" in text and ".frame{overflow-x:auto" in text
+    assert 'style="--d:0"' in text and 'style="--d:1"' in text

@@ -164,3 +164,22 @@ def test_inspect_prints_no_control_characters(bundle_of, tmp_path):
     result = CliRunner().invoke(main, ["inspect", str(model), "--tensors"])
     assert result.exit_code == 0 and "\x1b" not in result.stdout
     assert r"a\x1b]0;b\nc" in result.stdout
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+@pytest.mark.parametrize("shift", [-4096, -4, 1, 4, 64, 4096, "head"])
+def test_an_embedding_at_another_place_is_noticed(bundle_of, checkpoint_of, tmp_path, tied, precision, shift):
+    """Without the checkpoint: the graphs do not read the embedding, so that nothing else would show it."""
+    path = shutil.copytree(bundle_of(checkpoint_of(tie_word_embeddings=tied), precision), tmp_path / "model")
+    manifest = json.loads((path / "ouro_edge.json").read_text())
+    parts = manifest["tensors"]["embedding"]["parts"]
+    if shift != "head":
+        next(iter(parts.values()))["offset"] += shift
+    elif tied:
+        pytest.skip("the head is the embedding")
+    else:
+        for name, part in manifest["tensors"]["head"]["parts"].items():
+            part["offset"], parts[name]["offset"] = parts[name]["offset"], part["offset"]
+    (path / "ouro_edge.json").write_text(json.dumps(manifest))
+    assert CliRunner().invoke(main, ["verify", str(path)]).exit_code == 1

@@ -70,3 +70,21 @@ def test_a_chat_keeps_the_state_of_its_turns():
 def test_mistakes_are_one_line(llm, arguments, says):
     said = llm("-m", "ouro-edge", *arguments, "hi", code=1)
     assert says in said and "Traceback" not in said
+
+
+def test_an_attachment_is_refused_in_every_form():
+    python = os.environ.get("OURO_EDGE_LLM_PYTHON") or pytest.skip("OURO_EDGE_LLM_PYTHON is not set")
+    code = (
+        "import llm, ouro_edge\n"
+        "from llm.parts import AttachmentPart, TextPart\n"
+        "model = llm.get_model('ouro-edge')\n"
+        "picture = llm.Attachment(type='image/png', content=b'x')\n"
+        "message = llm.Message(role='user', parts=[TextPart(text='hello'), AttachmentPart(attachment=picture)])\n"
+        "for given in ({'attachments': [picture]}, {'messages': [message]}):\n"
+        "    try:\n"
+        "        print('answered', model.prompt('hello', **given).text())\n"
+        "    except ValueError as problem:\n"
+        "        print('attachment' in str(problem))\n"
+    )
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "True\nTrue\n", done.stderr

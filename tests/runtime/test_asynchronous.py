@@ -128,7 +128,7 @@ def test_a_cancelled_generation_leaves_its_sequence_usable(model):
 
     *tokens, done = asyncio.run(main())
     assert ids_of(tokens) == ids_of(model.generate(PROMPT, max_tokens=8, stop_ids=()))
-    assert done.usage.cached_tokens == len(PROMPT) - 1
+    assert done.usage.cached_tokens == len(PROMPT) - 2
 
 
 def test_a_closed_generator_computes_no_more(model):

@@ -97,7 +97,7 @@ def test_a_scored_sequence_goes_on_without_computing_again(model):
     sequence = model.new_sequence()
     model.score(IDS, sequence=sequence)
     *tokens, done = model.generate(IDS, max_tokens=3, stop_ids=(), sequence=sequence)
-    assert done.usage.cached_tokens == len(IDS) - 1
+    assert done.usage.cached_tokens == len(IDS) - 2
     assert [t.id for t in tokens] == [
         t.id for t in model.generate(IDS, max_tokens=3, stop_ids=()) if isinstance(t, ouro_edge.Token)
     ]

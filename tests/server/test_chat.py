@@ -63,7 +63,7 @@ def test_the_second_turn_reuses_the_first(client):
     messages = [{"role": "user", "content": "Who are you? Tell me everything."}]
     ask(client, messages=messages)
     usage = ask(client, messages=messages).usage
-    assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 1
+    assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 2
 
 
 @pytest.mark.parametrize(

@@ -22,38 +22,38 @@ class FairLock:
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self._taken = False
-        self._queue: deque[threading.Event] = deque()  # waiting threads, the first in front
+        # The first one has its turn, the others wait. There is no state besides, so that no exception, such as that of
+        # Ctrl-C, can leave the lock taken without a holder.
+        self._queue: deque[threading.Event] = deque()
 
     @property
     def waiting(self) -> int:
         """The number of waiting threads."""
-        return len(self._queue)
+        return max(0, len(self._queue) - 1)
 
     @contextmanager
     def hold(self, cancel: Cancel | None = None) -> Iterator[None]:
         """Acquire the lock. Raises Cancelled, and leaves the queue, when `cancel` fires meanwhile."""
         mine = threading.Event()
-        with self._guard:
-            if not self._taken:
-                self._taken = True
-                mine.set()
-            else:
-                self._queue.append(mine)
         try:
+            with self._guard:
+                self._queue.append(mine)
+                self._queue[0].set()
             while not mine.wait(None if cancel is None else _CANCEL_POLL_SECONDS):
                 assert cancel is not None
                 cancel.check()
             yield
         finally:
-            self._leave(mine)
+            try:
+                self._leave(mine)
+            except BaseException:  # Ctrl-C came in between
+                self._leave(mine)
+                raise
 
     def _leave(self, mine: threading.Event) -> None:
         """Pass the lock to the next thread, or leave the queue."""
         with self._guard:
-            if not mine.is_set():
+            if mine in self._queue:
                 self._queue.remove(mine)
-            elif self._queue:
-                self._queue.popleft().set()  # `_taken` stays set, so that no other thread can come first
-            else:
-                self._taken = False
+            if self._queue:
+                self._queue[0].set()

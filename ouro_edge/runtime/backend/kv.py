@@ -50,6 +50,7 @@ class KVBuffers:
         self._config, self._kv = config, kv
         self._siblings = caches  # caches of one sequence
         self.capacity = 0
+        self._growing = False  # buffers differ in size, or some are not bound: an exception has ended `reserve`
         # Key of layer 0, value of layer 0, key of layer 1, ...
         self.arrays: list[NDArray[Any]] = [np.empty(0)] * (2 * config.num_layers)
 
@@ -58,25 +59,24 @@ class KVBuffers:
 
         Every new buffer is handed to `bind` at once, as ("0.key", OrtValue), ("0.value", ...): with that the old one is
         free, so that growing needs one buffer more and not twice the cache. ContextOverflowError when the machine has
-        no memory for it.
+        no memory for it. After another exception (Ctrl-C, MemoryError) the content is intact, and the next call brings
+        all buffers to one size before anything uses them.
         """
-        if length <= self.capacity:
+        if length <= self.capacity and not self._growing:
             return
-        grown_capacity = max(_FIRST_CAPACITY_TOKENS, length, self.capacity + self.capacity // 2)
-        capacity = min(grown_capacity, max(length, self._config.max_positions))
-        if not self._fits(capacity):
-            capacity = min(length + _FIRST_CAPACITY_TOKENS, max(length, self._config.max_positions))
-            if not self._fits(capacity):
-                raise ContextOverflowError(self._too_much(capacity))
+        capacity = self.capacity if length <= self.capacity else self._grown_capacity(length)
         ort = import_onnxruntime()
         shape = (1, self._config.num_kv_heads, capacity, _width(self._config, self._kv))
+        self._growing = True
         for i in range(2 * self._config.num_layers):
-            grown = np.empty(shape, _DTYPES[self._kv])
-            if valid:
-                grown[:, :, :valid] = self.arrays[i][:, :, :valid]
-            self.arrays[i] = grown
-            bind(f"{i // 2}.{('key', 'value')[i % 2]}", ort.OrtValue.ortvalue_from_numpy(grown))
+            if self.arrays[i].shape != shape:
+                grown = np.empty(shape, _DTYPES[self._kv])
+                if valid:
+                    grown[:, :, :valid] = self.arrays[i][:, :, :valid]
+                self.arrays[i] = grown
+            bind(f"{i // 2}.{('key', 'value')[i % 2]}", ort.OrtValue.ortvalue_from_numpy(self.arrays[i]))
         self.capacity = capacity
+        self._growing = False
 
     def valid(self, length: int) -> list[NDArray[Any]]:
         """The first `length` positions of every buffer, as views [KV, length, D]."""
@@ -92,6 +92,16 @@ class KVBuffers:
     def nbytes(self) -> int:
         """Bytes held by the buffers."""
         return sum(array.nbytes for array in self.arrays)
+
+    def _grown_capacity(self, length: int) -> int:
+        """Positions to have room for when `length` are needed. ContextOverflowError without the memory."""
+        most = max(length, self._config.max_positions)
+        capacity = min(max(_FIRST_CAPACITY_TOKENS, length, self.capacity + self.capacity // 2), most)
+        if not self._fits(capacity):
+            capacity = min(length + _FIRST_CAPACITY_TOKENS, most)
+            if not self._fits(capacity):
+                raise ContextOverflowError(self._too_much(capacity))
+        return capacity
 
     def _fits(self, capacity: int) -> bool:
         return (capacity - self.capacity) * self._per_token <= max(0, available_memory() - _RESERVED_BYTES)

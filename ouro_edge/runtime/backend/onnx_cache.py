@@ -48,9 +48,10 @@ class OnnxCache:
         session = self._backend.session_for(len(rows))
         call = self._calls.get(id(session))
         if call is None:
-            call = self._calls[id(session)] = _Call(self._backend, session, self)
+            call = _Call(self._backend, session, self)
             for name, value in self.buffers.items():
                 call.bind_kv(name, value)
+            self._calls[id(session)] = call  # complete: an exception above leaves none that is bound in part
         return call(rows, total, cancel)
 
     def grow(self, length: int, valid: int) -> None:
@@ -98,9 +99,9 @@ class _Call:
     def __call__(self, rows: Array, total: int, cancel: Cancel | None) -> GroupOutput:
         rope = self._backend.rope(total)
         if rope is not self._rope:
-            self._rope = rope
             self._binding.bind_ortvalue_input("cos_cache", rope[0])
             self._binding.bind_ortvalue_input("sin_cache", rope[1])
+            self._rope = rope  # after the bindings, as in `_bind_rows`: an exception between them makes it bind again
         if rows.shape != self._shape:
             self._bind_rows(rows.shape)
         self._hidden[0] = rows
@@ -116,10 +117,11 @@ class _Call:
 
     def _bind_rows(self, shape: tuple[int, ...]) -> None:
         length, width = shape
-        self._shape = shape
+        self._shape = ()
         self._hidden, self._out = (np.empty((1, length, width), np.float32) for _ in range(2))
         self._gate = np.full((1, length, 1), np.nan, np.float32)
         self._binding.bind_ortvalue_input("hidden", self._wrap(self._hidden))
         self._binding.bind_ortvalue_output("hidden_out", self._wrap(self._out))
         if self._backend.config.has_gate:
             self._binding.bind_ortvalue_output("exit_logit", self._wrap(self._gate))
+        self._shape = shape

@@ -55,7 +55,8 @@ def open_session(graph: Graph, threads: int | None = None, *, parallel: bool = T
     try:
         values = list(map(ort.OrtValue.ortvalue_from_numpy, graph.arrays.values()))
         options.add_external_initializers(list(graph.arrays), values)
-        return ort.InferenceSession(graph.model, options, providers=["CPUExecutionProvider"])
+        # With its fallback, onnxruntime would print the error on standard output and try the same once more.
+        return ort.InferenceSession(graph.model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as problem:  # onnxruntime's errors share no public base class
         raise BundleError(
             f"{graph.source} cannot be loaded by onnxruntime {ort.__version__}: {one_line(problem)}"

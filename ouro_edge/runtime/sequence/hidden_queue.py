@@ -23,8 +23,11 @@ class HiddenQueue:
         if self._stop + len(rows) > len(self._buffer):
             waiting = self._buffer[self._start : self._stop]
             if count + len(rows) > len(self._buffer) // 2:
-                self._buffer = np.empty((2 * (count + len(rows)), waiting.shape[1]), np.float32)
-            self._buffer[:count] = waiting
+                grown = np.empty((2 * (count + len(rows)), waiting.shape[1]), np.float32)
+                grown[:count] = waiting
+                self._buffer = grown
+            else:
+                self._buffer[:count] = waiting
             self._start, self._stop = 0, count
         self._buffer[self._stop : self._stop + len(rows)] = rows
         self._stop += len(rows)

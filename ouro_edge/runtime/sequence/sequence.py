@@ -26,6 +26,10 @@ from ouro_edge.runtime.sequence.depth_run import DepthRun, Exited
 from ouro_edge.runtime.sequence.hidden_queue import HiddenQueue
 from ouro_edge.runtime.sequence.old_names import renamed
 
+# Positions at the end of a prompt that are computed in one call. One row takes another kernel than two or more, with
+# another rounding of activations; from two on the number of rows makes no difference.
+_TAIL_TOKENS = 2
+
 
 @dataclass(frozen=True, slots=True)
 class LoopChunk:
@@ -58,6 +62,7 @@ class TokenSequence:
         self.work = Work()
         self.generation_id = 0  # counts `set_prompt`: a generation notices when another one has taken over
         self._version = 0  # changes when positions are dropped or replaced
+        self._changing = False  # tokens, frontiers and waiting rows may disagree: an exception has ended a change
         self._caches = [backend.new_cache(index) for index in range(program.num_caches)]
         self._waiting = [HiddenQueue(program.width) for _ in program.passes[1:]]  # [r]: input of loop r + 2
 
@@ -80,6 +85,7 @@ class TokenSequence:
 
     def caches(self) -> list[tuple[Cache, int]]:
         """Every cache of this sequence once, with the number of positions that are valid in it."""
+        self._repair()
         valid, _ = self.layout(self.frontier)
         return list(zip(self._caches, valid, strict=True))
 
@@ -107,6 +113,7 @@ class TokenSequence:
 
     def copy_prefix(self, length: int | None = None) -> TokenSequence:
         """A new sequence with the first `length` positions of this one (default: all): state copied, not computed."""
+        self._repair()
         most = len(self.tokens)
         length = most if length is None else check_whole("length", length, 0, most, ", the tokens of the sequence")
         frontier = [min(at, length) for at in self.frontier]
@@ -120,30 +127,38 @@ class TokenSequence:
 
     def append(self, ids: Sequence[int]) -> None:
         """Append token ids; nothing is computed yet. RequestError for an id outside the vocabulary."""
+        self._repair()
         ids = check_ids(ids, self.config.vocab_size)
         if len(self.tokens) + len(ids) > self.config.max_positions:
             raise ContextOverflowError(f"{len(self.tokens) + len(ids)} tokens do not fit this model's context of "
                                        f"{self.config.max_positions}: shorten the prompt")  # fmt: skip
+        self._changing = True
         self.tokens.extend(ids)
         self.frontier[0] = len(self.tokens)
+        self._changing = False
 
     def truncate(self, length: int) -> None:
         """Drop every position from `length` on, as if it had never been appended."""
+        self._repair()
         length = check_whole("length", length, 0, len(self.tokens), ", the tokens of the sequence")
         self._version += 1
+        self._changing = True
         del self.tokens[length:]
         self.frontier = [min(at, length) for at in self.frontier]
         for r, rows in enumerate(self._waiting, start=1):
             rows.clip(self.frontier[r] - self.frontier[r + 1])
+        self._changing = False
 
     def set_prompt(self, ids: Sequence[int]) -> int:
         """Make the sequence hold exactly `ids`, keeping what is computed of the longest common prefix.
 
-        The last token is always left to compute, because its state is what a caller needs next. Returns the number of
-        positions kept.
+        The last tokens are always left to compute: the state of the last one is what a caller needs next, and with
+        `_TAIL_TOKENS` of them a prompt's end goes through the kernels in the same way whether or not its beginning was
+        kept, so that a repeated request gets the same answer. Returns the number of positions kept.
         """
+        self._repair()
         ids = check_ids(ids, self.config.vocab_size)
-        kept = min(common_prefix(self.tokens, ids[:-1]), self.frontier[1])
+        kept = min(common_prefix(self.tokens, ids[:-_TAIL_TOKENS]), self.frontier[1])
         self.generation_id += 1
         self.truncate(kept)
         self.append(ids[kept:])
@@ -162,14 +177,17 @@ class TokenSequence:
 
         RequestError when the sequence was truncated or the loop has advanced since.
         """
+        self._repair()
         count = len(group.rows)
         if group.version != self._version or group.start != self.frontier[loop]:
             raise RequestError("the sequence has changed since this group was pending: take a new one")
+        self._changing = True
         if loop > 1:
             self._waiting[loop - 2].drop(count)
         if loop < len(self.frontier) - 1:
             self._waiting[loop - 1].append(output.states)
         self.frontier[loop] += count
+        self._changing = False
         self.work.calls += 1
         self.work.rows += count
 
@@ -191,6 +209,7 @@ class TokenSequence:
 
     def _target(self, loop: int, upto: int | None) -> int:
         """The position that a loop can advance to."""
+        self._repair()
         loop = check_whole("loop", loop, 1, len(self.frontier) - 1, ", the loops of the model")
         if upto is None:
             return self.frontier[loop - 1]
@@ -225,6 +244,15 @@ class TokenSequence:
             if exited.positions:
                 return exited.states
         raise AssertionError("a run ended without an exit")
+
+    def _repair(self) -> None:
+        """After a change that Ctrl-C has ended half-way: all positions are computed again, because rows may be lost."""
+        if self._changing:
+            self._version += 1
+            self.frontier = [len(self.tokens)] + [0] * (len(self.frontier) - 1)
+            for rows in self._waiting:
+                rows.clip(0)
+            self._changing = False
 
     feed = renamed("feed", "append")
     resume = renamed("resume", "set_prompt")

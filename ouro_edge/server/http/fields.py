@@ -55,9 +55,10 @@ class Fields:
         self._left.discard(name)
         return self._values.get(name)
 
-    def flag(self, name: str) -> bool:
-        """true or false; false when absent."""
-        return bool(self._typed(name, bool))
+    def flag(self, name: str, default: bool = False) -> bool:
+        """true or false; `default` when absent."""
+        value: bool | None = self._typed(name, bool)
+        return default if value is None else value
 
     def text(self, name: str) -> str | None:
         """Text, or None when absent."""

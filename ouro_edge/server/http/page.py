@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 FOLDER = Path(__file__).parents[1] / "page"
-STYLES = ("base", "conversation", "markdown", "controls")
+STYLES = ("colours", "base", "conversation", "markdown", "controls")
 SCRIPTS = (
     "dom",
     "markdown_blocks",

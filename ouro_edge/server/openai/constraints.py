@@ -146,4 +146,6 @@ def _rewritten(schema: Mapping[str, Any], param: str) -> dict[str, Any]:
 
 
 def _reason(matcher: llguidance.LLMatcher) -> str:
-    return (matcher.get_error().splitlines() or ["unknown reason"])[0][:300]
+    """An error of llguidance on one line: without its list of states, but with what a regular expression lacks."""
+    lines = [line.strip() for line in matcher.get_error().split("\n\n")[0].splitlines()]
+    return " ".join(line for line in lines if line.strip("^ "))[:300] or "unknown reason"

@@ -59,7 +59,7 @@ def read_format(fields: Fields, tools: Tools) -> tuple[Mapping[str, Any] | None,
     if form is not None:
         kind = form.choice("type", ("text", "json_object", "json_schema"), "text")
         if kind == "json_object":
-            schema = ANY_OBJECT
+            schema = form.mapping("schema") or ANY_OBJECT  # with a schema, as in llama.cpp and Together
         elif kind == "json_schema":
             inner = form.required("json_schema", form.object("json_schema"))
             for name in ("name", "description"):  # checked, not used

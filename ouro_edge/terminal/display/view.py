@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from typing import Protocol
 
-from ouro_edge.errors import RequestError, one_line
+from ouro_edge.errors import RequestError, not_text, one_line
 from ouro_edge.runtime.events import Done, Token
 from ouro_edge.runtime.text.reasoning import ReasoningTags
 from ouro_edge.terminal.conversation import Piece
@@ -63,7 +63,7 @@ class PlainView:
             except EOFError:
                 return
             except UnicodeDecodeError as problem:
-                raise RequestError(f"standard input is not valid {problem.encoding} text: {problem.reason}") from None
+                raise RequestError(not_text("standard input", problem)) from None
             except KeyboardInterrupt:
                 if not self.lasting:
                     raise
@@ -99,7 +99,10 @@ class PlainView:
                 print(clean(event.text), end="", flush=True)
                 depths[event.tokens] = event.depth
         finally:
-            print(flush=True)
+            if isinstance(events, Generator):
+                events.close()  # now: where the reader has left, the interpreter would report what it raises at its end
+            with suppress(BrokenPipeError) if sys.exc_info()[0] else nullcontext():
+                print(flush=True)
         if show_depth:
             self.notice("depths: " + " ".join(map(str, depths.values())))
         if self.lasting:
