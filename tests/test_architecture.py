@@ -35,6 +35,7 @@ ROWS: dict[str, list[set[str]]] = {
     "export": [
         {"checkpoint", "model_card", "data_file", "graphs"},
         {"gguf", "prefill_copy"},
+        {"sentencepiece"},
         {"huggingface", "exporter", "batched_block"},
         {"open_checkpoint"},
     ],
@@ -136,7 +137,7 @@ def test_packages_are_small_and_have_a_docstring() -> None:
     for folder in sorted({path.parent for path in MODULES.values()}):
         assert (folder / "__init__.py").is_file(), f"{folder} has no __init__.py"
         if folder.name != "cli":
-            assert len(list(folder.glob("*.py"))) <= MOST_FILES + 1, folder  # besides __init__.py
+            assert len(list(folder.glob("*.py"))) <= MOST_FILES, folder
     assert len(list(PACKAGE.glob("*.py"))) <= 8
 
 

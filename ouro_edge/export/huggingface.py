@@ -17,7 +17,7 @@ from ouro_edge.arch.hf_fields import unknown_fields
 from ouro_edge.arch.weights import Array, TensorReader, Weights
 from ouro_edge.errors import CheckpointError
 from ouro_edge.export.checkpoint import Checkpoint, is_present
-from ouro_edge.export.gguf.sentencepiece import convert
+from ouro_edge.export.sentencepiece import convert
 
 _TEXT_FILES = (
     "config.json",

@@ -15,8 +15,8 @@ from models import write_checkpoint
 
 import ouro_edge
 from ouro_edge.errors import CheckpointError
-from ouro_edge.export.gguf.sentencepiece import convert
 from ouro_edge.export.open_checkpoint import open_checkpoint
+from ouro_edge.export.sentencepiece import convert
 from ouro_edge.runtime.text.tokenizer import Tokenizer
 
 PIECES = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), *((f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)),
