@@ -211,12 +211,13 @@ def by_command_line(nano, plugin, options):
 
 
 def by_set(nano, plugin, options):
-    GenerationOptions(**options).arguments(nano)  # as `chat` does; `/set` itself replaces one rule by another
+    """The exit rule in use, as in `chat`; `/set` itself replaces one rule by another."""
+    return GenerationOptions(**options).arguments(nano).get("exit")
 
 
 def by_server(nano, plugin, options):
     try:
-        read_options(Fields(dict(options), ""), nano, nano.default_exit())
+        return read_options(Fields(dict(options), ""), nano, nano.default_exit()).exit
     except ApiError as problem:
         raise RequestError(problem.message) from None
 
@@ -256,8 +257,9 @@ def test_every_interface_refuses_with_the_same_message(nano, plugin, options, sa
                                   "depth:2", "full", "confidence:0.9", "entropy:1", "change:0.1", "agreement",
                                   "weighted"])  # fmt: skip
 def test_every_interface_takes_every_rule(nano, plugin, text):
-    for give in (by_command_line, by_set, by_server, by_plugin):
-        give(nano, plugin, {"exit": text})
+    assert by_set(nano, plugin, {"exit": text}) == by_server(nano, plugin, {"exit": text}) == parse_exit(text)
+    by_command_line(nano, plugin, {"exit": text})
+    assert by_plugin(nano, plugin, {"exit": text})["output"] > 0
 
 
 def test_the_options_of_the_plugin_count(nano, plugin):

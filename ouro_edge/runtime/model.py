@@ -115,7 +115,7 @@ class Model(ForwardModel, AsyncTwins):
         calls where the backend can. Options and events are those of `generate`; `sequence` and `constraint` belong to
         one answer and are refused. An error of one generation ends all.
         """
-        count = check_whole("threads", threads or getattr(self.backend, "slots", 1), 1, 64)
+        count = check_whole("threads", threads or self.backend.slots, 1, 64)
         return run_many(self.generate, prompts, count, dict(options))
 
     def _events(self, sequence: TokenSequence, request: Request) -> Iterator[Event]:

@@ -137,7 +137,7 @@ def test_a_failed_turn_in_a_pipe_is_told_by_the_exit_code(talker):
     assert slash.exit_code == 0 and "not a command" not in slash.stderr
 
 
-def test_what_nobody_thought_of_is_one_line_too(talker, monkeypatch):
+def test_an_unexpected_exception_is_one_line(talker, monkeypatch):
     monkeypatch.setattr("ouro_edge.runtime.model.Model.render", lambda *a, **k: 1 / 0)
     refused("run", talker, "-p", "x", says="unexpected ZeroDivisionError")
 

@@ -99,6 +99,9 @@ def test_items_ahead_are_computed_while_the_reader_is_busy() -> None:
         async with aclosing(iterate(work.start, work.cancel, ahead=2)) as items:
             await anext(items)
             await until(lambda: work.computed == 3)
+            await asyncio.sleep(0.05)
+            assert work.computed == 3  # the one taken and two ahead, no more
+            assert [await anext(items), await anext(items)] == [2, 3]
 
     run(main)
 

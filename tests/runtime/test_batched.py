@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -165,3 +166,29 @@ def test_many_prompts_can_be_left_early_and_errors_are_raised(pair):
         together.generate_many([[5]], sequence=together.new_sequence())
     with pytest.raises(ouro_edge.RequestError, match="parallel"):
         ouro_edge.load(parallel=0)
+
+
+def buffers_of(sequence):
+    """Weak references to the KV buffers of the first loop."""
+    return [weakref.ref(view.base) for view in sequence.kv_of(1).valid(len(sequence))]
+
+
+def test_a_call_of_many_groups_keeps_no_old_buffers(pair, monkeypatch):
+    _, model = pair
+    sequences = loops_of(model, PROMPTS[:4], [0] * 4)
+    model.backend.run([sequence.pending(1) for sequence in sequences])
+    growing, dropped = buffers_of(sequences[0]), [ref for sequence in sequences[1:] for ref in buffers_of(sequence)]
+    assert all(ref() is not None for ref in growing + dropped)
+
+    sequences[0].append([5] * 100)  # more than the first buffers have room for
+    alive = []
+    block = model.backend._queue.block
+    monkeypatch.setattr(
+        model.backend._queue, "block", lambda *a: (alive.extend(ref() is not None for ref in growing), block(*a))[1]
+    )
+    model.backend.run([sequences[0].pending(1)])
+    assert alive and not any(alive)  # free before the call, when only the new buffers are there
+
+    del sequences[1:]
+    model.backend.run([sequences[0].pending(1)])
+    assert not any(ref() is not None for ref in dropped)

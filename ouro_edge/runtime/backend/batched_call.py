@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ouro_edge.bundle.bundle import SLOT_COUNTS
 from ouro_edge.runtime.backend.cancel import Cancel
 from ouro_edge.runtime.backend.kv import KVBuffers
 from ouro_edge.runtime.backend.protocol import GroupOutput, RowGroup
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class BatchedCall:
-    """The binding of a batched session with all its slots. Not safe for several threads at once."""
+    """The binding of a batched session with all its slots. Safe to use from several threads, which take turns."""
 
-    def __init__(self, backend: OnnxBackend, session: Any, slots: int) -> None:
-        self._backend, self._session, self._slots = backend, session, slots
+    def __init__(self, backend: OnnxBackend, session: Any, dummy: DummyCache, slots: int) -> None:
+        self._backend, self._session, self._dummy = backend, session, dummy
         self._wrap = import_onnxruntime().OrtValue.ortvalue_from_numpy
         self._binding = backend.new_binding(session)
         self._seqlens = [np.zeros(1, np.int32) for _ in range(slots)]
@@ -33,27 +34,38 @@ class BatchedCall:
         self._values: dict[str, Any] = {}  # OrtValues of the arrays above
         for name, array in (("slot_rows", self._slot_rows), ("total_rows", self._total_rows), ("slots", self._used)):
             self._bind(name, array)
-        self._dummy = DummyCache(backend)
-        self._bound: list[tuple[Any, int]] = [(None, -1)] * slots  # cache and its version
+        self._lock = threading.Lock()  # of the binding
+        # Cache and its version, by slot. The binding keeps the cache's buffers alive, the weak reference tells when the
+        # sequence itself no longer does.
+        self._bound: list[tuple[Any, int]] = [(_nothing, -1)] * slots
         for slot in range(slots):
             self._bind(f"seqlens_k.{slot}", self._seqlens[slot])
             self._bind(f"total_length.{slot}", self._totals[slot])
-            self._bind_cache(slot, self._dummy, 0)
         self._rope: Any = None
         self._rows = -1
         self._hidden = self._out = self._gate = np.empty((0, 0, 0), np.float32)
 
     def run(self, groups: Sequence[RowGroup], cancel: Cancel | None = None) -> list[GroupOutput]:
         """Compute at most as many groups as there are slots; the outputs are copies."""
+        with self._lock:
+            return self._run(groups, cancel)
+
+    def release(self, growing: OnnxCache | None = None) -> None:
+        """Free the buffers of dropped sequences, and the old ones of a cache that is about to grow."""
+        with self._lock:
+            for slot, (bound, _) in enumerate(self._bound):
+                if bound() in (None, growing):
+                    self._bind_cache(slot, self._dummy)
+
+    def _run(self, groups: Sequence[RowGroup], cancel: Cancel | None) -> list[GroupOutput]:
         total = sum(len(group.rows) for group in groups)
-        size = next(count for count in SLOT_COUNTS if count >= len(groups))
         self._bind_rows(total)
         self._slot_rows[:] = 0
         self._slot_rows[-1] = len(groups)  # dummy rows that no slot takes
         self._total_rows[0], self._used[...] = total, len(groups)
         ends = []
         start = 0
-        for slot in range(size):
+        for slot in range(len(self._bound)):
             if slot < len(groups):
                 group = groups[slot]
                 rows, length, cache = len(group.rows), group.start + len(group.rows), group.cache
@@ -64,47 +76,46 @@ class BatchedCall:
                 rows, length, cache = 1, 1, self._dummy
             self._slot_rows[slot] = rows
             self._seqlens[slot][0], self._totals[slot][...] = length - 1, length
-            self._bind_cache(slot, cache, cache.version)
+            self._bind_cache(slot, cache)
         rope = self._backend.rope(max(group.start + len(group.rows) for group in groups))
         if rope is not self._rope:
-            self._rope = rope
             self._binding.bind_ortvalue_input("cos_cache", rope[0])
             self._binding.bind_ortvalue_input("sin_cache", rope[1])
+            self._rope = rope  # after the bindings: an exception between them makes it bind again
         self._backend.call(self._session, self._binding, cancel)
         parts = zip([0, *ends[:-1]], ends, strict=True)
         return [GroupOutput(self._out[0, a:b].copy(), self._gate[0, a:b, 0].copy()) for a, b in parts]
-
-    def release(self, cache: OnnxCache) -> None:
-        """Let go of a cache that is about to grow or to be dropped."""
-        for slot, (bound, _) in enumerate(self._bound):
-            if bound is cache:
-                self._bind_cache(slot, self._dummy, 0)
 
     def _bind(self, name: str, array: Any) -> None:
         self._values[name] = self._wrap(array)
         self._binding.bind_ortvalue_input(name, self._values[name])
 
-    def _bind_cache(self, slot: int, cache: Any, version: int) -> None:
-        bound, known = self._bound[slot]
-        if bound is cache and known == version:
+    def _bind_cache(self, slot: int, cache: Any) -> None:
+        bound, version = self._bound[slot]
+        if bound() is cache and version == cache.version:
             return
+        self._bound[slot] = _nothing, -1  # until all is bound, in case of an exception
         for name, value in cache.buffers.items():
             self._binding.bind_ortvalue_input(f"past.{name}.{slot}", value)
             self._binding.bind_ortvalue_output(f"present.{name}.{slot}", value)
-        if bound is not cache:
-            self._backend.bind_scales(self._binding, cache.index, f".{slot}")
-        self._bound[slot] = cache, version
+        self._backend.bind_scales(self._binding, cache.index, f".{slot}")
+        self._bound[slot] = weakref.ref(cache), cache.version
 
     def _bind_rows(self, count: int) -> None:
         if count == self._rows:
             return
-        self._rows, width = count, self._backend.program.width
+        self._rows, width = -1, self._backend.program.width
         self._hidden, self._out = (np.empty((1, count, width), np.float32) for _ in range(2))
         self._gate = np.full((1, count, 1), np.nan, np.float32)
         self._binding.bind_ortvalue_input("hidden", self._wrap(self._hidden))
         self._binding.bind_ortvalue_output("hidden_out", self._wrap(self._out))
         if self._backend.config.has_gate:
             self._binding.bind_ortvalue_output("exit_logit", self._wrap(self._gate))
+        self._rows = count
+
+
+def _nothing() -> None:
+    """Stands for a weak reference to no cache."""
 
 
 class DummyCache:

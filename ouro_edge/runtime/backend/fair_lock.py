@@ -22,8 +22,8 @@ class FairLock:
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        # The first one has its turn, the others wait. There is no state besides, so that no exception, such as that of
-        # Ctrl-C, can leave the lock taken without a holder.
+        # The first entry holds the lock, the others wait. This is the only state, so an exception such as
+        # KeyboardInterrupt cannot leave the lock taken without a holder.
         self._queue: deque[threading.Event] = deque()
 
     @property

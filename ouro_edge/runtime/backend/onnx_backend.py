@@ -1,7 +1,8 @@
 """The backend that onnxruntime computes: the sessions of a bundle's graphs, opened once and shared by all sequences.
 
 The block graph is stateless: the KV cache that it is given decides which loop it computes. One call runs at a time, in
-the order of arrival, because two calls at once would compete for the same cores.
+the order of arrival, because two calls at once would compete for the same cores; a graph with several slots computes
+groups of several generations in one call.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class OnnxBackend:
         if self.slots > 1:
             self._dummy = DummyCache(self)
             self._queue = CallQueue(self._run_together, self._run_head, self.slots)
-            self._batched = BatchedCall(self, self._session, self.slots)
+            self._batched = BatchedCall(self, self._session, self._dummy, self.slots)
         self._rope: tuple[Any, Any] = (None, None)
         self._rope_length = 0
         self._rope_lock = threading.Lock()
@@ -87,16 +88,21 @@ class OnnxBackend:
         """Compute the groups; with several slots, together with groups that other threads submit meanwhile."""
         if self._queue is None or any(self._takes_prefill_path(len(group.rows)) for group in groups):
             return [group.cache.run(group.rows, group.start, cancel) for group in groups]
+        assert self._batched is not None
         for group in groups:
-            group.cache.grow(group.start + len(group.rows), group.start)
+            length = group.start + len(group.rows)
+            if length > group.cache.capacity:
+                self._batched.release(group.cache)
+            group.cache.grow(length, group.start)
         return self._queue.block(groups, cancel)
 
     def _run_together(self, groups: list[RowGroup], cancel: Cancel | None) -> list[GroupOutput]:
         """Calls of at most as many groups as there are slots."""
+        assert self._batched is not None
         if len(groups) == 1:
+            self._batched.release()
             (group,) = groups
             return [group.cache.run(group.rows, group.start, cancel)]
-        assert self._batched is not None
         outputs: list[GroupOutput] = []
         for first in range(0, len(groups), self.slots):
             outputs += self._batched.run(groups[first : first + self.slots], cancel)

@@ -61,6 +61,7 @@ class Backend(Protocol):
     kv: str  # type of the KV caches: fp32, int8, int4
     state_id: str  # equal for two backends if a saved cache of one means the same in the other
     rows_per_call: int  # rows that one group should have at most
+    slots: int  # groups that one call computes with a single read of the weights
 
     def new_cache(self, index: int) -> Cache:
         """An empty cache number `index` of the loop program, for one sequence."""

@@ -22,6 +22,7 @@ class ReferenceBackend:
 
     kv = "fp32"
     rows_per_call = 128
+    slots = 1
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Array], *, share_kv: bool = False) -> None:
         self.config, self.program = config, loop_program(config, share_kv=share_kv)

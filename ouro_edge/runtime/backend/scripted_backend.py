@@ -38,6 +38,7 @@ class ScriptedBackend:
     kv = "fp32"
     state_id = "scripted"
     rows_per_call = 1 << 20
+    slots = 1
 
     def __init__(self, config: ModelConfig, script: Script = no_script) -> None:
         if config.hidden_size < _COLUMNS:
