@@ -63,9 +63,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--prefill-weights", default="auto", choices=("auto", "int8", "none"))
     options = parser.parse_args()
     streams = [int(count) for count in options.streams.split(",")]
-    settings = {"kv": options.kv, "threads": options.threads, "prefill_weights": "none"}
+    settings = {"kv": options.kv, "threads": options.threads, "prefill_weights": options.prefill_weights}
     alone = ouro_edge.load(options.model, **settings)
     together = ouro_edge.load(options.model, parallel=max(streams), **settings)
     depth = options.depth or alone.config.loops

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ouro_edge.bundle.bundle import SLOT_COUNTS, Bundle, Graph
+from ouro_edge.bundle.batched_graphs import BatchedGraphs
+from ouro_edge.bundle.bundle import SLOT_COUNTS, Bundle
 from ouro_edge.bundle.directory import MANIFEST_FILE, is_bundle, open_bundle
 from ouro_edge.errors import OuroEdgeError, RequestError, one_line
 from ouro_edge.export.checkpoint import is_gguf
@@ -84,17 +84,17 @@ def load(
     )
 
 
-def _batched(bundle: Bundle, parallel: int, progress: Progress | None) -> Callable[[str], tuple[Graph, int]] | None:
-    """What makes the graph for several generations at once; None for one, or in an app without the exporter."""
+def _batched(bundle: Bundle, parallel: int, progress: Progress | None) -> BatchedGraphs | None:
+    """What makes the graphs for several generations at once; None for one, or in an app without the exporter."""
     if parallel <= 1:
         return None
     try:
-        from ouro_edge.export.batched_block import batched_block
+        from ouro_edge.export.batched_block import batched_graphs
     except ImportError:  # an app may ship without onnx: generations then alternate call by call
         return None
 
     slots = next((count for count in SLOT_COUNTS if count >= parallel), SLOT_COUNTS[-1])
-    return lambda kv: (batched_block(bundle, kv, slots, progress), slots)
+    return batched_graphs(bundle, slots, progress)
 
 
 def resolve_model(model: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> Path:

@@ -9,6 +9,7 @@ __all__ = [
     "DirectoryBundle",
     "FittedGate",
     "added_files",
+    "batched_graphs",
     "bundle",
     "directory",
     "fitted_gate",

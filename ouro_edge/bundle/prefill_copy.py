@@ -12,7 +12,7 @@ from ouro_edge.errors import BundleError
 
 RECORD_FILE = "prefill_copy.json"
 PROBE_FILE = "probe.onnx"  # tests whether this CPU multiplies uint8 and int8 without saturation
-VERSION = 2
+VERSION = 3
 GRAPHS = (*BLOCK_FILES.values(), PROBE_FILE)
 
 

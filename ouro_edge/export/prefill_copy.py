@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ouro_edge.arch.weights import Array, block_tensors
+from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.weights import Array, block_tensors, fused_names
 from ouro_edge.bundle.bundle import Bundle, GraphInMemory
 from ouro_edge.bundle.directory import BLOCK_FILES, DATA_FILE, sha256
 from ouro_edge.bundle.manifest import StoredTensor
@@ -71,11 +72,12 @@ def _write(bundle: Bundle, out: Path, progress: Progress | None) -> None:
                 )
                 continue
             columns, scales, snr[name] = _by_column(bundle, name)
-            parts = {
-                "columns": data.write(iter([columns]), "int8", columns.shape),
-                "column_scales": data.write(iter([scales]), "float32", scales.shape),
-            }
-            tensors[name] = StoredTensor(stored.shape, stored.scheme, parts)
+            for part, rows in _parts(bundle.config, name, len(scales)):
+                parts = {
+                    "columns": data.write(iter([columns[:, rows]]), "int8", columns[:, rows].shape),
+                    "column_scales": data.write(iter([scales[rows]]), "float32", scales[rows].shape),
+                }
+                tensors[part] = StoredTensor((len(scales[rows]), stored.shape[1]), stored.scheme, parts)
         size = data.finish()["size"]
     for kv, file in BLOCK_FILES.items():
         (out / file).write_bytes(block_graph(bundle.config, tensors, kv, PrefillBuilder).SerializeToString())
@@ -83,6 +85,14 @@ def _write(bundle: Bundle, out: Path, progress: Progress | None) -> None:
     graphs = {name: sha256(out / name) for name in GRAPHS}
     record = {"version": VERSION, "size": size, "sha256": graphs, "snr_db": snr}
     (out / RECORD_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def _parts(config: ModelConfig, name: str, rows: int) -> list[tuple[str, slice]]:
+    """Names of what the copy stores separately, with their rows: gate and up; other matrices as a whole."""
+    if not name.endswith("gate_up_proj"):
+        return [(name, slice(0, rows))]
+    gate, up = fused_names(config)[name]
+    return [(gate, slice(0, rows // 2)), (up, slice(rows // 2, rows))]
 
 
 def _by_column(bundle: Bundle, name: str) -> tuple[NDArray[np.int8], Array, float]:

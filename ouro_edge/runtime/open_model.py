@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-from ouro_edge.bundle.bundle import Bundle, Graph
+from ouro_edge.bundle.batched_graphs import BatchedGraphs
+from ouro_edge.bundle.bundle import Bundle
 from ouro_edge.bundle.fitted_gate import choose_gate
 from ouro_edge.runtime.backend.kv_choice import check_share, choose_kv
 from ouro_edge.runtime.backend.onnx_backend import OnnxBackend
@@ -25,14 +25,13 @@ def open_model(
     prefill_copy: Path | None = None,
     parallel_packing: bool = True,
     open_head: bool = True,
-    batched: Callable[[str], tuple[Graph, int]] | None = None,
+    batched: BatchedGraphs | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """Open a bundle with onnxruntime. The options are those of `ouro_edge.load`; errors are OuroEdgeError's kinds.
 
     Without `parallel_packing`, weights are packed one after the other: half the peak memory, twice the time. Without
-    `open_head`, the model computes states but no logits. `batched` returns, for a KV type, the graph that computes
-    several groups in one call, and their number.
+    `open_head`, the model computes states but no logits. `batched` makes graphs for several groups in one call.
     """
     fitted = choose_gate(bundle, gate)
     chosen, reason = choose_kv(bundle, kv)
@@ -47,7 +46,7 @@ def open_model(
             prefill_copy=prefill_copy,
             parallel_packing=parallel_packing,
             open_head=open_head,
-            batched=None if batched is None else batched(chosen),
+            batched=batched,
             progress=progress,
         )
     return Model(backend, read_model_text(bundle), gate=fitted, kv_reason=reason)

@@ -182,10 +182,9 @@ def test_a_call_of_many_groups_keeps_no_old_buffers(pair, monkeypatch):
 
     sequences[0].append([5] * 100)  # more than the first buffers have room for
     alive = []
-    block = model.backend._queue.block
-    monkeypatch.setattr(
-        model.backend._queue, "block", lambda *a: (alive.extend(ref() is not None for ref in growing), block(*a))[1]
-    )
+    queue = model.backend._shared._queue
+    block = queue.block
+    monkeypatch.setattr(queue, "block", lambda *a: (alive.extend(ref() is not None for ref in growing), block(*a))[1])
     model.backend.run([sequences[0].pending(1)])
     assert alive and not any(alive)  # free before the call, when only the new buffers are there
 

@@ -46,40 +46,54 @@ class BatchedBuilder(GraphBuilder):
         self.inputs("total_rows", "int64", [1])
         self.inputs("slots", "int64", [])
 
+    def attention_outputs(self, layer: int) -> list[str]:
+        """Names of the attention and of the extended caches of all slots."""
+        present = [f"present.{layer}.{part}.{slot}" for slot in range(self.slots) for part in ("key", "value")]
+        return [f"attention_{layer}", *present]
+
     def attend(self, qkv: str, layer: int) -> str:
         """Attention [1, T, H * D] over the caches of the slots that run."""
-        names = [f"attention_{layer}", *_present(layer, self.slots)]
+        names = self.attention_outputs(layer)
         sizes = [count for count in SLOT_COUNTS if count <= self.slots]
-        if len(sizes) == 1:
-            self._nodes += self._branch_nodes(qkv, layer, 1, names, "")
-        else:
-            self._nodes += self._choice(qkv, layer, sizes, names, "")
+        self._nodes += self._branch_nodes(qkv, layer, sizes, names, "")
         return names[0]
 
-    def _choice(self, qkv: str, layer: int, sizes: list[int], names: list[str], prefix: str) -> list[onnx.NodeProto]:
-        """Nodes that run the branch of the smallest size that holds all slots in use."""
+    def branch(self, qkv: str, layer: int, sizes: list[int], prefix: str) -> onnx.GraphProto:
+        """Attention of as many slots as one of the sizes, as a branch whose names start with `prefix`."""
+        names = [prefix + name for name in self.attention_outputs(layer)]
+        return self.branch_graph(f"{prefix}{layer}", self._branch_nodes(qkv, layer, sizes, names, prefix), names)
+
+    def branch_graph(self, name: str, nodes: list[onnx.NodeProto], outputs: list[str]) -> onnx.GraphProto:
+        """Nodes as a branch that returns attention and all caches."""
+        types = [onnx.TensorProto.FLOAT, *[tensor_type(CACHE_TYPES[self.kv])] * (len(outputs) - 1)]
+        values = [helper.make_tensor_value_info(*pair, None) for pair in zip(outputs, types, strict=True)]
+        return helper.make_graph(nodes, name, [], values)
+
+    def _branch_nodes(
+        self, qkv: str, layer: int, sizes: list[int], names: list[str], prefix: str
+    ) -> list[onnx.NodeProto]:
+        """Nodes that run the smallest of the sizes that holds all slots in use."""
+        if len(sizes) == 1:
+            return self._fan_out(qkv, layer, sizes[0], names, prefix)
         condition = f"{prefix}few_{layer}"
         limit = self.array(f"slots_{sizes[0]}", np.array(sizes[0], np.int64))
-        few = self._graph(qkv, layer, sizes[:1], f"{prefix}a{sizes[0]}_")
-        many = self._graph(qkv, layer, sizes[1:], f"{prefix}b{sizes[0]}_")
+        few = self.branch(qkv, layer, sizes[:1], f"{prefix}a{sizes[0]}_")
+        many = self.branch(qkv, layer, sizes[1:], f"{prefix}b{sizes[0]}_")
         return [
             helper.make_node("LessOrEqual", ["slots", limit], [condition]),
             helper.make_node("If", [condition], names, then_branch=few, else_branch=many),
         ]
 
-    def _graph(self, qkv: str, layer: int, sizes: list[int], prefix: str) -> onnx.GraphProto:
-        names = [f"{prefix}attention_{layer}", *(prefix + name for name in _present(layer, self.slots))]
-        if len(sizes) == 1:
-            nodes = self._branch_nodes(qkv, layer, sizes[0], names, prefix)
-        else:
-            nodes = self._choice(qkv, layer, sizes, names, prefix)
-        kind = tensor_type(CACHE_TYPES[self.kv])
-        outputs = [helper.make_tensor_value_info(names[0], onnx.TensorProto.FLOAT, None)]
-        outputs += [helper.make_tensor_value_info(name, kind, None) for name in names[1:]]
-        return helper.make_graph(nodes, f"{prefix}{layer}", [], outputs)
+    def passed_through(self, layer: int, first: int, present: list[str]) -> list[onnx.NodeProto]:
+        """Nodes that return the caches from slot `first` on as they are: bound to the same memory, so no copy."""
+        rest = [(slot, part) for slot in range(first, self.slots) for part in ("key", "value")]
+        return [
+            helper.make_node("Identity", [f"past.{layer}.{part}.{slot}"], [name])
+            for (slot, part), name in zip(rest, present[2 * first :], strict=True)
+        ]
 
-    def _branch_nodes(self, qkv: str, layer: int, count: int, names: list[str], prefix: str) -> list[onnx.NodeProto]:
-        """Attention of `count` slots; the caches of the others pass through, bound to the same memory: no copy."""
+    def _fan_out(self, qkv: str, layer: int, count: int, names: list[str], prefix: str) -> list[onnx.NodeProto]:
+        """Attention of `count` slots."""
         present, nodes = names[1:], list[onnx.NodeProto]()
         if count == 1:
             nodes.append(self._slot_attention(qkv, layer, 0, names[0], present[:2]))
@@ -106,10 +120,7 @@ class BatchedBuilder(GraphBuilder):
                     [names[0]],
                 ),
             ]
-        for slot in range(count, self.slots):
-            for part, name in zip(("key", "value"), present[2 * slot : 2 * slot + 2], strict=True):
-                nodes.append(helper.make_node("Identity", [f"past.{layer}.{part}.{slot}"], [name]))
-        return nodes
+        return nodes + self.passed_through(layer, count, present)
 
     def _slot_attention(self, qkv: str, layer: int, slot: int, out: str, present: list[str]) -> onnx.NodeProto:
         inputs, attributes = self.attention_inputs(qkv, layer, f".{slot}")
@@ -121,7 +132,3 @@ def batched_block_graph(config: ModelConfig, tensors: Any, kv: str, slots: int) 
     """The graph of one loop over groups of rows with their own caches, `slots` of them at most (1, 2, 4, 8 or 16)."""
     builder = type("SlotBuilder", (BatchedBuilder,), {"slots": slots})
     return block_graph(config, tensors, kv, builder)
-
-
-def _present(layer: int, slots: int) -> list[str]:
-    return [f"present.{layer}.{part}.{slot}" for slot in range(slots) for part in ("key", "value")]

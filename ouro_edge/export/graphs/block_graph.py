@@ -43,7 +43,7 @@ def block_graph(
         if config.sandwich_norms:
             mixed = g.norm(mixed, layer + "attn_post_norm")
         normed, residual = g.add_norm(residual, mixed, layer + "ffn_norm")
-        mixed = g.linear(g.gated(g.linear(normed, layer + "gate_up_proj")), layer + "down_proj")
+        mixed = g.feed_forward(normed, layer)
         if config.sandwich_norms:
             mixed = g.norm(mixed, layer + "ffn_post_norm")
         last = i + 1 == config.num_layers

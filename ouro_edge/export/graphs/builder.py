@@ -44,6 +44,7 @@ class GraphBuilder:
         self.kv = kv
         self.rank = rank  # axes of what `linear` gets: [B, T, C] or [T, C]
         self._nodes: list[onnx.NodeProto] = []
+        self._count = 0  # of nodes, also those in subgraphs; makes names unique
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._in: list[onnx.ValueInfoProto] = []
         self._out: list[onnx.ValueInfoProto] = []
@@ -56,7 +57,8 @@ class GraphBuilder:
 
     def node(self, op: str, inputs: list[str], *outputs: str, domain: str = "", **attributes: Any) -> str:
         """Append an operator of `domain` ("" is ONNX's own) and return the name of its first output."""
-        index = len(self._nodes)
+        index = self._count
+        self._count += 1
         outputs = outputs or (f"{op}_{index}",)
         self._nodes.append(helper.make_node(op, inputs, list(outputs), f"{op}_{index}", domain=domain, **attributes))
         return outputs[0]
@@ -89,7 +91,7 @@ class GraphBuilder:
 
     def add_norm(self, residual: str, x: str, weight: str) -> tuple[str, str]:
         """norm(residual + x) and the sum itself."""
-        index = len(self._nodes)
+        index = self._count
         total = f"residual_{index}"
         inputs = [residual, x, self.initializer(weight, "values")]
         names = (f"normed_{index}", "", "", total)
@@ -180,12 +182,15 @@ class GraphBuilder:
         self.inputs("seqlens_k", "int32", ["batch"])  # keys after this call, minus one
         self.inputs("total_length", "int32", [])
 
-    def gated(self, gate_up: str) -> str:
-        """silu(gate) * up of the concatenated halves."""
-        index = len(self._nodes)
+    def feed_forward(self, x: str, layer: str) -> str:
+        """down(silu(gate(x)) * up(x)) with the weights of a layer, whose name ends with a dot."""
+        index = self._count
         gate, up = f"gate_{index}", f"up_{index}"
-        self.node("Split", [gate_up], gate, up, axis=-1, num_outputs=2)
-        return self.node("Mul", [self.node("QuickGelu", [gate], domain=MICROSOFT, alpha=1.0), up])
+        self.node("Split", [self.linear(x, layer + "gate_up_proj")], gate, up, axis=-1, num_outputs=2)
+        return self.linear(self.node("Mul", [self.silu(gate), up]), layer + "down_proj")
+
+    def silu(self, x: str) -> str:
+        return self.node("QuickGelu", [x], domain=MICROSOFT, alpha=1.0)
 
     def model(self, name: str) -> onnx.ModelProto:
         graph = helper.make_graph(self._nodes, name, self._in, self._out, list(self._initializers.values()))

@@ -1,6 +1,8 @@
-"""The graph of the prefill copy: int8 matrix products over whole rows, and attention from plain matrix products.
+"""The graph of the prefill copy: int8 matrix products over whole rows, and attention for many rows.
 
-Inputs and outputs are those of the block graph, so that the runtime can use both graphs with the same cache.
+Inputs and outputs are those of the block graph, so that the runtime can use both graphs with the same cache. Over a
+float32 cache, attention is that of the block graph. Over a quantised cache, GroupQueryAttention takes two to four times
+as long for 256 rows as MultiHeadAttention over a float32 copy of the cache, which is used instead.
 """
 
 from __future__ import annotations
@@ -17,15 +19,19 @@ from ouro_edge.quant.rotation import rotation, rotation_size
 
 
 class PrefillBuilder(GraphBuilder):
-    """Linear layers by MatMulIntegerToFloat and attention by MultiHeadAttention, for batch size 1.
+    """Linear layers by MatMulIntegerToFloat, and MultiHeadAttention over a quantised cache; for batch size 1."""
 
-    GroupQueryAttention is optimised for one row: at 256 rows it takes two to seven times as long, longest with int8 KV.
-    """
+    slot = ""  # ends the names of what belongs to the cache of a prompt
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        if self.kv != "fp32":
+            self._positions()
+
+    def _positions(self) -> None:
+        """Nodes for positions and the causal mask, which all layers share."""
         one, column = self.array("one", np.array(1)), self.constant([1, 1, -1, 1])
-        total = self.node("Cast", ["total_length"], to=TensorProto.INT64)
+        total = self.node("Cast", ["total_length" + self.slot], to=TensorProto.INT64)
         start = self.node("Sub", [total, self.node("Squeeze", [self.node("Shape", ["hidden"], start=1, end=2)])])
         self._start, self._end = (self.node("Reshape", [at, self.constant([-1])]) for at in (start, total))
         positions = self.node("Reshape", [self.node("Range", [start, total, one]), column])
@@ -43,7 +49,26 @@ class PrefillBuilder(GraphBuilder):
         tensor = self.tensors.get(weight)
         if tensor is None or "columns" not in tensor.parts:
             return super().linear(x, weight, *outputs)
-        x, last = self.rotated(x, tensor.shape[1]), self.constant([-1])
+        rounded, scale = self.rounded(x, tensor.shape[1])
+        return self.node("Mul", [self.product(rounded, weight), scale], *outputs)
+
+    def feed_forward(self, x: str, layer: str) -> str:
+        """As in the block graph, with gate and up in separate products, which saves a copy of both.
+
+        The scale of a row is not applied to `up` but to the result: rounding the product to rows gives the same codes.
+        """
+        gate, up, down = (f"{layer}{part}_proj" for part in ("gate", "up", "down"))
+        if not all(name in self.tensors and "columns" in self.tensors[name].parts for name in (gate, up, down)):
+            return super().feed_forward(x, layer)
+        rounded, scale = self.rounded(x, self.tensors[gate].shape[1])
+        opened = self.silu(self.node("Mul", [self.product(rounded, gate), scale]))
+        mixed = self.node("Mul", [opened, self.product(rounded, up)])
+        rounded, own_scale = self.rounded(mixed, self.tensors[down].shape[1])
+        return self.node("Mul", [self.product(rounded, down), self.node("Mul", [own_scale, scale])])
+
+    def rounded(self, x: str, width: int) -> tuple[str, str]:
+        """x [1, T, K], rotated, as uint8 around 128, and the scale of each row [1, T, 1]."""
+        x, last = self.rotated(x, width), self.constant([-1])
         reach = [self.node("ReduceMax", [x, last]), self.node("Neg", [self.node("ReduceMin", [x, last])])]
         scale = self.node(
             "Max", [self.node("Mul", [self.node("Max", reach), self.number(1 / 127)]), self.number(1e-30)]
@@ -52,10 +77,13 @@ class PrefillBuilder(GraphBuilder):
         middle = self.node(
             "ConstantOfShape", [self.node("Shape", [flat])], value=helper.make_tensor("", TensorProto.UINT8, [1], [128])
         )
-        rounded = self.node("QuantizeLinear", [x, flat, middle], axis=1)
+        return self.node("QuantizeLinear", [x, flat, middle], axis=1), scale
+
+    def product(self, rounded: str, weight: str) -> str:
+        """Rows of `rounded` times the columns of a weight, without the scale of the row."""
         columns, scales = (self.initializer(weight, part) for part in ("columns", "column_scales"))
         inputs = [rounded, columns, self.number(1.0), scales, self.number(128)]
-        return self.node("Mul", [self.node("MatMulIntegerToFloat", inputs, domain=MICROSOFT), scale], *outputs)
+        return self.node("MatMulIntegerToFloat", inputs, domain=MICROSOFT)
 
     def rotated(self, x: str, width: int) -> str:
         """x in the rotated space in which the weights were rounded."""
@@ -67,41 +95,47 @@ class PrefillBuilder(GraphBuilder):
         return self.node("Reshape", [mixed, self.constant([0, -1, width])])
 
     def attend(self, qkv: str, layer: int) -> str:
-        """Attention; new keys and values are written into the cache in place, then all are read as float32.
+        """Attention over the layer's cache, extended in place."""
+        return super().attend(qkv, layer) if self.kv == "fp32" else self.attend_prompt(qkv, layer)
 
-        A quantised cache is read as whole numbers: the scales of keys multiply the queries, those of values the result.
+    def attend_prompt(self, qkv: str, layer: int, present: str = "present") -> str:
+        """Attention over a quantised cache; new keys and values are stored in place, then all are read as float32.
+
+        The cache is read as whole numbers: the scales of keys multiply the queries, those of values the result.
+        `present` begins the names of the extended cache.
         """
         config, width = self.config, cache_head_dim(self.config)
         heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
-        q, k, v = (f"{part}_{layer}" for part in ("query", "key", "value"))
-        self.node("Split", [qkv, self.constant([count * width for count in heads])], q, k, v, axis=-1)
+        parts = self.constant([count * width for count in heads])
+        index = self._count
+        q, k, v = (f"{part}_{layer}_{index}" for part in ("query", "key", "value"))
+        self.node("Split", [qkv, parts], q, k, v, axis=-1)
         q, k = self.rope(q, config.num_heads), self.rope(k, config.num_kv_heads)
-        if self.kv != "fp32":
-            q = self.node("Mul", [q, self.scale_of_heads(f"scale.{layer}.key")])
-        keys, values = self.cached(k, f"{layer}.key"), self.cached(v, f"{layer}.value")
+        q = self.node("Mul", [q, self.scale_of_heads(f"scale.{layer}.key{self.slot}")])
+        keys, values = self.cached(k, f"{layer}.key", present), self.cached(v, f"{layer}.value", present)
         mixed = self.node(
             "MultiHeadAttention", [q, keys, values, "", "", self._causal], domain=MICROSOFT,
             num_heads=config.num_heads, scale=config.head_dim**-0.5,
         )  # fmt: skip
-        return mixed if self.kv == "fp32" else self.node("Mul", [mixed, self.scale_of_heads(f"scale.{layer}.value")])
+        return self.node("Mul", [mixed, self.scale_of_heads(f"scale.{layer}.value{self.slot}")])
 
     def rope(self, x: str, heads: int) -> str:
         """Queries or keys [1, T, heads * D], rotated by their positions."""
         inputs = [x, self._start, "cos_cache", "sin_cache"]
         return self.node("RotaryEmbedding", inputs, domain=MICROSOFT, num_heads=heads)
 
-    def cached(self, x: str, name: str) -> str:
-        """All keys or values [1, H, positions, D] as float32, after appending x [1, T, KV * D] to the cache."""
+    def cached(self, x: str, name: str, present: str) -> str:
+        """All keys or values [1, H, positions, D] as whole numbers, after appending x [1, T, KV * D] to the cache."""
         config, width = self.config, cache_head_dim(self.config)
-        if self.kv != "fp32":
-            most = 127.0 if self.kv == "int8" else 7.0
-            steps = self.node("Round", [self.node("Div", [x, f"scale.{name}"])])
-            x = self.node("Clip", [steps, self.number(-most - 1), self.number(most)])
+        most = 127.0 if self.kv == "int8" else 7.0
+        steps = self.node("Round", [self.node("Div", [x, f"scale.{name}{self.slot}"])])
+        x = self.node("Clip", [steps, self.number(-most - 1), self.number(most)])
         x = self.node("Reshape", [x, self.constant([0, 0, config.num_kv_heads, width])])
         x = self.stored(self.node("Transpose", [x], perm=[0, 2, 1, 3]))
-        self.node("ScatterND", [f"past.{name}", self._slots, x], f"present.{name}")
+        extended = f"{present}.{name}{self.slot}"
+        self.node("ScatterND", [f"past.{name}{self.slot}", self._slots, x], extended)
         ends, axis = self._end, self.constant([2])
-        x = self.loaded(self.node("Slice", [f"present.{name}", self.constant([0]), ends, axis]))
+        x = self.loaded(self.node("Slice", [extended, self.constant([0]), ends, axis]))
         groups = config.num_heads // config.num_kv_heads
         if groups == 1:
             return x
@@ -112,25 +146,22 @@ class PrefillBuilder(GraphBuilder):
         """Whole numbers in float32, converted to the type of the cache."""
         if self.kv == "int8":
             return self.node("Cast", [x], to=TensorProto.INT8)
-        if self.kv == "int4":  # two per byte, the first in the low nibble, each plus 8
-            pairs = self.node("Reshape", [x, self.constant([0, 0, 0, -1, 2])])
-            parts = self.node("Mul", [pairs, self.array("halves", np.array([1, 16], np.float32))])
-            bytes_ = self.node("ReduceSum", [parts, self.constant([-1])], keepdims=0)
-            return self.node("Cast", [self.node("Add", [bytes_, self.number(8.0 + 16 * 8)])], to=TensorProto.UINT8)
-        return x
+        # int4: two per byte, the first in the low nibble, each plus 8
+        pairs = self.node("Reshape", [x, self.constant([0, 0, 0, -1, 2])])
+        parts = self.node("Mul", [pairs, self.array("halves", np.array([1, 16], np.float32))])
+        bytes_ = self.node("ReduceSum", [parts, self.constant([-1])], keepdims=0)
+        return self.node("Cast", [self.node("Add", [bytes_, self.number(8.0 + 16 * 8)])], to=TensorProto.UINT8)
 
     def loaded(self, x: str) -> str:
         """Values of the cache, converted to whole numbers in float32."""
         if self.kv == "int8":
             return self.node("Cast", [x], to=TensorProto.FLOAT)
-        if self.kv == "int4":
-            last = self.constant([-1])
-            lower = self.node("BitwiseAnd", [x, self.number(15)])
-            upper = self.node("BitShift", [x, self.number(4)], direction="RIGHT")
-            pairs = self.node("Concat", [self.node("Unsqueeze", [half, last]) for half in (lower, upper)], axis=-1)
-            codes = self.node("Reshape", [pairs, self.constant([0, 0, 0, -1])])
-            return self.node("Sub", [self.node("Cast", [codes], to=TensorProto.FLOAT), self.number(8.0)])
-        return x
+        last = self.constant([-1])
+        lower = self.node("BitwiseAnd", [x, self.number(15)])
+        upper = self.node("BitShift", [x, self.number(4)], direction="RIGHT")
+        pairs = self.node("Concat", [self.node("Unsqueeze", [half, last]) for half in (lower, upper)], axis=-1)
+        codes = self.node("Reshape", [pairs, self.constant([0, 0, 0, -1])])
+        return self.node("Sub", [self.node("Cast", [codes], to=TensorProto.FLOAT), self.number(8.0)])
 
     def scale_of_heads(self, scale: str) -> str:
         """A scale per channel of the cache [KV * D], repeated for the query heads that share it: [H * D]."""

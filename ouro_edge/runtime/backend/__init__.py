@@ -1,3 +1,13 @@
 """The engine below the sequences: onnxruntime sessions, KV buffers, cancellation and the lock around them."""
 
-__all__ = ["cancel", "kv", "kv_choice", "onnx_backend", "prefill_session", "protocol", "scripted_backend", "session"]
+__all__ = [
+    "batching",
+    "cancel",
+    "kv",
+    "kv_choice",
+    "onnx_backend",
+    "prefill_session",
+    "protocol",
+    "scripted_backend",
+    "session",
+]

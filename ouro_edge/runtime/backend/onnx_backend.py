@@ -8,8 +8,9 @@ groups of several generations in one call.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,23 @@ import numpy as np
 from ouro_edge.arch.loop_program import loop_program
 from ouro_edge.arch.reference import rope_tables
 from ouro_edge.arch.weights import Array
+from ouro_edge.bundle.batched_graphs import BatchedGraphs
 from ouro_edge.bundle.bundle import Bundle, Graph, cache_head_dim
 from ouro_edge.bundle.fitted_gate import FittedGate
 from ouro_edge.bundle.kv_ranges import read_ranges
+from ouro_edge.bundle.prefill_copy import prefill_graph
 from ouro_edge.errors import BundleError, OuroEdgeError, RequestError, one_line
-from ouro_edge.runtime.backend.batched_call import BatchedCall, DummyCache
-from ouro_edge.runtime.backend.call_queue import CallQueue
+from ouro_edge.runtime.backend.batching.batched_call import DummyCache
+from ouro_edge.runtime.backend.batching.crossover import crossover
+from ouro_edge.runtime.backend.batching.shared_calls import SharedCalls
 from ouro_edge.runtime.backend.cancel import Cancel
 from ouro_edge.runtime.backend.fair_lock import FairLock
 from ouro_edge.runtime.backend.kv import scales_of
 from ouro_edge.runtime.backend.onnx_cache import OnnxCache
-from ouro_edge.runtime.backend.prefill_session import PREFILL_ROWS, PrefillSession
+from ouro_edge.runtime.backend.prefill_session import MIN_PREFILL_ROWS, PREFILL_ROWS, PrefillSession
 from ouro_edge.runtime.backend.protocol import GroupOutput, RowGroup
 from ouro_edge.runtime.backend.session import import_onnxruntime, open_session
+from ouro_edge.system.cpus import cpu_name
 from ouro_edge.system.progress import Progress
 
 ROWS_PER_CALL = 128  # enough to share one read of the weights, few enough to bound the memory of a call
@@ -51,7 +56,7 @@ class OnnxBackend:
         prefill_copy: Path | None = None,
         parallel_packing: bool = True,
         open_head: bool = True,
-        batched: tuple[Graph, int] | None = None,
+        batched: BatchedGraphs | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.config, self.kv = bundle.config, kv
@@ -60,25 +65,32 @@ class OnnxBackend:
         ranges = None if kv == "fp32" else read_ranges(bundle)
         self.state_id = _state_id(bundle, ranges)
         self._gate = gate
-        block, self.slots = (bundle.block_graph(kv, progress), 1) if batched is None else batched
+        self.slots = 1 if batched is None else batched.slots
+        block = bundle.block_graph(kv, progress) if batched is None else batched.block(kv)
         self._session = open_session(block, threads, parallel=parallel_packing)
         self._head = None
         if open_head:
             self._head = open_session(bundle.head_graph(progress), threads, parallel=parallel_packing)
-        self._prefill = None if prefill_copy is None else PrefillSession(prefill_copy, kv, threads)
+        self._prefill: PrefillSession | None = None
+        if prefill_copy is not None:
+            if batched is None:
+                graph: Callable[[], Graph] = partial(prefill_graph, prefill_copy, kv)
+            else:
+                graph = partial(batched.prefill, kv, prefill_copy)
+            self._prefill = PrefillSession(graph, threads)
         self.rows_per_call = ROWS_PER_CALL if self._prefill is None else PREFILL_ROWS
         self._embedding = bundle.embedding()
         self._ort = import_onnxruntime()
         self._scales = [] if ranges is None else self._scale_values(ranges)
-        self._queue: CallQueue | None = None
-        self._batched: BatchedCall | None = None
-        if self.slots > 1:
-            self._dummy = DummyCache(self)
-            self._queue = CallQueue(self._run_together, self._run_head, self.slots)
-            self._batched = BatchedCall(self, self._session, self._dummy, self.slots)
         self._rope: tuple[Any, Any] = (None, None)
         self._rope_length = 0
         self._rope_lock = threading.Lock()
+        self._shared: SharedCalls | None = None
+        if self.slots > 1:
+            self._dummy = DummyCache(self)
+            self._shared = SharedCalls(self, self._dummy, self._run_head)
+            if prefill_copy is not None:
+                self._measure_crossover(prefill_copy)
 
     def new_cache(self, index: int) -> OnnxCache:
         """An empty cache number `index` of the loop program."""
@@ -86,30 +98,9 @@ class OnnxBackend:
 
     def run(self, groups: Sequence[RowGroup], cancel: Cancel | None = None) -> list[GroupOutput]:
         """Compute the groups; with several slots, together with groups that other threads submit meanwhile."""
-        if self._queue is None or any(self._takes_prefill_path(len(group.rows)) for group in groups):
-            return [group.cache.run(group.rows, group.start, cancel) for group in groups]
-        assert self._batched is not None
-        for group in groups:
-            length = group.start + len(group.rows)
-            if length > group.cache.capacity:
-                self._batched.release(group.cache)
-            group.cache.grow(length, group.start)
-        return self._queue.block(groups, cancel)
-
-    def _run_together(self, groups: list[RowGroup], cancel: Cancel | None) -> list[GroupOutput]:
-        """Calls of at most as many groups as there are slots."""
-        assert self._batched is not None
-        if len(groups) == 1:
-            self._batched.release()
-            (group,) = groups
-            return [group.cache.run(group.rows, group.start, cancel)]
-        outputs: list[GroupOutput] = []
-        for first in range(0, len(groups), self.slots):
-            outputs += self._batched.run(groups[first : first + self.slots], cancel)
-        return outputs
-
-    def _takes_prefill_path(self, rows: int) -> bool:
-        return self.session_for(rows) is not self._session
+        if self._shared is not None:
+            return self._shared.run(groups, cancel)
+        return [group.cache.run(group.rows, group.start, cancel) for group in groups]
 
     def embed(self, ids: Sequence[int]) -> Array:
         """State rows [T, C] of token ids, gathered from the memory-mapped embedding."""
@@ -117,7 +108,7 @@ class OnnxBackend:
 
     def head(self, rows: Array) -> Array:
         """Logits [T, V] of normed state rows [T, C]."""
-        return self._run_head(rows) if self._queue is None else self._queue.head(rows)
+        return self._run_head(rows) if self._shared is None else self._shared.head(rows)
 
     def _run_head(self, rows: Array) -> Array:
         if self._head is None:
@@ -128,6 +119,11 @@ class OnnxBackend:
         except Exception as problem:
             raise BundleError(f"onnxruntime cannot run this model, export it again: {one_line(problem)}") from None
         return logits
+
+    @property
+    def has_prefill_session(self) -> bool:
+        """Whether long prompts have their own session."""
+        return self._prefill is not None
 
     def session_for(self, rows: int) -> Any:
         """The block's session that is fastest for this many rows."""
@@ -182,11 +178,11 @@ class OnnxBackend:
 
         Returns the suffix of the first slot's names, and what must stay alive as long as the binding.
         """
-        if session is not self._session or self.slots == 1:
+        if self.slots == 1:
             return "", []
         wrap = self._ort.OrtValue.ortvalue_from_numpy
         numbers = {"slot_rows": np.zeros(self.slots + 1, np.int64), "total_rows": np.ones(1, np.int64)}
-        numbers["slots"] = np.array(1, np.int64)
+        numbers["slots"] = np.array(int(session is self._session), np.int64)  # 0: a prompt, in the prefill session
         for slot in range(1, self.slots):
             numbers[f"seqlens_k.{slot}"], numbers[f"total_length.{slot}"] = np.zeros(1, np.int32), np.array(1, np.int32)
             for name, value in self._dummy.buffers.items():
@@ -197,6 +193,18 @@ class OnnxBackend:
         for name, value in kept.items():
             binding.bind_ortvalue_input(name, value)
         return ".0", list(kept.values())
+
+    def _measure_crossover(self, copy: Path) -> None:
+        """Open the prefill session, and let it serve calls of as few rows as it is faster for on this machine."""
+        assert self._prefill is not None
+        session, cache = self._prefill.open(), OnnxCache(self, 0)
+        if session is None:
+            return
+        threads = session.get_session_options().intra_op_num_threads
+        machine = f"{cpu_name()}, {threads} threads, onnxruntime {self._ort.__version__}, {self.kv}, {self.slots} slots"
+        self._prefill.min_rows = crossover(
+            copy, machine, lambda rows: (cache.time(self._session, rows), cache.time(session, rows)), MIN_PREFILL_ROWS
+        )
 
     def _scale_values(self, ranges: Array) -> list[list[tuple[Any, Any]]]:
         """OrtValues of each cache's scales, a pair per layer; one cache for several passes gets the widest range."""

@@ -1,9 +1,9 @@
 """Combines the calls of several threads: whoever finds the engine free runs everything that waits, in shared calls.
 
 A thread that submits work while another one runs a call waits for it. When that call ends, one waiting thread becomes
-the leader: it runs the head rows that wait in one call, then the row groups that wait, as many as a call may have, and
-hands over. A leader first waits a moment for the threads whose groups were in the last call, because those are about
-to submit their next group; without this, two threads would take turns and never share a call.
+the leader: it runs the head rows that wait in one call, or else the row groups that wait, as many as a call may have,
+and hands over. A leader first waits a moment for the threads whose groups were in the last call, because those are
+about to submit their next work; without this, two threads would take turns and never share a call.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from ouro_edge.arch.weights import Array
 from ouro_edge.runtime.backend.cancel import Cancel
 from ouro_edge.runtime.backend.protocol import GroupOutput, RowGroup
 
-_MAX_WAIT_SECONDS = 0.004  # for threads that are about to submit: sampling and text take a millisecond or two
+# The wait for threads that are about to submit. Sampling and text take a millisecond or two per thread, one thread at a
+# time; a group that misses a call costs another read of the weights, so a longer call is worth a longer wait.
+_MIN_WAIT_SECONDS, _MAX_WAIT_SECONDS = 0.004, 0.03
+_WAIT_TO_CALL_RATIO = 0.25
 _CANCEL_POLL_SECONDS = 0.02  # a Cancel may fire in a signal handler, which may take no locks and can wake no thread
 
 
@@ -50,6 +53,7 @@ class CallQueue:
         self._waiting: list[_Job] = []
         self._busy = False
         self._recent: set[int] = set()  # threads whose groups were in the last block call
+        self._wait_seconds = _MIN_WAIT_SECONDS
 
     @property
     def waiting(self) -> int:
@@ -100,11 +104,9 @@ class CallQueue:
         """Run what waits until the own job is done, then hand over."""
         try:
             while not job.done:
-                self._run_heads()
-                if job.kind == "head":
-                    break
                 self._await_recent()
-                self._run_groups(job)
+                if not self._run_heads():
+                    self._run_groups(job)
         finally:
             self._leave(job)
 
@@ -124,22 +126,20 @@ class CallQueue:
 
     def _await_recent(self) -> None:
         """Wait until the threads of the last call have submitted again, for a few milliseconds at most."""
-        deadline = time.monotonic() + _MAX_WAIT_SECONDS
-        while True:
-            with self._changed:
-                there = {job.thread for job in self._waiting}
-                left = deadline - time.monotonic()
-                if not any(job.kind == "head" for job in self._waiting):
-                    if self._recent <= there or len(there) >= self._max_groups or left <= 0:
-                        return
-                    self._changed.wait(left)
-                    continue
-            self._run_heads()  # their threads cannot submit a group before they have these logits
+        deadline = time.monotonic() + self._wait_seconds
+        with self._changed:
+            while True:
+                there, left = {job.thread for job in self._waiting}, deadline - time.monotonic()
+                if self._recent <= there or len(there) >= self._max_groups or left <= 0:
+                    return
+                self._changed.wait(left)
 
-    def _run_heads(self) -> None:
+    def _run_heads(self) -> bool:
+        """Run the head rows that wait; False if there are none."""
         jobs = self._take("head", 1 << 30)
         if jobs:
             self._finish(jobs, lambda: self._split(jobs))
+        return bool(jobs)
 
     def _split(self, jobs: list[_Job]) -> list[Any]:
         logits = self._run_head(np.concatenate([job.work for job in jobs]) if len(jobs) > 1 else jobs[0].work)
@@ -158,7 +158,10 @@ class CallQueue:
             outputs = iter(self._run_block(groups, cancel))
             return [[next(outputs) for _ in job.work] for job in jobs]
 
+        began = time.monotonic()
         self._finish(jobs, run)
+        wait = (time.monotonic() - began) * _WAIT_TO_CALL_RATIO
+        self._wait_seconds = min(max(wait, _MIN_WAIT_SECONDS), _MAX_WAIT_SECONDS)
 
     def _take(self, kind: str, most: int, own: _Job | None = None) -> list[_Job]:
         """The waiting jobs of a kind, `own` first, with at most this many groups or rows."""

@@ -1,0 +1,18 @@
+"""Where a runtime gets graphs that compute several groups of rows in one call; `export.batched_block` builds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ouro_edge.bundle.bundle import Graph
+
+
+@dataclass(frozen=True, slots=True)
+class BatchedGraphs:
+    """Builders of the graphs for up to `slots` KV caches of a type: fp32, int8 or int4."""
+
+    slots: int  # one of SLOT_COUNTS
+    block: Callable[[str], Graph]  # KV type -> the batched block
+    prefill: Callable[[str, Path], Graph]  # KV type, directory of a prefill copy -> the same with the copy's weights

@@ -1,0 +1,67 @@
+"""Calls that several generations share: which session computes them, and the release of buffers no longer needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ouro_edge.arch.weights import Array
+from ouro_edge.runtime.backend.batching.batched_call import BatchedCall, DummyCache
+from ouro_edge.runtime.backend.batching.call_queue import CallQueue
+from ouro_edge.runtime.backend.cancel import Cancel
+from ouro_edge.runtime.backend.prefill_session import MIN_PREFILL_ROWS
+from ouro_edge.runtime.backend.protocol import GroupOutput, RowGroup
+
+if TYPE_CHECKING:
+    from ouro_edge.runtime.backend.onnx_backend import OnnxBackend
+
+
+class SharedCalls:
+    """Runs groups that threads submit meanwhile in one call of the block's session that is fastest for all rows."""
+
+    def __init__(self, backend: OnnxBackend, dummy: DummyCache, run_head: Callable[[Array], Array]) -> None:
+        self._backend, self._dummy = backend, dummy
+        self._calls: dict[int, BatchedCall] = {}  # by id of the session
+        self._queue = CallQueue(self._run, run_head, backend.slots)
+
+    @property
+    def waiting(self) -> int:
+        """Number of submissions that wait for a call."""
+        return self._queue.waiting
+
+    def run(self, groups: Sequence[RowGroup], cancel: Cancel | None) -> list[GroupOutput]:
+        """Compute the groups, together with others; long prompts have calls of their own."""
+        if any(len(group.rows) >= MIN_PREFILL_ROWS for group in groups) and self._backend.has_prefill_session:
+            return [group.cache.run(group.rows, group.start, cancel) for group in groups]
+        for group in groups:
+            length = group.start + len(group.rows)
+            if length > group.cache.capacity:
+                self._release(group.cache)
+            group.cache.grow(length, group.start)
+        return self._queue.block(groups, cancel)
+
+    def head(self, rows: Array) -> Array:
+        """Logits [T, V] of rows [T, W]."""
+        return self._queue.head(rows)
+
+    def _release(self, growing: Any = None) -> None:
+        for call in list(self._calls.values()):
+            call.release(growing)
+
+    def _run(self, groups: list[RowGroup], cancel: Cancel | None) -> list[GroupOutput]:
+        """Calls of at most as many groups as there are slots."""
+        if len(groups) == 1:
+            self._release()
+            (group,) = groups
+            return [group.cache.run(group.rows, group.start, cancel)]
+        outputs: list[GroupOutput] = []
+        for first in range(0, len(groups), self._backend.slots):
+            part = groups[first : first + self._backend.slots]
+            outputs += self._call(sum(len(group.rows) for group in part)).run(part, cancel)
+        return outputs
+
+    def _call(self, rows: int) -> BatchedCall:
+        session = self._backend.session_for(rows)
+        if id(session) not in self._calls:
+            self._calls[id(session)] = BatchedCall(self._backend, session, self._dummy, self._backend.slots)
+        return self._calls[id(session)]
