@@ -59,7 +59,7 @@ class GraphFile:
 
 @dataclass(frozen=True, slots=True)
 class GraphInMemory:
-    """An ONNX graph that is not stored in a file.
+    """An ONNX graph that is not stored in a file; its weights are arrays in memory, or in a file.
 
     The arrays may be released when the session is open: onnxruntime has copied them.
     """
@@ -67,11 +67,13 @@ class GraphInMemory:
     source: Path  # origin, for messages
     model: bytes  # ONNX; every array is an external initializer of the same name
     arrays: Mapping[str, NDArray[Any]]
+    data: Path | None = None  # the file that other external initializers name, with their offsets
 
     @property
     def weights_bytes(self) -> int:
         """Size of the weights."""
-        return sum(array.nbytes for array in self.arrays.values())
+        in_file = self.data.stat().st_size if self.data is not None and self.data.is_file() else 0
+        return in_file + sum(array.nbytes for array in self.arrays.values())
 
 
 Graph = GraphFile | GraphInMemory

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
 
 from ouro_edge.bundle.batched_graphs import BatchedGraphs
 from ouro_edge.bundle.bundle import Bundle, GraphInMemory
 from ouro_edge.bundle.directory import DirectoryBundle
+from ouro_edge.bundle.manifest import StoredArray, StoredTensor
 from ouro_edge.bundle.prefill_copy import prefill_graph
-from ouro_edge.bundle.tensors import ArraySpec, TensorSpec
 from ouro_edge.export.gguf.gguf_bundle import GgufBundle
 from ouro_edge.export.graphs.batched_graph import batched_block_graph
 from ouro_edge.export.graphs.batched_prefill_graph import batched_prefill_graph
@@ -24,46 +22,31 @@ def batched_block(bundle: Bundle, kv: str, slots: int, progress: Progress | None
     if isinstance(bundle, GgufBundle):
         return bundle.batched_graph(kv, slots, progress)
     assert isinstance(bundle, DirectoryBundle)
-    stored = bundle.manifest.tensors
-    tensors = {
-        name: TensorSpec(
-            tensor.shape, tensor.scheme, {part: ArraySpec(a.dtype, a.shape) for part, a in tensor.parts.items()}
-        )
-        for name, tensor in stored.items()
-    }
-    model = batched_block_graph(bundle.config, tensors, kv, slots)
-    arrays = {}
-    for initializer in model.graph.initializer:
-        if initializer.data_location == initializer.EXTERNAL:
-            tensor, _, part = initializer.name.rpartition(".")
-            arrays[initializer.name] = bundle.array(stored[tensor].parts[part])
-    return GraphInMemory(bundle.path, model.SerializeToString(), arrays)
+    model = batched_block_graph(bundle.config, bundle.manifest.tensors, kv, slots)
+    return GraphInMemory(bundle.path, model.SerializeToString(), {}, bundle.weights_file)
 
 
 def batched_prefill(bundle: Bundle, kv: str, copy: Path, slots: int) -> GraphInMemory:
-    """The same graph over the weights of a prefill copy, which are mapped from the directory `copy`."""
+    """The same graph over the weights of a prefill copy, which is stored in the directory `copy`."""
     files = prefill_graph(copy, kv)
-    assert files.data is not None
-    parts: dict[str, dict[str, ArraySpec]] = {}
-    arrays: dict[str, Any] = {}
+    parts: dict[str, dict[str, StoredArray]] = {}
     for initializer in onnx.load(files.source, load_external_data=False).graph.initializer:
         if initializer.data_location == initializer.EXTERNAL:
             tensor, _, part = initializer.name.rpartition(".")
-            dtype, shape = onnx.helper.tensor_dtype_to_np_dtype(initializer.data_type), tuple(initializer.dims)
-            parts.setdefault(tensor, {})[part] = ArraySpec(dtype.name, shape)
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(initializer.data_type).name
             offset = next(int(entry.value) for entry in initializer.external_data if entry.key == "offset")
-            arrays[initializer.name] = np.memmap(files.data, dtype, "r", offset, shape)
-    tensors = {name: _copied(bundle, name, found) for name, found in parts.items()}
+            parts.setdefault(tensor, {})[part] = StoredArray(dtype, tuple(initializer.dims), offset=offset)
+    tensors = {name: _copied(bundle, found) for name, found in parts.items()}
     model = batched_prefill_graph(bundle.config, tensors, kv, slots)
-    return GraphInMemory(files.source, model.SerializeToString(), arrays)
+    return GraphInMemory(files.source, model.SerializeToString(), {}, files.data)
 
 
-def _copied(bundle: Bundle, name: str, parts: dict[str, ArraySpec]) -> TensorSpec:
+def _copied(bundle: Bundle, parts: dict[str, StoredArray]) -> StoredTensor:
     """A tensor of a copy: columns [K, N], or unquantised values as in the bundle."""
     if "columns" not in parts:
-        return TensorSpec(parts["values"].shape, None, parts)
+        return StoredTensor(parts["values"].shape, None, parts)
     scheme = next(tensor.scheme for tensor in bundle.tensors.values() if tensor.scheme is not None)
-    return TensorSpec(parts["columns"].shape[::-1], scheme, parts)
+    return StoredTensor(parts["columns"].shape[::-1], scheme, parts)
 
 
 def batched_graphs(bundle: Bundle, slots: int, progress: Progress | None = None) -> BatchedGraphs:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ouro_edge.bundle.bundle import Graph
+from ouro_edge.bundle.bundle import Graph, GraphInMemory
 from ouro_edge.errors import BundleError, RequestError, one_line
 from ouro_edge.system.cpus import available_threads
 from ouro_edge.system.memory import available_memory
@@ -52,6 +52,8 @@ def open_session(graph: Graph, threads: int | None = None, *, parallel: bool = T
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if parallel and available_memory() >= _MIN_FREE_TO_WEIGHTS_RATIO * graph.weights_bytes:
         options.add_session_config_entry("session.prepack.enable_parallel", "1")
+    if isinstance(graph, GraphInMemory) and graph.data is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.data.parent))
     try:
         values = list(map(ort.OrtValue.ortvalue_from_numpy, graph.arrays.values()))
         options.add_external_initializers(list(graph.arrays), values)
