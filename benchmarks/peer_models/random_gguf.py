@@ -57,7 +57,7 @@ def write_gguf(out: Path, shape: Shape, seed: int = 0) -> None:
     writer.add_rope_dimension_count(shape.head_dim)
     writer.add_rope_freq_base(1e6)
     writer.add_vocab_size(shape.vocab)
-    writer.add_tokenizer_model("no_vocab")
+    _add_vocabulary(writer, shape.vocab)
     if shape.loops > 1:
         writer.add_uint32(f"{arch}.num_loops", shape.loops)
     pools: dict[Any, Blocks] = {}
@@ -78,6 +78,19 @@ def write_gguf(out: Path, shape: Shape, seed: int = 0) -> None:
     writer.write_tensors_to_file()
     writer.close()
     os.replace(partial, out)
+
+
+def _add_vocabulary(writer: Any, count: int) -> None:
+    """Special tokens, bytes and made-up words: llama-batched-bench reads the vocabulary, llama-bench does not."""
+    from gguf import TokenType
+
+    special, bytes_ = ["<unk>", "<s>", "</s>"], [f"<0x{number:02X}>" for number in range(256)]
+    tokens = [*special, *bytes_, *(f"word{number}" for number in range(count))][:count]
+    types = [TokenType.CONTROL] * 3 + [TokenType.BYTE] * 256 + [TokenType.NORMAL] * count
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * count)
+    writer.add_token_types(types[:count])
 
 
 def _tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
