@@ -16,6 +16,28 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 Bundles = Callable[..., Path]
 
+_RAN = pytest.StashKey[set[str]]()  # markers of tests that passed
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--require", metavar="MARKER", help="fail unless a test with this marker has run")
+
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    if call.when == "call" and call.excinfo is None:
+        item.config.stash.setdefault(_RAN, set()).update(mark.name for mark in item.iter_markers())
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With `--require`, a whole tier that is skipped because its programs are missing is a failure, not a success."""
+    marker = session.config.getoption("--require")
+    if marker and marker not in session.config.stash.get(_RAN, set()):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_line(f"\nno test of the tier {marker!r} has run: what it needs is not installed", red=True)
+
+
 # No test depends on the clock: a deadline fails on a busy machine.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")

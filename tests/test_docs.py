@@ -1,7 +1,8 @@
-"""README's examples are run, not trusted: on Ouro-nano in the place of the large model."""
+"""The examples of the documents are executed, with Ouro-nano in the place of the large model."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -19,29 +20,50 @@ CHECKPOINT = str(ROOT / "training" / "Ouro-nano")
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
-    """An empty directory to work in, with some text for fit-gate."""
+    """An empty directory to work in, with some text for fit-gate and calibrate."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OURO_EDGE_CACHE", str(tmp_path / "cache"))
     lines = (ROOT / "benchmarks" / "nano" / "questions.validation.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "text.jsonl").write_text("".join(lines[::4]))
+    (tmp_path / "notes.txt").write_text("".join(json.loads(line)["prompt"] + "\n" for line in lines[:400]))
     return tmp_path
 
 
 def ouro(line: str) -> str:
+    """Run a command line and return its output; a server is not started, only its arguments are parsed."""
     arguments = [a.replace("ByteDance/Ouro-1.4B-Thinking", CHECKPOINT) for a in shlex.split(line, comments=True)]
+    if arguments[0] == "serve" and "--help" not in arguments:
+        main.get_command(None, "serve").make_context("serve", arguments[1:])
+        return ""
     result = CliRunner().invoke(main, arguments, input="hello\n")
     assert result.exit_code == 0, (line, result.output)
     return result.stdout
 
 
-def test_console_examples_and_python(desk):
-    commands = re.findall(r"^\$ ouro-edge (.+)$", README, re.M) + re.findall(r"`ouro-edge (fit-gate [^`]+)`", README)
-    assert len(commands) >= 8
+PAGES = {
+    "README.md": 6,
+    "docs/tutorial.md": 8,
+    "docs/fit-gate.md": 3,
+    "docs/long-contexts.md": 2,
+    "docs/running.md": 3,
+    "docs/new-weights.md": 4,
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_and_python_of_a_page(desk, page, capsys):
+    text = (ROOT / page).read_text()
+    commands = re.findall(r"^\$ ouro-edge (.+)$", text, re.M)
+    assert len(commands) >= PAGES[page]
+    if not any(line.startswith("export") for line in commands):
+        ouro("export ByteDance/Ouro-1.4B-Thinking ouro-int4")
     for line in commands:
         ouro(line)
-    assert (desk / "depth.html").stat().st_size > 1000
-    assert (desk / "ouro-int4" / "exit_gate.json").is_file()
-    [code] = re.findall(r"```python\n(.+?)```", README, re.S)
-    exec(compile(code, "README.md", "exec"), {})
+    for code in re.findall(r"```python\n(.+?)```", text, re.S):
+        exec(compile(code, page, "exec"), {})
+    if page == "README.md":
+        assert (desk / "depth.html").stat().st_size > 1000
+        assert (desk / "ouro-int4" / "exit_gate.json").is_file()
 
 
 def test_commands_and_options_for_boards(desk):

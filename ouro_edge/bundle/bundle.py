@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ouro_edge.bundle.fitted_gate import FittedGate
 
 
+MIDDLE_POINTS = "middle_points"  # begins the names of the zero points that graphs give symmetric 4-bit weights
 SLOT_COUNTS = (1, 2, 4, 8, 16)  # groups that the branches of a batched graph compute
 
 
@@ -40,6 +41,7 @@ class GraphFile:
 
     source: Path
     data: Path | None = None  # the file with the weights, if they are in a separate file
+    symmetric_int4: bool = False  # whether it has symmetric 4-bit weights
 
     @property
     def model(self) -> str:
@@ -55,6 +57,11 @@ class GraphFile:
     def weights_bytes(self) -> int:
         """Size of the weights; 0 without such a file."""
         return self.data.stat().st_size if self.data is not None and self.data.is_file() else 0
+
+    @property
+    def lacks_zero_points(self) -> bool:
+        """Whether its symmetric 4-bit weights have no explicit zero points, as in early exports."""
+        return self.symmetric_int4 and MIDDLE_POINTS.encode() not in self.source.read_bytes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,11 @@ class GraphInMemory:
         """Size of the weights."""
         in_file = self.data.stat().st_size if self.data is not None and self.data.is_file() else 0
         return in_file + sum(array.nbytes for array in self.arrays.values())
+
+    @property
+    def lacks_zero_points(self) -> bool:
+        """False: such graphs are built by this version."""
+        return False
 
 
 Graph = GraphFile | GraphInMemory

@@ -60,10 +60,15 @@ class DirectoryBundle(Bundle):
         return self.path / DATA_FILE
 
     def block_graph(self, kv: str, progress: Progress | None = None) -> GraphFile:
-        return GraphFile(self.path / BLOCK_FILES[kv], self.weights_file)
+        return GraphFile(self.path / BLOCK_FILES[kv], self.weights_file, self._symmetric_int4)
 
     def head_graph(self, progress: Progress | None = None) -> GraphFile:
-        return GraphFile(self.path / HEAD_FILE, self.weights_file)
+        return GraphFile(self.path / HEAD_FILE, self.weights_file, self._symmetric_int4)
+
+    @property
+    def _symmetric_int4(self) -> bool:
+        schemes = [tensor.scheme for tensor in self.tensors.values() if tensor.scheme is not None]
+        return any(scheme.bits == 4 and scheme.symmetric for scheme in schemes)
 
     def embedding(self) -> Embedding:
         tensor = self.manifest.tensors["embedding"]

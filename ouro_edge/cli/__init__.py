@@ -17,7 +17,20 @@ import click
 from ouro_edge.errors import OuroEdgeError, one_line
 from ouro_edge.version import __version__
 
-_COMMANDS = ("bench", "cache", "calibrate", "chat", "export", "fit-gate", "inspect", "run", "serve", "trace", "verify")
+_COMMANDS = (
+    "bench",
+    "cache",
+    "calibrate",
+    "chat",
+    "doctor",
+    "export",
+    "fit-gate",
+    "inspect",
+    "run",
+    "serve",
+    "trace",
+    "verify",
+)
 
 
 class _Commands(click.Group):

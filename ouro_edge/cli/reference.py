@@ -1,9 +1,15 @@
-"""Writes docs/options.md from the table of options: `python -m ouro_edge.cli.reference > docs/options.md`."""
+"""Writes docs/options.md from the table of options: `python -m ouro_edge.cli.reference > docs/options.md`.
+
+`commands_page` is a page of the documentation site.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import click
+
+from ouro_edge.cli import main
 from ouro_edge.runtime.exits.parse import RULES
 from ouro_edge.runtime.option_table import Option
 from ouro_edge.runtime.options import GENERATION_OPTIONS, LOAD_OPTIONS
@@ -38,6 +44,12 @@ _LOADING = """\
 Loading a model: keywords of `ouro_edge.load`, fields of `ouro_edge.LoadOptions`, and options of `run`, `chat`, `trace`
 and `serve`.
 """
+_COMMANDS = """\
+# Commands
+
+The help of every command, as `ouro-edge COMMAND --help` prints it. [Options](options.md) describes the exit rules, and
+the options that a chat and the server have too.
+"""
 _HEAD = ("name", "command line", "also in", "value", "default", "meaning")
 _ALSO = {"set": "`/set`", "http": "server", "llm": "llm"}
 
@@ -53,6 +65,22 @@ def options_page() -> str:
         loading,
     )  # fmt: skip
     return "\n".join(parts)
+
+
+def commands_page() -> str:
+    """The help of all commands in Markdown."""
+    with click.Context(main, info_name="ouro-edge", terminal_width=100, **main.context_settings) as group:
+        parts = [_COMMANDS, _help("ouro-edge", main.get_help(group))]
+        for name in main.list_commands(group):
+            command = main.get_command(group, name)
+            assert command is not None
+            with click.Context(command, group, name) as context:
+                parts.append(_help(f"ouro-edge {name}", command.get_help(context)))
+    return "\n".join(parts)
+
+
+def _help(name: str, text: str) -> str:
+    return f"## {name}\n\n```text\n{text.rstrip()}\n```\n"
 
 
 def _row(option: Option) -> Sequence[str]:

@@ -91,7 +91,9 @@ def command(
     requests are done; a second one stops it immediately.
     """
     if missing := [name for name in _REQUIRED_PACKAGES if find_spec(name) is None]:
-        raise RequestError(f"serve needs {' and '.join(missing)}: pip install 'ouro-edge[serve]'")
+        raise RequestError(
+            f"serve needs {' and '.join(missing)}: install the extra serve (in a clone: pip install '.[serve]')"
+        )
     from ouro_edge.cli.tables import printable
     from ouro_edge.server.app import make_app
     from ouro_edge.server.engine import Engine

@@ -131,7 +131,8 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr("ouro_edge.cli.serve.find_spec", lambda name: None if name == "uvicorn" else real(name))
     result = CliRunner().invoke(main, ["serve"])
-    assert result.exit_code == 1 and result.stderr == "Error: serve needs uvicorn: pip install 'ouro-edge[serve]'\n"
+    assert result.exit_code == 1
+    assert result.stderr == "Error: serve needs uvicorn: install the extra serve (in a clone: pip install '.[serve]')\n"
 
 
 def test_help_is_complete():

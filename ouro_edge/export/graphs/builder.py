@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ouro_edge.arch.config import ModelConfig
 from ouro_edge.arch.weights import fused_names
-from ouro_edge.bundle.bundle import cache_head_dim
+from ouro_edge.bundle.bundle import MIDDLE_POINTS, cache_head_dim
 from ouro_edge.bundle.directory import DATA_FILE
 from ouro_edge.bundle.manifest import StoredArray
 from ouro_edge.bundle.tensors import ArraySpec, TensorSpec
@@ -31,7 +32,7 @@ _ONNX_TYPES = {
     "int64": TensorProto.INT64,
 }
 CACHE_TYPES = {"fp32": "float32", "int8": "int8", "int4": "uint8"}
-# MatMulNBits accuracy_level: activations rounded to int8 per block; float32 (level 0) on CPUs without such a kernel.
+# MatMulNBits accuracy_level: activations rounded to int8 in blocks; float32 (level 0) on CPUs without such a kernel.
 INT8_COMPUTE = 4
 
 
@@ -129,10 +130,20 @@ class GraphBuilder:
         inputs = [x, self.initializer(weight, "packed"), self.initializer(weight, "scales")]
         if not tensor.scheme.symmetric:
             inputs.append(self.initializer(weight, "zero_points"))
+        elif tensor.scheme.bits == 4:
+            inputs.append(self.middle_points(n, tensor.scheme.blocks(k)))
         return self.node(
             "MatMulNBits", inputs, *outputs, domain=MICROSOFT, K=k, N=n,
             bits=tensor.scheme.bits, block_size=tensor.scheme.block_size, accuracy_level=INT8_COMPUTE,
         )  # fmt: skip
+
+    def middle_points(self, rows: int, blocks: int) -> str:
+        """Zero points of 8, which 4-bit weights have without them too, for all matrices of this size.
+
+        On ARM64, onnxruntime rounds activations in blocks where it is given zero points; without them, its KleidiAI
+        kernels round a whole row with one scale, which is several times less accurate.
+        """
+        return self.array(f"{MIDDLE_POINTS}.{rows}x{blocks}", np.full((rows, -(-blocks // 2)), 0x88, np.uint8))
 
     def attention(self, qkv: str, layer: int) -> str:
         """Rotary attention over the layer's cache, extended in place; heads are padded to the cache's width."""

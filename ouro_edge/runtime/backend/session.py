@@ -8,6 +8,7 @@ when a call returns, so that an idle model uses no CPU.
 from __future__ import annotations
 
 import os
+import platform
 from typing import Any
 
 from ouro_edge.bundle.bundle import Graph, GraphInMemory
@@ -16,6 +17,7 @@ from ouro_edge.system.cpus import available_threads
 from ouro_edge.system.memory import available_memory
 
 _MIN_FREE_TO_WEIGHTS_RATIO = 4  # packing in parallel needs 4 times the weights in free memory
+_BLOCKWISE_KLEIDIAI = (1, 32)  # onnxruntime, from which KleidiAI's kernels for zero points round activations in blocks
 
 
 def import_onnxruntime() -> Any:
@@ -37,6 +39,18 @@ def check_threads(threads: int | None) -> None:
         raise RequestError(f"threads is {threads!r}; expected a whole number from 1 to 1024")
 
 
+def rounds_whole_rows(graph: Graph, machine: str, onnxruntime_version: str) -> bool:
+    """Whether onnxruntime's KleidiAI kernels would round each row of activations with one scale.
+
+    That is several times less accurate than rounding in blocks (docs/boards.md). It happens on ARM64, to 4-bit weights
+    without zero points, and before onnxruntime 1.32 to those with zero points too.
+    """
+    if machine.lower() not in ("arm64", "aarch64"):
+        return False
+    major, minor = onnxruntime_version.split(".")[:2]
+    return (int(major), int(minor)) < _BLOCKWISE_KLEIDIAI or graph.lacks_zero_points
+
+
 def open_session(graph: Graph, threads: int | None = None, *, parallel: bool = True) -> Any:
     """An InferenceSession on the CPU for a graph file or a graph in memory. BundleError when onnxruntime rejects it.
 
@@ -50,6 +64,8 @@ def open_session(graph: Graph, threads: int | None = None, *, parallel: bool = T
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only, which are also raised
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if rounds_whole_rows(graph, platform.machine(), ort.__version__):
+        options.add_session_config_entry("mlas.disable_kleidiai", "1")
     if parallel and available_memory() >= _MIN_FREE_TO_WEIGHTS_RATIO * graph.weights_bytes:
         options.add_session_config_entry("session.prepack.enable_parallel", "1")
     if isinstance(graph, GraphInMemory) and graph.data is not None:

@@ -1,0 +1,25 @@
+"""KL divergence and loss against values computed by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ouro_edge.evaluation.divergence import kl_divergence, log_softmax, token_loss
+
+
+def test_log_softmax_survives_large_logits() -> None:
+    found = log_softmax(np.array([[1000.0, 1000.0], [0.0, -1000.0]], np.float32))
+    np.testing.assert_allclose(found, [[-math.log(2)] * 2, [0.0, -1000.0]])
+
+
+def test_kl_divergence() -> None:
+    p, q = np.log([[0.5, 0.5], [0.9, 0.1]]), np.log([[0.25, 0.75], [0.9, 0.1]])
+    expected = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
+    np.testing.assert_allclose(kl_divergence(p + 3, q - 1), [expected, 0.0], atol=1e-12)
+
+
+def test_the_loss_is_that_of_the_next_token() -> None:
+    logits = np.log([[0.25, 0.75], [0.5, 0.5], [0.9, 0.1]])
+    assert math.isclose(token_loss(logits, np.array([0, 1, 0])), -(math.log(0.75) + math.log(0.5)) / 2)
