@@ -28,7 +28,7 @@ from ouro_edge.system.progress import Progress
 if TYPE_CHECKING:
     from ouro_edge.runtime.model import Model
 
-_MAX_PARALLEL = 64  # more threads wait for a place in the next call
+MAX_PARALLEL = 64  # more threads wait for a place in the next call
 
 
 def load(
@@ -54,9 +54,10 @@ def load(
     `context` limits the number of positions. `gate="original"` ignores a fitted gate. `prefill_weights` (auto, int8,
     none) is for long prompts, see `ouro_edge.prefill_weights`; `prefill` (auto, fast, lean) is its old name. With
     `parallel` above 1, generations of up to that many threads (16 at most) share calls, which read the weights once for
-    all. `tokenizer` is a tokenizer.json, or a directory with one, for a .gguf file without a tokenizer that can be
-    used. Raises subclasses of OuroEdgeError.
+    all; the free memory must hold that many sequences of 512 tokens. `tokenizer` is a tokenizer.json, or a directory
+    with one, for a .gguf file without a tokenizer that can be used. Raises subclasses of OuroEdgeError.
     """
+    from ouro_edge.runtime.backend.admission import check_parallel
     from ouro_edge.runtime.open_model import open_model
 
     if prefill is not None:
@@ -68,11 +69,11 @@ def load(
     )  # fmt: skip
     if progress is not None and not callable(progress):
         raise RequestError(f"progress is {one_line(progress)}; expected a function or None")
-    check_whole("parallel", parallel, 1, _MAX_PARALLEL)
+    check_whole("parallel", parallel, 1, MAX_PARALLEL)
     bundle = open_model_files(resolve_model(model, progress), tokenizer)
     bundle = bundle if context is None else bundle.with_context(context)
     prefill_copy = prefill_copy_for(bundle, prefill_weights, progress)
-    return open_model(
+    loaded = open_model(
         bundle,
         threads=threads,
         kv=kv,
@@ -82,6 +83,8 @@ def load(
         batched=_batched(bundle, parallel, progress),
         progress=progress,
     )
+    check_parallel(loaded.config, loaded.kv, kv_share, parallel)  # now that the weights are part of what is used
+    return loaded
 
 
 def _batched(bundle: Bundle, parallel: int, progress: Progress | None) -> BatchedGraphs | None:

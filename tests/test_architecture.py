@@ -56,10 +56,11 @@ ROWS: dict[str, list[set[str]]] = {
         {"limits"},
         {"http"},
         {"options", "queue"},
-        {"metrics"},
+        {"metrics", "merge"},
         {"engine"},
         {"openai", "listen"},
-        {"app"},
+        {"handlers"},
+        {"app", "batch"},
     ],
     "terminal": [
         {"settings", "commands"},

@@ -18,6 +18,7 @@ from ouro_edge.errors import OuroEdgeError, one_line
 from ouro_edge.version import __version__
 
 _COMMANDS = (
+    "batch",
     "bench",
     "cache",
     "calibrate",

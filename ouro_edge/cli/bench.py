@@ -92,6 +92,13 @@ def _numbers(least: int) -> Callable[[click.Context, click.Parameter, str], tupl
     metavar="N,...",
     help="CPU threads; a list compares them and names the fastest. Default: the CPUs that this process may use.",
 )
+@click.option(
+    "--parallel",
+    callback=_numbers(1),
+    default="",
+    metavar="N,...",
+    help="Also time the decoding of N generations at once, which share calls of the model.",
+)
 @prefill_option
 @click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Number of runs of each test.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object with every repeat.")
@@ -103,6 +110,7 @@ def command(
     depths: tuple[int, ...],
     kinds: str,
     threads: tuple[int, ...],
+    parallel: tuple[int, ...],
     prefill_weights: str,
     repeat: int,
     as_json: bool,
@@ -114,17 +122,21 @@ def command(
     Each pair of KV type and thread count is loaded in a new process, to measure load time and memory. GB/s is the data
     that decoding reads: the weights once per block call, the head once per token, keys and values. It is compared with
     the memory bandwidth of this machine (reading a 256 MB array with the same number of threads), which limits
-    decoding. Close other programs first; the results are not corrected for them.
+    decoding. The streams of `--parallel` are compared with one stream of a model that was loaded for one ("1, alone").
+    Close other programs first; the results are not corrected for them.
     """
+    from ouro_edge.cli.bench_tables import loading_table, speed_table, streams_table
     from ouro_edge.cli.options import BUILT_IN, say
     from ouro_edge.cli.progress import conversion_progress
-    from ouro_edge.loading import open_model_files, resolve_model
+    from ouro_edge.loading import MAX_PARALLEL, open_model_files, resolve_model
     from ouro_edge.measure.speed import Plan
     from ouro_edge.prefill_weights import prefill_copy_for
     from ouro_edge.runtime.backend.session import default_threads
 
     if not prompts and not tokens:
         raise RequestError("nothing to time: give prompt lengths (-p) or numbers of tokens (-n)")
+    if max(parallel, default=1) > MAX_PARALLEL:
+        raise RequestError(f"--parallel is {max(parallel)}; expected numbers up to {MAX_PARALLEL}")
     if model is None:
         say(BUILT_IN)
     with conversion_progress() as progress:
@@ -134,7 +146,7 @@ def command(
     plan = Plan(prompts, tokens, depths, contexts or (0,), repeat)
     machine = _machine()
     runs = [
-        _run(path, kv.strip(), count, prefill_weights, plan)
+        _run(path, kv.strip(), count, prefill_weights, plan, parallel)
         for count in threads or (default_threads(),)
         for kv in kinds.split(",")
     ]
@@ -143,8 +155,8 @@ def command(
         click.echo(json.dumps({"machine": machine, "model": str(path), "runs": runs, "fastest_threads": fastest}))
         return
     click.echo(f"{path.name} on {machine['cpu']}, onnxruntime {machine['onnxruntime']}\n")
-    click.echo(_loading_table(runs))
-    for table in filter(None, (_speed_table(runs, kind) for kind in KINDS)):
+    click.echo(loading_table(runs))
+    for table in filter(None, (*(speed_table(runs, kind) for kind in KINDS), streams_table(runs))):
         click.echo(f"\n{table}")
     if named := [f"--threads {count} for {kind}" for kind, count in fastest.items() if count is not None]:
         click.echo(f"\nfastest: {', '.join(named)}")
@@ -162,12 +174,13 @@ def fastest_threads(runs: list[dict[str, Any]], kind: str) -> int | None:
     return min(seconds, key=lambda count: seconds[count]) if len(seconds) > 1 and any(seconds.values()) else None
 
 
-def _run(path: Path, kv: str, threads: int, prefill: str, plan: Plan) -> dict[str, Any]:
+def _run(path: Path, kv: str, threads: int, prefill: str, plan: Plan, parallel: tuple[int, ...] = ()) -> dict[str, Any]:
     """The results of one load of the model, as plain values."""
     from ouro_edge.loading import open_model_files
     from ouro_edge.measure.bandwidth import memory_read
     from ouro_edge.measure.own_process import in_own_process
     from ouro_edge.measure.speed import End, Loading, Speed, check_plan, time_model
+    from ouro_edge.measure.streams import StreamSpeed, time_streams
     from ouro_edge.runtime.backend.kv_choice import choose_kv
     from ouro_edge.runtime.backend.session import check_threads
 
@@ -175,7 +188,7 @@ def _run(path: Path, kv: str, threads: int, prefill: str, plan: Plan) -> dict[st
     check_plan(bundle, plan)
     check_threads(threads)
     choose_kv(bundle, kv)
-    run: dict[str, Any] = {"memory_read": [memory_read(threads)], "speeds": []}
+    run: dict[str, Any] = {"memory_read": [memory_read(threads)], "speeds": [], "streams": []}
     for event in in_own_process(time_model, path, kv, threads, prefill, plan):
         match event:
             case str():
@@ -188,6 +201,12 @@ def _run(path: Path, kv: str, threads: int, prefill: str, plan: Plan) -> dict[st
                 run["speeds"].append(asdict(event) | rate)
             case End():
                 run |= {"end": asdict(event.memory), "idle_cpu": event.idle_cpu}
+    several = (path, kv, threads, parallel, plan, prefill)
+    for timed in in_own_process(time_streams, *several) if parallel and plan.tokens else ():
+        if isinstance(timed, StreamSpeed):
+            run["streams"].append(asdict(timed) | {"rate": median(timed.rates)})
+        else:
+            _progress(timed)
     _progress("")
     run["memory_read"].append(memory_read(threads))
     return run
@@ -206,37 +225,3 @@ def _machine() -> dict[str, Any]:
 
     names = ("numpy", "onnxruntime")
     return {"cpu": cpu_name(), "system": platform.platform(), "ouro-edge": __version__} | {n: version(n) for n in names}
-
-
-def _loading_table(runs: list[dict[str, Any]]) -> str:
-    from ouro_edge.cli.tables import table
-
-    head = ("kv", "threads", "memory read", "load", "first token", "resident", "at the end", "peak", "idle CPU")
-    return table(head, [(
-        run["kv"], str(run["threads"]), "-".join(f"{x / 1e9:.1f}" for x in sorted(run["memory_read"])) + " GB/s",
-        f"{run['load_s']:.2f} s",
-            f"{run['first_token_s']:.2f} s", *(f"{size / 1e9:.2f} GB" for size in (
-            run["loaded"]["resident"], run["end"]["resident"], run["end"]["peak"])), f"{run['idle_cpu']:.0%}",
-    ) for run in runs])  # fmt: skip
-
-
-def _speed_table(runs: list[dict[str, Any]], kind: str) -> str | None:
-    from ouro_edge.cli.tables import table
-
-    rows = []
-    for run in runs:
-        for speed in (speed for speed in run["speeds"] if speed["test"]["kind"] == kind):
-            test, seconds = speed["test"], median(speed["seconds"])
-            rows.append([run["kv"], *map(str, (run["threads"], test["context"], test["tokens"], test["depth"])),
-                         _short(speed["rate"]), f"{_short(min(speed['rates']))}-{_short(max(speed['rates']))}",
-                         f"{_short(seconds)} s", f"{_short(1e3 * seconds / speed['block_calls'])} ms"])  # fmt: skip
-            if kind == "decode":
-                share = speed["bandwidth"] / max(run["memory_read"])
-                rows[-1] += [f"{speed['bandwidth'] / 1e9:.2f}", f"{share:.0%}"]
-    head = ["kv", "threads", "context", kind, "depth", "tokens/s", "range", "time", "a call"]
-    return table(head + ["GB/s", "of memory read"] * (kind == "decode"), rows) if rows else None
-
-
-def _short(number: float) -> str:
-    """A number with three significant digits, without an exponent for large numbers."""
-    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"

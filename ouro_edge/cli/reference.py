@@ -38,11 +38,12 @@ model's own. At most one of `exit`, `exit_threshold` and `loops` may be given.
 _ANSWER = """\
 One answer: `run`, `chat` and `trace` take these on the command line, `/set` changes them in a chat (under the long name
 of the command line, without its dashes), a request to the server and the llm plugin take them by name, and
-`ouro_edge.GenerationOptions` holds them in Python. `serve` takes those of the depth, as the default of all requests.
+`ouro_edge.GenerationOptions` holds them in Python. `serve` and `batch` take those of the depth, as the default of all
+requests.
 """
 _LOADING = """\
-Loading a model: keywords of `ouro_edge.load`, fields of `ouro_edge.LoadOptions`, and options of `run`, `chat`, `trace`
-and `serve`.
+Loading a model: keywords of `ouro_edge.load`, fields of `ouro_edge.LoadOptions`, and options of `run`, `chat`, `trace`,
+`serve` and `batch`.
 """
 _COMMANDS = """\
 # Commands

@@ -3,4 +3,4 @@
 Returns figures only; the command line formats and prints them.
 """
 
-__all__ = ["bandwidth", "doctor", "own_process", "speed"]
+__all__ = ["bandwidth", "doctor", "own_process", "speed", "streams"]

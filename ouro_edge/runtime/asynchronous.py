@@ -7,7 +7,7 @@ the work, which takes at most a part of a block call; after that the sequence ca
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar, Unpack
 
@@ -28,6 +28,7 @@ class _Blocking(Protocol):
 
     def generate(self, *args: Any, **options: Any) -> Iterator[Event]: ...
     def chat(self, *args: Any, **options: Any) -> Iterator[Event]: ...
+    def generate_many(self, *args: Any, **options: Any) -> Iterator[tuple[int, Event]]: ...
     def forward(self, *args: Any, **options: Any) -> Forward: ...
     def score(self, *args: Any, **options: Any) -> Score: ...
     def embed(self, *args: Any, **options: Any) -> Array: ...
@@ -52,6 +53,20 @@ class AsyncTwins:
         """`chat` as an async generator."""
         return _stream(self.chat, messages, template=template, **options)
 
+    def agenerate_many(
+        self: _Blocking,
+        prompts: Iterable[str | Iterable[int]],
+        *,
+        samples: int = 1,
+        threads: int | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> AsyncGenerator[tuple[int, Event], None]:
+        """`generate_many` as an async generator; `prompts` is read in worker threads.
+
+        A slow reader holds the generations back after at most a few hundred events. Leaving early ends all of them.
+        """
+        return _stream(self.generate_many, prompts, samples=samples, threads=threads, **options)
+
     async def aforward(self: _Blocking, ids: Sequence[int], *, exit: ExitPolicy | None = None) -> Forward:
         """`forward`, without blocking."""
         return await _call(self.forward, ids, exit=exit)
@@ -75,8 +90,8 @@ class AsyncTwins:
 
 
 def _stream(
-    generate: Callable[..., Iterator[Event]], *args: Any, cancel: Cancel | None = None, **options: Any
-) -> AsyncGenerator[Event, None]:
+    generate: Callable[..., Iterator[T]], *args: Any, cancel: Cancel | None = None, **options: Any
+) -> AsyncGenerator[T, None]:
     cancel = cancel or Cancel()
     events = partial(generate, *args, cancel=cancel, **options)
     return iterate(events, cancel, is_last=lambda event: isinstance(event, Done))

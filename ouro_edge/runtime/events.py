@@ -24,6 +24,8 @@ class Token:
     exit_probs: tuple[float, ...]  # the gate's probability of stopping at loop 1..depth; NaN without a gate
     top_logprobs: tuple[Candidate, ...] = ()  # the most probable ids with their `logprob`, best first, if requested
     logit_lens: tuple[tuple[Candidate, ...], ...] = ()  # for loop 1..depth: most probable ids, with probabilities
+    sampling_logprob: float = 0.0  # under the distribution that it was drawn from: after constraint, bias, penalty,
+    # temperature and filters; 0 for a greedy sampler
 
     @property
     def lens(self) -> tuple[tuple[Candidate, ...], ...]:

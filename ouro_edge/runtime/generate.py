@@ -17,7 +17,7 @@ from ouro_edge.runtime.exits.loop_budget import ExitTracker
 from ouro_edge.runtime.make_token import make_token
 from ouro_edge.runtime.request import Request
 from ouro_edge.runtime.sampling.constraint import Constraint
-from ouro_edge.runtime.sampling.sampler import Sampling, check_logits
+from ouro_edge.runtime.sampling.sampler import Choice, Sampling, check_logits
 from ouro_edge.runtime.sequence.sequence import TokenSequence
 from ouro_edge.runtime.speculation.decoder import SpeculativeDecoder
 from ouro_edge.runtime.speculation.draft_policy import DraftPolicy
@@ -63,26 +63,26 @@ class PlainDecoder:
             exits.record(states.loop)
             logits = states.logits[0]
             if request.constraint is None:
-                token, logprob = sampling.pick(logits, seen)
+                choice = sampling.choose(logits, seen)
             else:
-                token, logprob = _pick_allowed(sampling, logits, seen, request.constraint)
-            yield make_token(states, sequence.config.loops, token, logprob, request)
+                choice = _choose_allowed(sampling, logits, seen, request.constraint)
+            yield make_token(states, sequence.config.loops, choice, request)
             if sequence.generation_id != generation:  # nothing may be appended to what another one has made of it
                 raise RequestError("another generation has used this sequence meanwhile: give each its own")
             if seen:
-                seen.add(token)
-            sequence.append([token])
+                seen.add(choice.id)
+            sequence.append([choice.id])
 
 
-def _pick_allowed(sampling: Sampling, logits: Array, seen: Set[int], constraint: Constraint) -> tuple[int, float]:
-    """A token that the constraint allows, with its log-probability among all tokens."""
+def _choose_allowed(sampling: Sampling, logits: Array, seen: Set[int], constraint: Constraint) -> Choice:
+    """A token that the constraint allows; `logprob` is its log-probability among all tokens."""
     allowed = logits.copy()
     constraint.mask(allowed)
     if allowed.max() == -np.inf:
         raise RequestError("the constraint allows no token here, not even one that ends the answer")
-    token, _ = sampling.pick(allowed, seen)
-    constraint.accept(token)
-    return token, float(logits[token]) - check_logits(logits)[1]
+    choice = sampling.choose(allowed, seen)
+    constraint.accept(choice.id)
+    return choice._replace(logprob=float(logits[choice.id]) - check_logits(logits)[1])
 
 
 def generate_events(

@@ -8,27 +8,31 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
 from ouro_edge.errors import BundleError, NoTokenizerError, RequestError, TemplateError
 from ouro_edge.runtime.asynchronous import AsyncTwins
 from ouro_edge.runtime.backend.cancel import Cancel
-from ouro_edge.runtime.checks import check_whole
+from ouro_edge.runtime.checks import check_kind, check_whole
 from ouro_edge.runtime.events import Event
 from ouro_edge.runtime.exits.policies import ExitPolicy
 from ouro_edge.runtime.forward_model import ForwardModel
 from ouro_edge.runtime.generate import generate_events
-from ouro_edge.runtime.generate_many import run_many
+from ouro_edge.runtime.generate_many import Generate, check_many, run_many, samples_of
 from ouro_edge.runtime.request import GenerateOptions, Request, make_request
 from ouro_edge.runtime.sampling.constraint import Constraint
 from ouro_edge.runtime.sampling.generation_config import sampler_settings
 from ouro_edge.runtime.sampling.sampler import Sampler
 from ouro_edge.runtime.sequence.sequence import TokenSequence
+from ouro_edge.runtime.sequence.shared_prompt import SharedPrompt
 from ouro_edge.runtime.speculation.eligibility import check_speculate
 from ouro_edge.runtime.text.chat_template import check_variables
 
 if TYPE_CHECKING:
     from ouro_edge.runtime.request import Speculate
+
+_MAX_SAMPLES = 65536
 
 
 class Model(ForwardModel, AsyncTwins):
@@ -106,17 +110,37 @@ class Model(ForwardModel, AsyncTwins):
         self,
         prompts: Iterable[str | Iterable[int]],
         *,
+        samples: int = 1,
         threads: int | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Iterator[tuple[int, Event]]:
         """Continue many prompts at once; yields pairs (index of the prompt, event) as they come.
 
         At most `threads` generations run at a time (default: what the model was loaded for with `parallel`); they share
-        calls where the backend can. Options and events are those of `generate`; `sequence` and `constraint` belong to
-        one answer and are refused. An error of one generation ends all.
+        calls where the backend can. With `samples` above 1, every prompt is computed once and continued that many
+        times: sample j of prompt i has the index i * samples + j, and the seed of the sampler plus j. Options and
+        events are those of `generate`; `sequence` and `constraint` belong to one answer and are refused. An error of
+        one generation ends all.
         """
         count = check_whole("threads", threads or self.backend.slots, 1, 64)
-        return run_many(self.generate, prompts, count, dict(options))
+        check_whole("samples", samples, 1, _MAX_SAMPLES)
+        check_many(options)
+        for name, kind in (("exit", ExitPolicy), ("sampler", Sampler), ("cancel", Cancel)):
+            check_kind(name, options.get(name), kind, optional=True)
+        cancel = options.pop("cancel", None) or Cancel()
+        return run_many(self._generations(prompts, samples, options), count, cancel, dict(options))
+
+    def _generations(
+        self, prompts: Iterable[str | Iterable[int]], samples: int, options: GenerateOptions
+    ) -> Iterator[Generate]:
+        """The generations of `generate_many`, in order."""
+        for prompt in prompts:
+            if samples == 1:
+                yield partial(self.generate, prompt)
+                continue
+            exit, sampler = options.get("exit") or self.default_exit(), options.get("sampler") or self.default_sampler()
+            ids = tuple(self._ids("prompt", prompt))
+            yield from samples_of(self.generate, SharedPrompt(ids, exit, samples, self.new_sequence), samples, sampler)
 
     def _events(self, sequence: TokenSequence, request: Request) -> Iterator[Event]:
         """Run a request; a generator, so that nothing runs before the first event is requested."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
@@ -14,16 +13,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ouro_edge.server.engine import Engine
+from ouro_edge.server.handlers import make_handlers, new_header
 from ouro_edge.server.http.endpoint import Endpoint, Handler, dumps
 from ouro_edge.server.http.errors import ApiError
 from ouro_edge.server.http.guard import HostGuard, KeyGuard
 from ouro_edge.server.http.page import page_endpoint
 from ouro_edge.server.limits import Access
 from ouro_edge.server.metrics import CONTENT_TYPE
-from ouro_edge.server.openai.chat import Chat
-from ouro_edge.server.openai.completions import Completions
-from ouro_edge.server.openai.constraints import Schemas
-from ouro_edge.server.openai.embeddings import Embeddings
 from ouro_edge.server.openai.replies import ResponseHeader
 
 if TYPE_CHECKING:
@@ -33,7 +29,7 @@ if TYPE_CHECKING:
 def make_app(engine: Engine, access: Access) -> Starlette:
     """The ASGI application over an engine."""
     model, metrics = engine.model, engine.metrics
-    header = ResponseHeader(model.name, int(time.time()))
+    header = new_header(engine)
 
     def post(path: str, handler: Handler) -> Route:
         endpoint = Endpoint(
@@ -67,9 +63,7 @@ def make_app(engine: Engine, access: Access) -> Starlette:
             Route("/metrics", measured),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", one_model),
-            post("/v1/chat/completions", Chat(engine, Schemas(model), header)),
-            post("/v1/completions", Completions(engine, header)),
-            post("/v1/embeddings", Embeddings(engine, header)),
+            *(post(path, handler) for path, handler in make_handlers(engine, header).items()),
         ],
         middleware=_middleware(access),
         exception_handlers={HTTPException: _refuse},

@@ -22,8 +22,11 @@ from ouro_edge.runtime.exits.loop_budget import position_rule
 from ouro_edge.runtime.exits.policies import ExitPolicy
 from ouro_edge.runtime.forward import Score
 from ouro_edge.runtime.saved.prefix_cache import PrefixCache
+from ouro_edge.runtime.sequence.sequence import TokenSequence
+from ouro_edge.runtime.sequence.shared_prompt import SharedPrompt
 from ouro_edge.server.http.errors import ApiError
 from ouro_edge.server.limits import Limits
+from ouro_edge.server.merge import merge
 from ouro_edge.server.metrics import Metrics
 from ouro_edge.server.options import Options
 from ouro_edge.server.queue import Queue
@@ -82,23 +85,37 @@ class Engine:
     async def generate(
         self, jobs: Sequence[GenerationJob]
     ) -> AsyncGenerator[Started | tuple[int, Event | Score], None]:
-        """Answer all jobs in one slot, one after the other.
+        """Answer all jobs: one answer after the other in the request's slot, more at a time in slots that are free.
 
         Yields Started when the request has its slot, then pairs: the number of the answer, and an event or the score of
         the prompt.
         """
         async with self.queue.slot():
             yield Started()
-            numbered = [(job, choice) for job in jobs for choice in range(job.options.choices)]
-            for number, (job, choice) in enumerate(numbered):
-                with self._cancellable() as cancel:
-                    work = partial(self._events, job, choice, cancel)
-                    async with aclosing(iterate(work, cancel, self._workers, ahead=_READ_AHEAD_EVENTS)) as events:
-                        async for event in events:
-                            if isinstance(event, Done):
-                                self.metrics.count_answer(event)
-                                self._check(event.reason == "cancelled")
-                            yield number, event
+            answers = [partial(self._answer, *answer) for job in jobs for answer in self._choices(job)]
+            async with aclosing(merge(answers, self.queue)) as items:
+                async for item in items:
+                    yield item
+
+    def _choices(self, job: GenerationJob) -> Iterator[tuple[GenerationJob, int, SharedPrompt | None]]:
+        """The n answers of a job; they share the keys and values of the prompt, unless it is scored for each."""
+        options, prompt = job.options, None
+        if options.choices > 1 and job.max_tokens and job.score is None:
+            prompt = SharedPrompt(job.ids, options.exit, options.choices, partial(self._sequence, job))
+        yield from ((job, choice, prompt) for choice in range(options.choices))
+
+    async def _answer(
+        self, job: GenerationJob, choice: int, prompt: SharedPrompt | None
+    ) -> AsyncGenerator[Event | Score, None]:
+        """One answer, computed on a worker."""
+        with self._cancellable() as cancel:
+            work = partial(self._events, job, choice, prompt, cancel)
+            async with aclosing(iterate(work, cancel, self._workers, ahead=_READ_AHEAD_EVENTS)) as events:
+                async for event in events:
+                    if isinstance(event, Done):
+                        self.metrics.count_answer(event)
+                        self._check(event.reason == "cancelled")
+                    yield event
 
     def stop(self) -> None:
         """End all generations immediately, because the server stops."""
@@ -111,10 +128,15 @@ class Engine:
         self._workers.shutdown()
         self._helpers.shutdown()
 
-    def _events(self, job: GenerationJob, choice: int, cancel: Cancel) -> Iterator[Event | Score]:
-        """Generate one answer with a sequence of the cache; runs on a worker."""
+    def _sequence(self, job: GenerationJob) -> TokenSequence:
+        return self._cache.checkout(job.ids) if job.options.cache_prompt else self.model.new_sequence()
+
+    def _events(
+        self, job: GenerationJob, choice: int, prompt: SharedPrompt | None, cancel: Cancel
+    ) -> Iterator[Event | Score]:
+        """Generate one answer with a sequence of the cache, or of the shared prompt; runs on a worker."""
         options = job.options
-        sequence = self._cache.checkout(job.ids) if options.cache_prompt else self.model.new_sequence()
+        sequence = self._sequence(job) if prompt is None else prompt.take(cancel)
         rows = sequence.work.rows
         if job.score is not None:
             sequence.truncate(0)  # scoring starts from nothing: what the request saves is what is pending at its end
@@ -126,7 +148,7 @@ class Engine:
                 job.ids,
                 max_tokens=job.max_tokens,
                 exit=options.exit,
-                sampler=options.sampler_of(choice),
+                sampler=options.sampler.for_sample(choice),
                 stop=options.stop,
                 cancel=cancel,
                 sequence=sequence,
@@ -142,8 +164,10 @@ class Engine:
                 run = sequence.work.rows - rows
                 counts = {"loops_run": run, "loops_saved": sequence.pending_loops}
                 event = replace(event, usage=replace(event.usage, cached_tokens=0, **counts))
+            if isinstance(event, Done) and prompt is not None and not choice:
+                event = prompt.charge(event)
             yield event
-        if options.cache_prompt:
+        if options.cache_prompt and (prompt is None or not choice):  # of n samples one is enough to keep the prompt
             self._cache.checkin(sequence)  # not after an error, which can leave it inconsistent
 
     def _check(self, cancelled: bool = False) -> None:

@@ -67,7 +67,7 @@ class Metrics:
                     {f'kind="{kind}"': self.loops[kind] for kind in ("run", "full")}),
             _family("ouro_edge_loops_saved", "gauge", "Loops saved so far; decreases when loops catch up.",
                     {"": self.loops["full"] - self.loops["run"]}),
-            _family("ouro_edge_requests_running", "gauge", "Requests that are running.", {"": queue.running}),
+            _family("ouro_edge_requests_running", "gauge", "Slots in use.", {"": queue.running}),
             _family("ouro_edge_requests_waiting", "gauge", "Requests in the queue.", {"": queue.waiting}),
             _family("ouro_edge_first_token_seconds", "histogram", "Time from the start to the first token.")
             + self.first_token.lines("ouro_edge_first_token_seconds"),

@@ -49,14 +49,7 @@ class Options:
     include_usage: bool
     cache_prompt: bool  # whether the prefix cache may be used; without it an answer does not depend on earlier requests
     lens: int  # candidates per loop and token; 0 for none
-
-    def sampler_of(self, choice: int) -> Sampler:
-        """The sampler of one of n answers; each has its own seed, so that answers differ and are repeatable."""
-        if self.sampler.seed is None or not choice:
-            return self.sampler
-        from dataclasses import replace
-
-        return replace(self.sampler, seed=self.sampler.seed + choice)
+    rollout: bool  # report ids, log-probabilities and depths for training
 
 
 def read_options(fields: Fields, model: Model, default_exit: ExitPolicy, least_tokens: int = 1) -> Options:
@@ -80,6 +73,7 @@ def read_options(fields: Fields, model: Model, default_exit: ExitPolicy, least_t
         include_usage=_include_usage(fields, stream),
         cache_prompt=fields.flag("cache_prompt", True),
         lens=_read(fields, GENERATION_OPTIONS["logit_lens"]) or 0,
+        rollout=fields.flag("rollout"),
     )
 
 

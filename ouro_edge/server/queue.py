@@ -35,6 +35,16 @@ class Queue:
         finally:
             self._leave()
 
+    def borrow(self) -> bool:
+        """Take a slot that is free and that no request waits for; it is returned with `give_back`."""
+        free = self.running < self._parallel and not self._queued
+        self.running += free
+        return free
+
+    def give_back(self) -> None:
+        """Return a borrowed slot."""
+        self._leave()
+
     async def _enter(self) -> None:
         if self.running < self._parallel and not self._queued:
             self.running += 1

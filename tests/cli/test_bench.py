@@ -50,6 +50,19 @@ def test_tables_show_each_kind_on_its_own():
     assert tables[2].split("\n")[1].split()[:5] == ["fp32", tables[0].split("\n")[1].split()[1], "0", "3", "2"]
 
 
+def test_streams_at_once():
+    options = "-n 3 --depths 2,4 -d 0,9 --threads 1 --repeat 2 --parallel 1,3".split()
+    result = bench("-p", "", *options, "--json")
+    assert result.exit_code == 0, result.output
+    [run] = json.loads(result.stdout)["runs"]
+    tests = [(speed["context"], speed["depth"], speed["streams"]) for speed in run["streams"]]
+    assert tests == [(c, d, n) for c in (0, 9) for d in (2, 4) for n in (0, 1, 3)]
+    assert all(len(speed["rates"]) == 2 and min(speed["rates"]) > 0 for speed in run["streams"])
+    table = bench("-p", "", *options).stdout.strip().split("\n\n")[-1].splitlines()
+    assert "streams" in table[0] and len(table) == 13 and "1, alone" in table[1]
+    assert bench("--parallel", "100").exit_code == 1
+
+
 def test_an_empty_list_leaves_a_kind_out():
     result = bench("-p", "", "-n", "2", "--depths", "1", "--repeat", "1")
     assert result.exit_code == 0 and "decode" in result.stdout and "prefill" not in result.stdout

@@ -202,3 +202,65 @@ def test_stopping_at_the_end_leaves_the_callers_switch_alone(model):
         return cancel.cancelled
 
     assert asyncio.run(main()) is False
+
+
+def test_many_prompts_have_a_twin(model):
+    prompts, options = [[5, 17, 3], [9], [4, 4]], {"max_tokens": 5, "stop_ids": (), "samples": 2, "threads": 3}
+
+    async def main():
+        return [pair async for pair in model.agenerate_many(prompts, **options)]
+
+    def gathered(pairs):
+        return {number: ids_of(event for n, event in pairs if n == number) for number in range(6)}
+
+    found = asyncio.run(main())
+    assert gathered(found) == gathered(list(model.generate_many(prompts, **options)))
+    assert sum(isinstance(event, ouro_edge.Done) for _, event in found) == 6
+
+
+def test_leaving_many_prompts_ends_them_all(model):
+    cancel, taken = ouro_edge.Cancel(), []
+
+    def prompts():
+        while True:
+            taken.append(1)
+            yield [5, 17, 3]
+
+    async def main():
+        async with aclosing(model.agenerate_many(prompts(), threads=2, stop_ids=(), cancel=cancel)) as pairs:
+            await anext(pairs)
+        assert cancel.cancelled
+
+    asyncio.run(main())
+    assert len(taken) <= 3 and not [t for t in threading.enumerate() if t.name.startswith("ouro-edge-many")]
+
+
+def test_a_slow_reader_holds_many_prompts_back(model):
+    taken = []
+
+    def prompts():
+        for _ in range(1000):
+            taken.append(1)
+            yield [5]
+
+    async def main():
+        async with aclosing(model.agenerate_many(prompts(), threads=2, stop_ids=(), max_tokens=3)) as pairs:
+            await anext(pairs)
+            await until(lambda: len(taken) > 60)
+            await asyncio.sleep(0.05)
+            assert len(taken) < 100  # 4 events each, 256 events ahead
+
+    asyncio.run(main())
+
+
+def test_errors_of_many_prompts_are_raised(model):
+    async def main(prompts, **options):
+        return [pair async for pair in model.agenerate_many(prompts, **options)]
+
+    for prompts, options in (
+        ([[5], [10**6]], {}),
+        ([[5]], {"sequence": model.new_sequence()}),
+        ([[5]], {"samples": 0}),
+    ):
+        with pytest.raises(RequestError):
+            asyncio.run(main(prompts, **options))

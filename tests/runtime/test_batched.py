@@ -191,3 +191,80 @@ def test_a_call_of_many_groups_keeps_no_old_buffers(pair, monkeypatch):
     del sequences[1:]
     model.backend.run([sequences[0].pending(1)])
     assert not any(ref() is not None for ref in dropped)
+
+
+def sampled(events, samples):
+    """Ids, depths and ends of every sample."""
+    tokens, ends = [[] for _ in range(samples)], {}
+    for number, event in events:
+        if isinstance(event, ouro_edge.Token):
+            tokens[number].append((event.id, event.depth))
+        else:
+            ends[number] = event
+    return tokens, ends
+
+
+@pytest.mark.parametrize(
+    "exit", [ouro_edge.FullDepth(), ouro_edge.ExitThreshold(0.5), ouro_edge.LoopBudget(2.5), ouro_edge.FixedDepth(2)]
+)
+def test_samples_of_a_prompt_are_those_of_generations_alone(pair, exit):
+    alone, together = pair
+    if alone.kv != "fp32":
+        pytest.skip("rows are rounded to a quantised cache, where a last bit may differ")
+    options = {"max_tokens": 12, "exit": exit, "stop_ids": ()}
+    expected = []
+    for prompt in (PROMPTS[3], PROMPTS[1]):  # the second has one token, so nothing of it can be shared
+        for sample in range(3):
+            sampler = ouro_edge.Sampler(temperature=1.5, seed=7 + sample)
+            *tokens, _ = alone.generate(prompt, sampler=sampler, **options)
+            expected.append([(token.id, token.depth) for token in tokens])
+    sampler = ouro_edge.Sampler(temperature=1.5, seed=7)
+    events = together.generate_many([PROMPTS[3], PROMPTS[1]], samples=3, sampler=sampler, **options)
+    tokens, ends = sampled(events, 6)
+    assert tokens == expected and len({tuple(ids) for ids in tokens}) == 6
+    assert sorted(ends) == list(range(6))
+
+
+def test_samples_compute_their_prompt_once(pair):
+    _, model = pair
+    prompt, samples = PROMPTS[3], 4
+    events = model.generate_many([prompt], samples=samples, max_tokens=3, exit=ouro_edge.FullDepth(), stop_ids=())
+    _, ends = sampled(events, samples)
+    usages = [ends[number].usage for number in range(samples)]
+    assert [usage.cached_tokens for usage in usages] == [0] + [len(prompt) - 2] * 3
+    assert [usage.loops_run for usage in usages] == [4 * (len(prompt) + 2)] + [4 * (2 + 2)] * 3
+    assert all(usage.loops_saved == 0 for usage in usages)
+
+
+def test_samples_with_a_shared_kv_cache(bundle_of, checkpoint_of):
+    with ouro_edge.load(bundle_of(checkpoint_of()), kv="fp32", kv_share="last", parallel=4) as model:
+        sampler = ouro_edge.Sampler(temperature=1.5, seed=7)
+        options = {"max_tokens": 8, "exit": ouro_edge.FixedDepth(3), "stop_ids": ()}
+        tokens, _ = sampled(model.generate_many([PROMPTS[3]], samples=2, sampler=sampler, **options), 2)
+        for sample in range(2):
+            *expected, _ = model.generate(PROMPTS[3], sampler=sampler.for_sample(sample), **options)
+            assert tokens[sample] == [(token.id, token.depth) for token in expected]
+
+
+def test_samples_that_are_cancelled_while_the_prompt_is_computed(pair):
+    _, model = pair
+    cancel = ouro_edge.Cancel()
+    cancel.cancel()
+    assert list(model.generate_many([PROMPTS[3]], samples=3, cancel=cancel)) == []
+    for wrong in (0, 1.5, None):
+        with pytest.raises(ouro_edge.RequestError, match="samples"):
+            model.generate_many([PROMPTS[3]], samples=wrong)
+
+
+def test_too_many_generations_for_the_memory_are_refused(bundle_of, checkpoint_of, monkeypatch):
+    from ouro_edge.runtime.backend import admission
+
+    path = bundle_of(checkpoint_of())
+    each = 512 * 4 * 2 * 2 * 2 * 16 * 4  # tokens, loops, layers, key and value, heads, width, bytes
+    monkeypatch.setattr(admission, "available_memory", lambda: 6 * each)
+    with ouro_edge.load(path, kv="fp32", parallel=6):
+        pass
+    with pytest.raises(ouro_edge.RequestError, match=r"7 generations at once of 512 tokens need .* use --parallel 6"):
+        ouro_edge.load(path, kv="fp32", parallel=7)
+    with ouro_edge.load(path, kv="fp32", parallel=7, context=400):
+        pass

@@ -295,3 +295,23 @@ def test_blueprint_is_frozen_hashable_and_keeps_its_own_bias() -> None:
     assert hash(sampler) == hash(Sampler(logit_bias={1: 2.0}))
     with pytest.raises(dataclasses.FrozenInstanceError):
         sampler.temperature = 1.0  # type: ignore[misc]
+
+
+def test_the_log_probability_under_the_sampling_distribution():
+    logits, seen = row(3, 2, 1, 0), {0}
+    sampler = Sampler(temperature=0.5, top_k=2, repetition_penalty=2, logit_bias={2: 2.0}, seed=1)
+    # Bias 2 lifts the third to 3, the penalty halves the first to 1.5: the third and the second remain.
+    weights = np.exp(np.array([3, 2]) / 0.5)
+    expected = dict(zip((2, 1), np.log(weights / weights.sum()), strict=True))
+    sampling = sampler.start()
+    chosen = [sampling.choose(logits, seen) for _ in range(200)]
+    assert {choice.id for choice in chosen} == {1, 2}
+    for choice in chosen:
+        assert choice.sampling_logprob == pytest.approx(expected[choice.id])
+        assert choice.logprob == pytest.approx(logits[choice.id] - np.log(np.exp(logits).sum()), abs=1e-5)
+    assert Sampler().start().choose(logits).sampling_logprob == 0
+
+
+def test_samples_have_seeds_of_their_own():
+    assert [Sampler(seed=5).for_sample(n).seed for n in range(3)] == [5, 6, 7]
+    assert Sampler().for_sample(3).seed is None

@@ -97,11 +97,48 @@ def test_seeds_make_answers_repeatable_and_different(client):
     assert len(set(texts(5))) > 1
 
 
-def test_choices_of_a_stream_come_one_after_the_other(client):
-    chunks = list(ask(client, n=2, stream=True))
-    numbers = [chunk.choices[0].index for chunk in chunks]
-    assert numbers == sorted(numbers) and set(numbers) == {0, 1}
-    assert [c.choices[0].delta.role for c in chunks].count("assistant") == 2
+def test_choices_of_a_stream_are_those_of_a_complete_answer(client, endless):
+    fields = {"n": 3, "seed": 4, "temperature": 2.5, "max_tokens": 20, **endless}
+    chunks = [chunk.choices[0] for chunk in ask(client, stream=True, **fields)]
+    for choice in ask(client, **fields).choices:
+        own = [chunk for chunk in chunks if chunk.index == choice.index]
+        assert [chunk.delta.role for chunk in own].count("assistant") == 1 and own[0].delta.role == "assistant"
+        assert "".join(chunk.delta.content or "" for chunk in own) == choice.message.content
+        assert [chunk.finish_reason for chunk in own if chunk.finish_reason] == ["length"]
+    numbers = [chunk.index for chunk in chunks]
+    assert numbers != sorted(numbers)  # the answers are generated at the same time
+
+
+def test_samples_share_the_work_on_the_prompt(client, nano):
+    fields = {"max_tokens": 5, "temperature": 1, "seed": 1, "extra_body": {"cache_prompt": False, "loops": 4}}
+    one, four = (ask(client, n=n, logit_bias={str(i): -100 for i in nano.stop_ids}, **fields).usage for n in (1, 4))
+    prompt = one.prompt_tokens
+    assert one.ouro_edge["loops_run"] == 4 * (prompt + 4)
+    assert four.prompt_tokens == prompt and four.prompt_tokens_details.cached_tokens == 0
+    assert four.ouro_edge["loops_run"] == 4 * (prompt - 2 + 4 * (2 + 4))
+
+
+def test_a_rollout_has_what_training_needs(client, nano):
+    fields = {"n": 2, "seed": 3, "temperature": 1.5, "top_p": 0.9}
+    extra = {"rollout": True, "exit": "gate:0.5,floor=2,ceiling=3"}
+    answer = ask(client, extra_body=extra, **fields)
+    exit = ouro_edge.ExitThreshold(0.5, floor=2, ceiling=3)
+    for number, choice in enumerate(answer.choices):
+        *tokens, _ = nano.chat(
+            QUESTION, exit=exit, sampler=nano.default_sampler(temperature=1.5, top_p=0.9, seed=3 + number)
+        )
+        assert choice.rollout == {
+            "prompt_token_ids": nano.tokenizer.encode(nano.render(QUESTION)),
+            "token_ids": [token.id for token in tokens],
+            "logprobs": pytest.approx([token.logprob for token in tokens], abs=1e-3),
+            "sampling_logprobs": pytest.approx([token.sampling_logprob for token in tokens], abs=1e-3),
+            "depths": [token.depth for token in tokens],
+            "exit_probabilities": [pytest.approx(token.exit_probs, abs=1e-3) for token in tokens],
+        }
+        assert {2, 3} >= set(choice.rollout["depths"])
+    chunks = [chunk.choices[0] for chunk in ask(client, extra_body=extra, stream=True, **fields)]
+    ends = {chunk.index: chunk.rollout for chunk in chunks if chunk.finish_reason}
+    assert ends == {choice.index: choice.rollout for choice in answer.choices}
 
 
 def test_stop_bias_and_length(client, endless):

@@ -45,8 +45,10 @@ def test_a_slot_comes_first_and_then_the_events_of_every_answer(nano: ouro_edge.
 
     first, *items = asyncio.run(main())
     assert isinstance(first, Started)
-    assert [number for number, _ in items] == sorted(number for number, _ in items)
-    assert [number for number, event in items if isinstance(event, ouro_edge.Done)] == [0, 1, 2]
+    for answer in range(3):
+        events = [event for number, event in items if number == answer]
+        assert [isinstance(event, ouro_edge.Done) for event in events] == [False] * (len(events) - 1) + [True]
+    assert {number for number, _ in items} == {0, 1, 2}
 
 
 def test_a_slow_reader_holds_the_generation_back(nano: ouro_edge.Model, endless: dict[str, Any]) -> None:
@@ -69,3 +71,42 @@ def test_a_slow_reader_holds_the_generation_back(nano: ouro_edge.Model, endless:
 
     asyncio.run(main())
     assert model.events < 20
+
+
+def test_answers_use_free_slots_and_leave_them_to_requests_that_wait(nano: ouro_edge.Model) -> None:
+    async def main() -> None:
+        engine = Engine(nano, Limits(parallel=3))
+        order: list[str] = []
+
+        async def second() -> None:
+            async with aclosing(engine.generate([job(nano, 2)])) as items:
+                assert isinstance(await anext(items), Started)
+                order.append("second")
+
+        async with aclosing(engine.generate([job(nano, 8, n=9)])) as items:
+            assert isinstance(await anext(items), Started) and engine.queue.running == 1
+            await anext(items)
+            assert engine.queue.running == 3
+            waiting = asyncio.create_task(second())
+            async for _, event in items:
+                if isinstance(event, ouro_edge.Done):
+                    order.append("answer")
+            assert "second" in order[:5] and order.count("answer") == 9
+            await waiting
+        assert engine.queue.running == 0
+        engine.close()
+
+    asyncio.run(main())
+
+
+def test_leaving_early_ends_all_answers_of_a_request(nano: ouro_edge.Model, endless: dict[str, Any]) -> None:
+    async def main() -> None:
+        engine = Engine(nano, Limits(parallel=3))
+        async with aclosing(engine.generate([job(nano, 100, n=5, **endless)])) as items:
+            assert isinstance(await anext(items), Started)
+            seen = {(await anext(items))[0] for _ in range(20)}
+            assert len(seen) > 1 and engine.queue.running == 3
+        assert engine.queue.running == 0
+        engine.close()
+
+    asyncio.run(main())

@@ -1,6 +1,7 @@
 """The engine below the sequences: onnxruntime sessions, KV buffers, cancellation and the lock around them."""
 
 __all__ = [
+    "admission",
     "batching",
     "cancel",
     "kv",

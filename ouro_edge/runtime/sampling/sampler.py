@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,9 +65,21 @@ class Sampler:
                 raise RequestError(f"logit_bias of token {token} is {bias!r}; expected a number or -inf")
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))  # a copy, since the caller may change its mapping
 
+    def for_sample(self, number: int) -> Sampler:
+        """The sampler of one of several samples: its seed plus `number`, so that samples differ and are repeatable."""
+        return self if self.seed is None or not number else replace(self, seed=self.seed + number)
+
     def start(self) -> Sampling:
         """New running state for one answer."""
         return Sampling(self)
+
+
+class Choice(NamedTuple):
+    """A chosen token with its log-probability under the model, and under the distribution that it was drawn from."""
+
+    id: int
+    logprob: float
+    sampling_logprob: float
 
 
 class Sampling:
@@ -83,28 +96,34 @@ class Sampling:
     def pick(
         self, logits: Logits, seen: Sequence[int] | Set[int] = (), noise: Noise | None = None
     ) -> tuple[int, float]:
-        """The next token id, and its log-probability under the model.
+        """The first two parts of `choose`: the next token id, and its log-probability under the model."""
+        return self.choose(logits, seen, noise)[:2]
+
+    def choose(self, logits: Logits, seen: Sequence[int] | Set[int] = (), noise: Noise | None = None) -> Choice:
+        """The next token.
 
         logits: [V]. `seen` contains the ids to which the repetition penalty applies, preferably a set; unused when the
         penalty is 1. `noise` comes from `draw`, which is called if it is omitted. The chosen token wins a race of
         exponential clocks with the probabilities as rates (the Gumbel-max rule), so the same noise usually selects the
         same token from two similar distributions p and q: with probability at least (1 - t) / (1 + t), where t is
         their total variation distance (arXiv 2408.07978).
-        The log-probability is that of the plain softmax of `logits`, without bias, penalty, temperature and filters.
-        RequestError when a logit is NaN or +inf, when all are -inf, or when an id is outside the vocabulary.
+        The log-probability is that of the plain softmax of `logits`, without bias, penalty, temperature and filters;
+        `sampling_logprob` is that after them, 0 for a greedy sampler. RequestError when a logit is NaN or +inf, when
+        all are -inf, or when an id is outside the vocabulary.
         """
         top, norm = check_logits(logits)
         sampler = self.sampler
         if sampler.temperature == 0 and sampler.repetition_penalty == 1 and not sampler.logit_bias:
-            return top, float(logits[top]) - norm
+            return Choice(top, float(logits[top]) - norm, 0.0)
         ids, probabilities = self.survivors(logits, seen)
         if noise is None:
             noise = self.draw(len(logits))
-        token = int(ids[0])
+        place = 0
         if noise is not None and len(ids) > 1:
             # Rate divided by time, so that a probability of 0 never wins.
-            token = int(ids[np.argmax(probabilities / np.maximum(noise[ids], np.finfo(np.float64).tiny))])
-        return token, float(logits[token]) - norm
+            place = int(np.argmax(probabilities / np.maximum(noise[ids], np.finfo(np.float64).tiny)))
+        token = int(ids[place])
+        return Choice(token, float(logits[token]) - norm, math.log(probabilities[place]))
 
     def survivors(self, logits: Logits, seen: Sequence[int] | Set[int]) -> tuple[Ids, Probabilities]:
         """Ids [S] that remain after the filters, and their probabilities [S], which sum to 1; does not draw."""

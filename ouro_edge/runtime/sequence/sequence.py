@@ -28,7 +28,7 @@ from ouro_edge.runtime.sequence.old_names import renamed
 
 # Positions at the end of a prompt that are computed in one call. One row takes another kernel than two or more, with
 # another rounding of activations; from two on the number of rows makes no difference.
-_TAIL_TOKENS = 2
+TAIL_TOKENS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +153,12 @@ class TokenSequence:
         """Make the sequence hold exactly `ids`, keeping what is computed of the longest common prefix.
 
         The last tokens are always left to compute: the state of the last one is what a caller needs next, and with
-        `_TAIL_TOKENS` of them a prompt's end goes through the kernels in the same way whether or not its beginning was
+        `TAIL_TOKENS` of them a prompt's end goes through the kernels in the same way whether or not its beginning was
         kept, so that a repeated request gets the same answer. Returns the number of positions kept.
         """
         self._repair()
         ids = check_ids(ids, self.config.vocab_size)
-        kept = min(common_prefix(self.tokens, ids[:-_TAIL_TOKENS]), self.frontier[1])
+        kept = min(common_prefix(self.tokens, ids[:-TAIL_TOKENS]), self.frontier[1])
         self.generation_id += 1
         self.truncate(kept)
         self.append(ids[kept:])

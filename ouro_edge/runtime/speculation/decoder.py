@@ -22,7 +22,7 @@ from ouro_edge.runtime.events import Token
 from ouro_edge.runtime.exits.loop_states import LoopStates
 from ouro_edge.runtime.make_token import make_token
 from ouro_edge.runtime.request import Request
-from ouro_edge.runtime.sampling.sampler import Noise, check_logits
+from ouro_edge.runtime.sampling.sampler import Choice, Noise, check_logits
 from ouro_edge.runtime.sequence.depth_run import DepthRun, Exited
 from ouro_edge.runtime.sequence.sequence import LoopChunk, TokenSequence
 from ouro_edge.runtime.speculation.draft_policy import DraftPlan, DraftPolicy
@@ -44,7 +44,7 @@ class _Position:
     at: int
     states: LoopStates | None = None  # where the rule stopped it; None before
     token: int = -1
-    logprob: float = 0.0
+    choice: Choice | None = None  # the token of a position that has stopped
     guess: _Guess | None = None
 
 
@@ -148,7 +148,8 @@ class SpeculativeDecoder:
             place = at - self._pending[0].at
             position = self._pending[place]
             position.states = exited.states.rows([row])
-            position.token, position.logprob = self._pick(logits[row], place)
+            position.choice = self._choose(logits[row], place)
+            position.token = position.choice.id
             if position.guess is None:
                 continue
             right = position.guess.token == position.token
@@ -173,7 +174,8 @@ class SpeculativeDecoder:
             if self._penalised:
                 self._seen.add(position.token)
             self._emitted += 1
-            yield make_token(states, self.sequence.config.loops, position.token, position.logprob, self.request)
+            assert position.choice is not None
+            yield make_token(states, self.sequence.config.loops, position.choice, self.request)
             if self.sequence.generation_id != self._generation_id:
                 raise RequestError("another generation has used this sequence meanwhile: give each its own")
             self._kept += 1
@@ -193,15 +195,15 @@ class SpeculativeDecoder:
     def _guess(self, logits: Array, place: int) -> tuple[int, bool]:
         """The choice from these logits after pending position `place`, and whether it is confident."""
         top, norm = check_logits(logits)
-        token = self._pick(logits, place)[0]
+        token = self._choose(logits, place).id
         confident = self.policy.is_confident(float(np.exp(logits[top] - norm)))
         return token, confident and token not in self.request.stop_ids
 
-    def _pick(self, logits: Array, place: int) -> tuple[int, float]:
+    def _choose(self, logits: Array, place: int) -> Choice:
         """The sampler's choice after pending position `place`, with the noise and the seen tokens of that place."""
         while len(self._noises) <= place:
             self._noises.append(self._sampling.draw(len(logits)))
         seen = self._seen
         if self._penalised:
             seen = seen | {position.token for position in self._pending[:place]}
-        return self._sampling.pick(logits, seen, self._noises[place])
+        return self._sampling.choose(logits, seen, self._noises[place])

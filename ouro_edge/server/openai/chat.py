@@ -18,7 +18,7 @@ from ouro_edge.server.openai.constraints import Schemas
 from ouro_edge.server.openai.messages import read_format, read_messages, read_template_variables, render
 from ouro_edge.server.openai.reasoning import ReasoningText
 from ouro_edge.server.openai.replies import ResponseHeader, budget
-from ouro_edge.server.openai.tokens import chat_logprobs, depth_of, depths_of, usage_of
+from ouro_edge.server.openai.tokens import chat_logprobs, depth_of, depths_of, rollout_of, usage_of
 from ouro_edge.server.openai.tools import read_tools
 from ouro_edge.server.options import IGNORED, read_options
 
@@ -104,54 +104,56 @@ class Answer:
         count = self._job.options.choices
         deltas: list[list[dict[str, Any]]] = [[] for _ in range(count)]
         tokens: list[list[Token]] = [[] for _ in range(count)]
-        ends: list[Done] = []
+        ends: dict[int, Done] = {}
         async with aclosing(self._parts()) as parts:
             async for part in parts:
                 deltas[part.number].append(part.delta)
                 if part.token is not None:
                     tokens[part.number].append(part.token)
                 if part.done is not None:
-                    ends.append(part.done)
-        choices = [self._choice(i, *parts) for i, parts in enumerate(zip(deltas, tokens, ends, strict=True))]
+                    ends[part.number] = part.done
+        choices = [self._choice(i, deltas[i], tokens[i], ends[i]) for i in range(count)]
         return {**self._header, "object": "chat.completion", "choices": choices, "usage": usage_of(ends, count)}
 
     async def chunks(self) -> Chunks:
         """The answer as chunks: a role, a chunk for each token, an end, and the usage when asked for."""
         options, model = self._job.options, self._engine.model
-        called: set[int] = set()
-        ends: list[Done] = []
-        begun = -1
+        begun, called = set[int](), set[int]()
+        ends: dict[int, Done] = {}
+        rollouts: list[list[Token]] = [[] for _ in range(options.choices)]
         async with aclosing(self._parts()) as parts:
             async for part in parts:
-                if part.number > begun:
-                    begun = part.number
-                    yield self._chunk(begun, {"role": "assistant", "content": ""})
+                if part.number not in begun:
+                    begun.add(part.number)
+                    yield self._chunk(part.number, {"role": "assistant", "content": ""})
                 if "tool_calls" in part.delta:
                     called.add(part.number)
                 if part.token is not None:
+                    if options.rollout:
+                        rollouts[part.number].append(part.token)
                     logprobs = chat_logprobs(model, [part.token]) if self._logprobs else None
                     depth = depth_of(model, part.token)
                     yield self._chunk(part.number, part.delta, logprobs=logprobs, ouro_edge=depth)
                 elif part.delta:
                     yield self._chunk(part.number, part.delta)
                 if part.done is not None:
-                    ends.append(part.done)
-                    yield self._chunk(part.number, {}, finish_reason=_finish_reason(part.done, part.number in called))
+                    ends[part.number] = part.done
+                    reason = _finish_reason(part.done, part.number in called)
+                    yield self._chunk(part.number, {}, finish_reason=reason, **self._rollout(rollouts[part.number]))
         if options.include_usage:
             usage = usage_of(ends, options.choices)
             yield {**self._header, "object": "chat.completion.chunk", "choices": [], "usage": usage}
 
     async def _parts(self) -> AsyncGenerator[Part, None]:
         """First an empty part, when the request has its slot; then one for every event."""
-        number, text = 0, self._text()
+        texts = [self._text() for _ in range(self._job.options.choices)]
         async with aclosing(self._engine.generate([self._job])) as events:
             async for item in events:
                 if isinstance(item, Started):
                     yield Part(0)
                     continue
-                if item[0] != number:
-                    number, text = item[0], self._text()
-                event = item[1]
+                number, event = item
+                text = texts[number]
                 if isinstance(event, Done):
                     yield Part(number, delta=text.finish(), done=event)
                 elif isinstance(event, Token):
@@ -171,7 +173,11 @@ class Answer:
             "logprobs": chat_logprobs(self._engine.model, tokens) if self._logprobs else None,
             "finish_reason": _finish_reason(done, bool(calls)),
             "ouro_edge": depths_of(self._engine.model, tokens),
+            **self._rollout(tokens),
         }
+
+    def _rollout(self, tokens: list[Token]) -> dict[str, Any]:
+        return {"rollout": rollout_of(self._job.ids, tokens)} if self._job.options.rollout else {}
 
     def _chunk(self, number: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
         choice = {"index": number, "delta": delta, "logprobs": None, "finish_reason": None, **more}

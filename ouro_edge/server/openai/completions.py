@@ -15,7 +15,7 @@ from ouro_edge.server.http.fields import Fields
 from ouro_edge.server.limits import MAX_ALTERNATIVES, MAX_INPUTS
 from ouro_edge.server.openai.prompts import Prompt, read_prompts
 from ouro_edge.server.openai.replies import ResponseHeader, budget
-from ouro_edge.server.openai.tokens import CompletionLogprobs, depth_of, depths_of, usage_of
+from ouro_edge.server.openai.tokens import CompletionLogprobs, depth_of, depths_of, rollout_of, usage_of
 from ouro_edge.server.options import IGNORED, Options, read_options
 
 if TYPE_CHECKING:
@@ -74,21 +74,21 @@ class Completions:
         count = len(jobs) * form.options.choices
         tokens: list[list[Token]] = [[] for _ in range(count)]
         scores: list[Score | None] = [None] * count
-        ends: list[Done] = []
+        ends: dict[int, Done] = {}
         async with aclosing(self._engine.generate(jobs)) as events:
             async for item in events:
                 if isinstance(item, Started):
                     continue
                 number, event = item
                 if isinstance(event, Done):
-                    ends.append(event)
+                    ends[number] = event
                 elif isinstance(event, Token):
                     tokens[number].append(event)
                 else:
                     scores[number] = event
         choices = [
-            self._choice(i, prompts[i // form.options.choices], form, *parts)
-            for i, parts in enumerate(zip(tokens, scores, ends, strict=True))
+            self._choice(i, prompts[i // form.options.choices], form, tokens[i], scores[i], ends[i])
+            for i in range(count)
         ]
         return {**header, "choices": choices, "usage": usage_of(ends, form.options.choices)}
 
@@ -112,27 +112,33 @@ class Completions:
             "logprobs": logprobs,
             "finish_reason": done.reason,
             "ouro_edge": depths_of(model, tokens),
+            **({"rollout": rollout_of(prompt.ids, tokens)} if form.options.rollout else {}),
         }
 
     async def _chunks(self, jobs: list[GenerationJob], form: _Form, header: dict[str, Any]) -> Chunks:
         model = self._engine.model
-        ends: list[Done] = []
+        ends: dict[int, Done] = {}
         offsets = [0] * (len(jobs) * form.options.choices)
+        rollouts: list[list[Token]] = [[] for _ in offsets]
         async with aclosing(self._engine.generate(jobs)) as events:
             async for item in events:
                 number, event = (0, None) if isinstance(item, Started) else item
-                chunk = {"index": number, "text": "", "logprobs": None, "finish_reason": None}
+                chunk: dict[str, Any] = {"index": number, "text": "", "logprobs": None, "finish_reason": None}
+                prompt = jobs[number // form.options.choices].ids
                 if isinstance(event, Token):
+                    if form.options.rollout:
+                        rollouts[number].append(event)
                     chunk |= {"text": event.text, "ouro_edge": depth_of(model, event)}
                     if form.logprobs is not None:
-                        prompt = jobs[number // form.options.choices].ids
                         gathered = CompletionLogprobs(model, offsets[number], after=prompt)
                         gathered.add(event.id, event.logprob, event.top_logprobs)
                         chunk["logprobs"] = gathered.json
                     offsets[number] += len(event.text)
                 elif isinstance(event, Done):
-                    ends.append(event)
+                    ends[number] = event
                     chunk["finish_reason"] = event.reason
+                    if form.options.rollout:
+                        chunk["rollout"] = rollout_of(prompt, rollouts[number])
                 yield {**header, "choices": [chunk]}
         if form.options.include_usage:
             yield {**header, "choices": [], "usage": usage_of(ends, form.options.choices)}

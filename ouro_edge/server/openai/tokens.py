@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ouro_edge.runtime.events import Candidate, Done, Token
@@ -32,6 +32,18 @@ def depths_of(model: Model, tokens: Iterable[Token]) -> dict[str, list[Any]]:
     shown = [depth_of(model, token) for token in tokens]
     names = {"depth": "depths", "exit_probs": "exit_probs", "lens": "lens"}
     return {plural: [s[name] for s in shown] for name, plural in names.items() if all(name in s for s in shown)}
+
+
+def rollout_of(prompt: Sequence[int], tokens: Sequence[Token]) -> dict[str, list[Any]]:
+    """What training on an answer needs, unrounded: one item per token, stop token included."""
+    return {
+        "prompt_token_ids": list(prompt),
+        "token_ids": [token.id for token in tokens],
+        "logprobs": [max(token.logprob, _MIN_LOGPROB) for token in tokens],
+        "sampling_logprobs": [max(token.sampling_logprob, _MIN_LOGPROB) for token in tokens],
+        "depths": [token.depth for token in tokens],
+        "exit_probabilities": [[None if math.isnan(p) else p for p in token.exit_probs] for token in tokens],
+    }
 
 
 def chat_logprobs(model: Model, tokens: Iterable[Token]) -> dict[str, Any]:
@@ -94,8 +106,9 @@ def completion_text(model: Model, token: int) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-def usage_of(answers: Sequence[Done], choices: int) -> dict[str, Any]:
-    """The `usage` of a request from its answers in order; a prompt counts once for all of its choices."""
+def usage_of(ends: Mapping[int, Done], choices: int) -> dict[str, Any]:
+    """The `usage` of a request from its answers by number; a prompt counts once for all of its choices."""
+    answers = [ends[number] for number in sorted(ends)]
     usages = [done.usage for done in answers]
     firsts = usages[::choices]
     prompt, completion = sum(u.prompt_tokens for u in firsts), sum(u.completion_tokens for u in usages)
