@@ -24,6 +24,7 @@ from ouro_edge.arch.config import check_same, from_hf, read_json_object
 from ouro_edge.arch.weights import Array, fused_names, tensor_shapes
 from ouro_edge.bundle.bundle import Bundle, Embedding, GraphFile
 from ouro_edge.bundle.fitted_gate import FittedGate, read_gate
+from ouro_edge.bundle.graph_check import check_block, check_head
 from ouro_edge.bundle.kv_ranges import is_calibrated, load_ranges
 from ouro_edge.bundle.manifest import PAGE, VERSION, Manifest, StoredArray, read_manifest
 from ouro_edge.bundle.tensors import DTYPES
@@ -60,15 +61,21 @@ class DirectoryBundle(Bundle):
         return self.path / DATA_FILE
 
     def block_graph(self, kv: str, progress: Progress | None = None) -> GraphFile:
-        return GraphFile(self.path / BLOCK_FILES[kv], self.weights_file, self._symmetric_int4)
+        return self._checked(BLOCK_FILES[kv], kv)
 
     def head_graph(self, progress: Progress | None = None) -> GraphFile:
-        return GraphFile(self.path / HEAD_FILE, self.weights_file, self._symmetric_int4)
+        return self._checked(HEAD_FILE, None)
 
-    @property
-    def _symmetric_int4(self) -> bool:
-        schemes = [tensor.scheme for tensor in self.tensors.values() if tensor.scheme is not None]
-        return any(scheme.bits == 4 and scheme.symmetric for scheme in schemes)
+    def _checked(self, name: str, kv: str | None) -> GraphFile:
+        """A graph file that holds only what the exporter writes; `kv` is None for the head."""
+        file, tensors = self.path / name, self.manifest.tensors
+        if kv is None:
+            check_head(file, self.config, tensors, DATA_FILE)
+        else:
+            check_block(file, self.config, kv, tensors, DATA_FILE)
+        schemes = [tensor.scheme for tensor in tensors.values() if tensor.scheme is not None]
+        symmetric_int4 = any(scheme.bits == 4 and scheme.symmetric for scheme in schemes)
+        return GraphFile(file, self.weights_file, symmetric_int4)
 
     def embedding(self) -> Embedding:
         tensor = self.manifest.tensors["embedding"]

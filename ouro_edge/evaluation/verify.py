@@ -16,7 +16,7 @@ from ouro_edge.arch import reference
 from ouro_edge.arch.config import ModelConfig
 from ouro_edge.arch.weights import Array, Weights, fused_rows
 from ouro_edge.bundle.bundle import Bundle
-from ouro_edge.bundle.directory import check_files, open_bundle
+from ouro_edge.bundle.directory import BLOCK_FILES, check_files, open_bundle
 from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.evaluation.stored_weights import StoredWeights
 from ouro_edge.export.open_checkpoint import open_checkpoint
@@ -83,6 +83,8 @@ def verify(
     bundle = open_bundle(resolve(model, progress=progress).path)
     tokens = _affordable(bundle.config, tokens)
     check_files(bundle.path, bundle.manifest)
+    for kv in BLOCK_FILES:  # the comparison below opens one of them
+        bundle.block_graph(kv)
     yield Check("checksums of all files", 0, 0, "wrong", True)
     if against is not None:
         yield from _fidelity(bundle, against)

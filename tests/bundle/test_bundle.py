@@ -7,6 +7,7 @@ import json
 import shutil
 
 import numpy as np
+import onnx
 import pytest
 
 import ouro_edge
@@ -153,11 +154,14 @@ def test_a_directory_without_manifest_is_not_a_bundle(tmp_path):
         open_bundle(tmp_path)
 
 
-def test_a_graph_that_onnxruntime_refuses_is_one_line(bundle):
-    replace(bundle, "model.onnx", b"not a graph")
+def test_a_graph_that_onnxruntime_refuses_is_one_line(bundle, capfd):
+    graph = onnx.load(bundle / "model.onnx", load_external_data=False)
+    graph.graph.node[3].input[0] = "missing"
+    replace(bundle, "model.onnx", graph.SerializeToString())
     with pytest.raises(BundleError, match="cannot be loaded by onnxruntime") as caught:
         ouro_edge.load(bundle)
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr().out == ""
 
 
 def test_the_embedding_reads_only_the_rows_that_are_asked_for(bundle_of):
