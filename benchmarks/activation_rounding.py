@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 import ouro_edge
 from ouro_edge.arch import reference
 from ouro_edge.bundle import open_bundle
-from ouro_edge.evaluation.divergence import kl_divergence
+from ouro_edge.evaluation.distances import kl_divergence
 from ouro_edge.evaluation.stored_weights import StoredWeights
 
 TEXT = """\

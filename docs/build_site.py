@@ -41,7 +41,8 @@ REFERENCE = {
     ],
     "Sequences": ["TokenSequence", "PrefixCache", "save_sequence", "load_sequence"],
     "Export, checks and fitting": [
-        "export", "ExportResult", "verify", "trace", "calibrate", "Calibration", "fit_gate", "GateFit",
+        "export", "ExportResult", "WeightCalibration", "verify", "evaluate", "Quality", "Question", "trace",
+        "calibrate", "Calibration", "fit_gate", "GateFit",
     ],
     "Errors": [
         "OuroEdgeError", "RequestError", "BundleError", "CheckpointError", "ConfigError", "ExportError", "HubError",

@@ -33,11 +33,14 @@ if TYPE_CHECKING:
         TemplateError,
         VerificationError,
     )
+    from ouro_edge.evaluation.questions import Question
     from ouro_edge.evaluation.trace import trace
     from ouro_edge.evaluation.verify import verify
     from ouro_edge.fitting.calibrate_kv import Calibration, calibrate
+    from ouro_edge.fitting.calibrate_weights import WeightCalibration
     from ouro_edge.fitting.gate_pipeline import GateFit, fit_gate
     from ouro_edge.loading import load
+    from ouro_edge.measure.quality import Quality, evaluate
     from ouro_edge.runtime.backend.cancel import Cancel
     from ouro_edge.runtime.events import Done, Event, Timings, Token, Usage
     from ouro_edge.runtime.exits.expected_logits import ExpectedLogits
@@ -73,9 +76,12 @@ _HOMES = {
     ),
     "evaluation.trace": ("trace",),
     "evaluation.verify": ("verify",),
+    "evaluation.questions": ("Question",),
     "fitting.calibrate_kv": ("Calibration", "calibrate"),
+    "fitting.calibrate_weights": ("WeightCalibration",),
     "fitting.gate_pipeline": ("GateFit", "fit_gate"),
     "loading": ("load",),
+    "measure.quality": ("Quality", "evaluate"),
     "runtime.backend.cancel": ("Cancel",),
     "runtime.sampling.constraint": ("Constraint",),
     "runtime.events": ("Done", "Event", "Timings", "Token", "Usage"),
@@ -132,6 +138,8 @@ __all__ = [
     "OuroEdgeError",
     "PrefixCache",
     "Progress",
+    "Quality",
+    "Question",
     "RequestError",
     "Sampler",
     "Score",
@@ -143,8 +151,10 @@ __all__ = [
     "Tokenizer",
     "Usage",
     "VerificationError",
+    "WeightCalibration",
     "__version__",
     "calibrate",
+    "evaluate",
     "export",
     "fit_gate",
     "format_exit",

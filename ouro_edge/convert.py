@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -22,7 +23,9 @@ from ouro_edge.export.checkpoint import Checkpoint, with_gate
 from ouro_edge.export.exporter import Step, export_bundle
 from ouro_edge.export.open_checkpoint import open_checkpoint
 from ouro_edge.fitting.calibrate_kv import Calibration, calibrate, calibration_ids
-from ouro_edge.quant import Recipe, preset
+from ouro_edge.fitting.calibrate_weights import WeightCalibration
+from ouro_edge.fitting.export_rounding import Rounding, calibrated, gguf_grids, scheme_grids
+from ouro_edge.quant import Recipe, Scheme, preset
 from ouro_edge.runtime.checks import check_kind
 from ouro_edge.runtime.text.chat_template import ChatTemplate
 from ouro_edge.runtime.text.model_text import fitting_tokenizer
@@ -60,6 +63,7 @@ def export(
     revision: str | None = None,
     gate_from: str | os.PathLike[str] | None = None,
     calibration: Calibration | None = BUILT_IN_TEXT,
+    rounding: WeightCalibration | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ExportResult:
@@ -77,6 +81,8 @@ def export(
         revision: Branch, tag or commit of a hub id.
         gate_from: A checkpoint whose exit gate a source without one gets.
         calibration: What KV ranges are measured on, so that the cache can be int8 or int4; None measures none.
+        rounding: Round the weights of the block by calibration, which takes minutes, instead of to the nearest value,
+            None. A calibration that was interrupted continues when the same export is run again.
         overwrite: Replace an exported model at `out`. Nothing else is ever deleted.
         progress: Called as `Progress` says: a job for a download, one for the conversion.
 
@@ -86,6 +92,7 @@ def export(
         ExportError: `out` is taken or cannot be written.
     """
     check_kind("calibration", calibration, Calibration, optional=True)
+    check_kind("rounding", rounding, WeightCalibration, optional=True)
     out = Path(out)
     kind = _format(out, format)
     if kind == "gguf":
@@ -100,10 +107,11 @@ def export(
     found = resolve(src, revision=revision, progress=progress)
     donor = None if gate_from is None else resolve(gate_from, progress=progress)
     if recipe is None:
-        return _export_gguf(found, out, precision, donor, overwrite, progress)
+        return _export_gguf(found, out, precision, donor, rounding, overwrite, progress)
     return export_directory(
-        found, out, recipe, gate_from=donor, calibration=calibration, overwrite=overwrite, progress=progress
-    )
+        found, out, recipe, gate_from=donor, calibration=calibration, rounding=rounding, overwrite=overwrite,
+        progress=progress,
+    )  # fmt: skip
 
 
 def export_directory(
@@ -113,6 +121,7 @@ def export_directory(
     *,
     gate_from: Resolved | None = None,
     calibration: Calibration | None = BUILT_IN_TEXT,
+    rounding: WeightCalibration | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ExportResult:
@@ -124,12 +133,21 @@ def export_directory(
     if calibration is not None:
         text, tokens = calibration.text, calibration.tokens
         count = len(calibration_ids(tokenizer, checkpoint.config.vocab_size, calibration))  # or refuse now
-        del tokenizer  # calibration opens one of its own, where memory is at its peak
         progress, calibrating = stages(progress, _QUANTISING, _CALIBRATING)
         steps.append(lambda bundle: calibrate(bundle, text, tokens=tokens, progress=calibrating))
-    manifest = export_bundle(
-        checkpoint, out, recipe, source=source, steps=steps, overwrite=overwrite, progress=progress
-    )
+    with ExitStack() as stack:
+        rounded: Rounding | None = None
+        if rounding is not None:
+            walking, progress = stages(progress, 9, 1)
+            grid = scheme_grids(recipe)
+            rounded = stack.enter_context(
+                calibrated(found, checkpoint, tokenizer, recipe.embedding, grid, rounding, walking)
+            )
+        del tokenizer  # calibration opens one of its own, where memory is at its peak
+        manifest = export_bundle(
+            checkpoint, out, recipe, source=source, rounded=None if rounded is None else rounded.matrices,
+            rounding=None if rounded is None else rounded.record, steps=steps, overwrite=overwrite, progress=progress,
+        )  # fmt: skip
     size = sum(record["size"] for record in manifest.files.values())
     return ExportResult(out, size, checkpoint.notes, manifest, count)
 
@@ -179,21 +197,28 @@ def _format(out: Path, format: str | None) -> Format:
 
 
 def _export_gguf(
-    found: Resolved, out: Path, precision: str | None, gate_from: Resolved | None, overwrite: bool,
-    progress: Progress | None,
+    found: Resolved, out: Path, precision: str | None, gate_from: Resolved | None,
+    rounding: WeightCalibration | None, overwrite: bool, progress: Progress | None,
 ) -> ExportResult:  # fmt: skip
     from ouro_edge.export.gguf.write_file import bundle_to_gguf, checkpoint_to_gguf
 
     if is_bundle(found.path):
-        if precision is not None or gate_from is not None:
+        if precision is not None or gate_from is not None or rounding is not None:
             raise RequestError(f"{found.path} is an exported model and keeps its number format and gate: leave out "
-                               "precision and gate, or export its checkpoint")  # fmt: skip
+                               "precision, gate and rounding, or export its checkpoint")  # fmt: skip
         file, notes = bundle_to_gguf(open_bundle(found.path), out, overwrite=overwrite, progress=progress)
     else:
-        checkpoint, source, _ = _open_source(found, gate_from)
-        file, notes = checkpoint_to_gguf(
-            checkpoint, out, precision or "int4", source=source, overwrite=overwrite, progress=progress
-        )
+        checkpoint, source, tokenizer = _open_source(found, gate_from)
+        with ExitStack() as stack:
+            rounded: Rounding | None = None
+            if rounding is not None:
+                walking, progress = stages(progress, 9, 1)
+                grid, eight = gguf_grids(checkpoint.config, precision or "int4"), Scheme(8, 32)
+                rounded = stack.enter_context(calibrated(found, checkpoint, tokenizer, eight, grid, rounding, walking))
+            file, notes = checkpoint_to_gguf(
+                checkpoint, out, precision or "int4", source=source,
+                rounded=None if rounded is None else rounded.matrices, overwrite=overwrite, progress=progress,
+            )  # fmt: skip
     return ExportResult(file, file.stat().st_size, notes)
 
 

@@ -1,6 +1,6 @@
 """Checks that a graph of an exported model is of the kind that the exporter writes, before onnxruntime opens it.
 
-A model may come from a stranger, and its checksums then prove nothing. onnxruntime would run any operator and map any
+An untrusted model has whatever checksums its author chose. onnxruntime would run any operator and map any
 range of bytes: the check permits only the operators below without subgraphs or functions, only the inputs and outputs
 that the runtime binds, and only arrays that the manifest lists, at the manifest's position in the data file.
 """

@@ -47,12 +47,15 @@ class Manifest:
     model: ModelConfig
     tensors: Mapping[str, StoredTensor]
     files: Mapping[str, Mapping[str, Any]]  # name -> {"size": bytes, "sha256": hex}
+    rounding: Mapping[str, Any] = field(default_factory=dict)  # how weights were calibrated; empty: nearest values
 
     def to_json(self) -> str:
         """The text of the manifest file."""
         tensors = {name: _tensor_to_dict(tensor) for name, tensor in self.tensors.items()}
         head = {"format": "ouro-edge", "version": VERSION, "name": self.name, "created_by": self.created_by}
         body = {"source": dict(self.source), "recipe": self.recipe, "model": self.model.to_dict()}
+        if self.rounding:
+            body["rounding"] = dict(self.rounding)
         return json.dumps({**head, **body, "files": dict(self.files), "tensors": tensors}, indent=1) + "\n"
 
 
@@ -83,6 +86,7 @@ def read_manifest(data: Mapping[str, Any]) -> Manifest:
         model=ModelConfig.from_dict(data["model"]),
         tensors=tensors,
         files=data["files"],
+        rounding=dict(data.get("rounding", {})),
     )
 
 

@@ -24,6 +24,7 @@ _COMMANDS = (
     "calibrate",
     "chat",
     "doctor",
+    "eval",
     "export",
     "fit-gate",
     "inspect",

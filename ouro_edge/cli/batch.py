@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import signal
+from collections.abc import Coroutine
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,8 +83,6 @@ def _answer(
     policy: ExitPolicy | None,
     names: set[str] | None,
 ) -> None:
-    import asyncio
-
     from ouro_edge.cli.progress import conversion_progress
     from ouro_edge.server.batch.run import run_batch
     from ouro_edge.server.engine import Engine
@@ -97,8 +98,35 @@ def _answer(
             def finished() -> None:
                 progress(next(count), total, f"{requests.failed} failed" if requests.failed else "")
 
-            asyncio.run(run_batch(engine, requests, output, names, finished))
+            _run_until_signal(run_batch(engine, requests, output, names, finished))
     except BaseException:
         state = f"{requests.done} of {len(requests)} lines are finished"
         click.echo(f"{state}: run the command again, without --overwrite, to continue", err=True)
         raise
+
+
+def _run_until_signal(work: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine; SIGTERM and SIGHUP cancel it, as Ctrl-C does, and then end the program with their status."""
+    import asyncio
+
+    received: list[int] = []
+
+    async def main() -> None:
+        task = asyncio.ensure_future(work)
+
+        def stop(number: int) -> None:
+            received.append(number)
+            task.cancel()
+
+        for name in ("SIGTERM", "SIGHUP"):
+            with suppress(AttributeError, NotImplementedError, ValueError):  # Windows, or not the main thread
+                number = getattr(signal, name)
+                asyncio.get_running_loop().add_signal_handler(number, stop, number)
+        await task
+
+    try:
+        asyncio.run(main())
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        raise SystemExit(128 + received[0]) from None

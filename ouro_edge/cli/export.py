@@ -33,8 +33,12 @@ from ouro_edge.errors import RequestError
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--gate-from", metavar="CHECKPOINT", help="Source of the exit gate, for .gguf files without one.")
 @click.option("--calibration", "calibration_file", type=click.Path(path_type=Path),
-              help="UTF-8 text to measure KV ranges on. Default: a built-in page.")  # fmt: skip
+              help="UTF-8 text for KV ranges and calibrated rounding. Default: built-in texts.")  # fmt: skip
 @click.option("--no-calibration", is_flag=True, help="Do not measure KV ranges; the cache then stays in float32.")
+@click.option("--rounding", type=click.Choice(["nearest", "calibrated"]), default="nearest", show_default=True,
+              help="How weights become codes: each to the nearest value, or so that the outputs on a text are closest, "
+                   "which takes minutes and continues after an interruption.")  # fmt: skip
+@click.option("--memory", type=float, metavar="GB", help="Limit of calibrated rounding; it then uses less text.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it is an exported model.")
 @click.option("--report", is_flag=True, help="Print the error of every quantised tensor.")
 def command(
@@ -48,6 +52,8 @@ def command(
     gate_from: str | None,
     calibration_file: Path | None,
     no_calibration: bool,
+    rounding: str,
+    memory: float | None,
     overwrite: bool,
     report: bool,
 ) -> None:
@@ -58,17 +64,23 @@ def command(
     from ouro_edge.cli.tables import error_table, file_size
     from ouro_edge.convert import export
     from ouro_edge.fitting.calibrate_kv import Calibration
+    from ouro_edge.fitting.calibrate_weights import WeightCalibration
 
     is_gguf = format_ == "gguf" or (format_ is None and out.suffix.lower() == ".gguf")
     if is_gguf and report:
         raise RequestError("a .gguf file takes no --report: its blocks are those of its type")
+    if memory is not None and rounding == "nearest":
+        raise RequestError("--memory limits calibrated rounding: add --rounding calibrated")
     text = None if calibration_file is None else read_text(calibration_file)
+    weights = WeightCalibration(text, memory=memory) if rounding == "calibrated" else None
+    if is_gguf and weights is not None:
+        text = None  # the file has no KV ranges
     with conversion_progress("Exporting") as progress:
         result = export(
             src, out, precision=precision, block_size=block_size, symmetric=symmetric,
             format="gguf" if is_gguf else "bundle", revision=revision, gate_from=gate_from,
             calibration=None if no_calibration else Calibration(text),
-            overwrite=overwrite, progress=progress,
+            rounding=weights, overwrite=overwrite, progress=progress,
         )  # fmt: skip
     for note in result.notes:
         click.echo(f"Note: {note}", err=True)

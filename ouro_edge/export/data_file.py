@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ouro_edge.arch.weights import Array, Weights
 from ouro_edge.bundle.manifest import PAGE, StoredArray, StoredTensor
-from ouro_edge.quant import ErrorMeter, QuantizedTensor, Scheme, concatenate, dequantize, quantize
+from ouro_edge.quant import ErrorMeter, QuantizedTensor, Rounded, Scheme, concatenate, dequantize, quantize
 
 PIECE_VALUES = 16 << 20  # float32 values quantised at a time: 64 MB
 _MIN_NORMAL_FLOAT16 = np.float32(2.0**-14)
@@ -59,18 +59,31 @@ class DataFile:
         self.size += len(data)
 
 
-def store(data: DataFile, weights: Weights, parts: tuple[str, ...], scheme: Scheme | None) -> StoredTensor:
-    """Write the row-wise concatenation of `parts` in the given scheme."""
+def store(
+    data: DataFile,
+    weights: Weights,
+    parts: tuple[str, ...],
+    scheme: Scheme | None,
+    rounded: Mapping[str, Rounded] | None = None,
+) -> StoredTensor:
+    """Write the row-wise concatenation of `parts` in the given scheme; parts in `rounded` have codes already."""
     columns = weights.shapes[parts[0]][1:]
     shape = (sum(weights.shapes[part][0] for part in parts), *columns)
-    pieces = (piece for part in parts for piece in _pieces(weights, part))
     if scheme is None:
+        pieces = (piece for part in parts for piece in _pieces(weights, part))
         return StoredTensor(shape, None, {"values": data.write(pieces, "float32", shape)})
     meter, quantized = ErrorMeter(), []
-    for piece in pieces:
-        tensor = _half_scales(quantize(piece, scheme))
-        meter.add(piece, dequantize(tensor))
-        quantized.append(tensor)
+    for part in parts:
+        given, at = None if rounded is None else rounded.get(part), 0
+        if given is not None:
+            quantized.append(given.tensor(scheme))
+        for piece in _pieces(weights, part):
+            if given is None:
+                quantized.append(_half_scales(quantize(piece, scheme)))
+                meter.add(piece, dequantize(quantized[-1]))
+            else:
+                meter.add(piece, dequantize(quantized[-1], at, at + len(piece)))
+            at += len(piece)
     whole = concatenate(quantized)
     stored = {
         "packed": data.write(iter([whole.packed]), "uint8", whole.packed.shape),

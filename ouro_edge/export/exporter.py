@@ -28,7 +28,7 @@ from ouro_edge.export.checkpoint import Checkpoint
 from ouro_edge.export.data_file import DataFile, store
 from ouro_edge.export.graphs.block_graph import block_graph, head_graph
 from ouro_edge.export.model_card import model_card
-from ouro_edge.quant import Recipe
+from ouro_edge.quant import Recipe, Rounded
 from ouro_edge.system.files import parent_directories
 from ouro_edge.system.progress import Progress
 from ouro_edge.version import __version__
@@ -44,20 +44,23 @@ def export_bundle(
     recipe: Recipe,
     *,
     source: Mapping[str, Any] | None = None,
+    rounded: Mapping[str, Rounded] | None = None,
+    rounding: Mapping[str, Any] | None = None,
     steps: Sequence[Step] = (),
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write a bundle to the directory `out`.
 
-    `source` is the origin of the checkpoint (repository, revision). `steps` run in order on the finished bundle before
-    it is published, and may add files to `bundle.path`; `progress` counts weights and covers the work before them. Peak
-    memory is a few times the largest packed tensor. Raises ExportError when `out` exists or cannot be written,
-    CheckpointError when a tensor is damaged. `overwrite` replaces an exported model, including its KV ranges and fitted
-    gate, and deletes nothing else.
+    `source` is the origin of the checkpoint (repository, revision). `rounded` has the codes of matrices that were
+    rounded before, `rounding` tells the manifest how; others are rounded to the nearest value. `steps` run in order on
+    the finished bundle before it is published, and may add files to `bundle.path`; `progress` counts weights and covers
+    the work before them. Peak memory is a few times the largest packed tensor. Raises ExportError when `out` exists or
+    cannot be written, CheckpointError when a tensor is damaged. `overwrite` replaces an exported model, including its
+    KV ranges and fitted gate, and deletes nothing else.
     """
     with _fresh_directory(out, overwrite, checkpoint.path) as work:
-        manifest = _write(work, checkpoint, recipe, source or {}, progress)
+        manifest = _write(work, checkpoint, recipe, source or {}, rounded, rounding or {}, progress)
         for step in steps:
             try:
                 step(DirectoryBundle(work, manifest))
@@ -71,11 +74,17 @@ def export_bundle(
 
 
 def _write(
-    work: Path, checkpoint: Checkpoint, recipe: Recipe, source: Mapping[str, Any], progress: Progress | None
+    work: Path,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    source: Mapping[str, Any],
+    rounded: Mapping[str, Rounded] | None,
+    rounding: Mapping[str, Any],
+    progress: Progress | None,
 ) -> Manifest:
     """Write all files of a bundle except the manifest, which is returned."""
     with DataFile(work / DATA_FILE) as data:
-        tensors = _store_all(data, checkpoint, recipe, progress)
+        tensors = _store_all(data, checkpoint, recipe, rounded, progress)
         files = {DATA_FILE: data.finish()}
     for kv, name in BLOCK_FILES.items():
         (work / name).write_bytes(block_graph(checkpoint.config, tensors, kv).SerializeToString())
@@ -90,6 +99,7 @@ def _write(
         model=checkpoint.config,
         tensors=tensors,
         files=files,
+        rounding=rounding,
     )
     (work / "README.md").write_text(model_card(manifest), encoding="utf-8")
     for file in sorted(work.iterdir()):
@@ -99,7 +109,11 @@ def _write(
 
 
 def _store_all(
-    data: DataFile, checkpoint: Checkpoint, recipe: Recipe, progress: Progress | None
+    data: DataFile,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    rounded: Mapping[str, Rounded] | None,
+    progress: Progress | None,
 ) -> dict[str, StoredTensor]:
     weights, tensors = checkpoint.weights, {}
     counts = {name: sum(prod(weights.shapes[part]) for part in parts)
@@ -108,7 +122,7 @@ def _store_all(
     for name, parts in fused_names(weights.config).items():
         if progress:
             progress(done, total, name)
-        tensors[name] = store(data, weights, parts, recipe.scheme_for(name))
+        tensors[name] = store(data, weights, parts, recipe.scheme_for(name), rounded)
         done += counts[name]
     if weights.config.tie_word_embeddings and recipe.head != recipe.embedding:
         tensors["head"] = store(data, weights, ("embedding",), recipe.head)

@@ -28,6 +28,7 @@ def model_card(manifest: Manifest) -> str:
         "",
         "    ouro-edge chat PATH-TO-THIS-DIRECTORY",
         "",
+        *_rounding(manifest),
         "| tensors | format | mean SNR |",
         "| --- | --- | --- |",
         *_summary(manifest),
@@ -37,6 +38,14 @@ def model_card(manifest: Manifest) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _rounding(manifest: Manifest) -> list[str]:
+    how = manifest.rounding
+    if not how:
+        return []
+    text = "the built-in text" if how.get("text") == "built-in" else "a given text"
+    return [f"The block's weights were rounded by calibration on {how.get('tokens')} tokens of {text}.", ""]
 
 
 def _summary(manifest: Manifest) -> list[str]:

@@ -22,7 +22,7 @@ from ouro_edge.arch.published import SPECIAL_TOKENS, compare
 from ouro_edge.arch.weights import Array
 from ouro_edge.bundle.bundle import Bundle
 from ouro_edge.errors import OuroEdgeError, TemplateError
-from ouro_edge.evaluation.divergence import kl_divergence, token_loss
+from ouro_edge.evaluation.distances import kl_divergence, token_loss
 from ouro_edge.measure.own_process import in_own_process
 from ouro_edge.measure.speed import End, Loading, Plan, Speed, time_model
 from ouro_edge.runtime.backend.session import default_threads

@@ -18,7 +18,7 @@ from ouro_edge.errors import RequestError
 # versions wrote. The directory may also contain files of other programs (OURO_EDGE_CACHE can name any directory), so
 # nothing else is listed or deleted.
 _ENTRY_NAME = re.compile(
-    r"prefill-[0-9a-f]{16}(\.partial-\w+)?|.+-int4-[0-9a-f]{12}|\..+-int4-[0-9a-f]{12}\.[0-9a-f]{8}\.(partial|old)"
+    r"prefill-[0-9a-f]{16}(\.partial-\w+)?|.+-(int4|rounding)-[0-9a-f]{12}|\..+-int4-[0-9a-f]{12}\.[0-9a-f]{8}\.(partial|old)"
 )
 _OLD_TUNING, _OLD_TUNING_KEYS = "tune.json", {"version", "cpu", "cpus", "onnxruntime", "threads", "measured"}
 

@@ -68,7 +68,7 @@ def test_a_signal_to_end_runs_the_clean_up(number, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_graph_that_onnxruntime_refuses_leaves_standard_output_clean(tmp_path, bundle_of):
+def test_a_graph_that_cannot_be_decoded_leaves_standard_output_clean(tmp_path, bundle_of):
     import json
     import shutil
 
@@ -82,4 +82,4 @@ def test_a_graph_that_onnxruntime_refuses_leaves_standard_output_clean(tmp_path,
     manifest.write_text(json.dumps(data))
     done = shell(f"ouro-edge run {path} --ids 1 --json")
     assert done.returncode == 1 and done.stdout == b""
-    assert done.stderr.count(b"\n") == 1 and b"cannot be loaded by onnxruntime" in done.stderr
+    assert done.stderr.count(b"\n") == 1 and b"is not a graph that ouro-edge writes" in done.stderr

@@ -18,7 +18,8 @@ from gguf.constants import GGMLQuantizationType as Q
 from numpy.typing import NDArray
 
 from ouro_edge.arch.weights import Array
-from ouro_edge.quant import Scheme
+from ouro_edge.quant import Rounded, Scheme
+from ouro_edge.quant.packing import pack
 
 Bytes = NDArray[np.uint8]
 
@@ -85,11 +86,12 @@ def stored_type(scheme: Scheme | None) -> Q | None:
     return Q.Q4_0 if scheme.symmetric else Q.Q4_1
 
 
-def store(packed: Bytes, scales: Array, zeros: Bytes | None, kind: Q) -> Bytes:
+def store(packed: Bytes, scales: Array, zeros: Bytes | None, kind: Q, minima: Array | None = None) -> Bytes:
     """Rows in MatMulNBits' layout -> GGUF bytes [rows, row_bytes]; codes are kept, scales are rounded to float16.
 
     Blocks of `packed` [rows, blocks, ...] and `scales` [rows, blocks] may be wider than 32; `zeros` [rows, blocks] are
-    zero points, for Q4_1. Rows are padded to whole wide blocks; the caller must cut the padding off.
+    zero points, or `minima` the lowest values, for Q4_1. Rows are padded to whole wide blocks; the caller must cut the
+    padding off.
     """
     bits = EXACT[kind][0]
     rows = len(packed)
@@ -102,12 +104,21 @@ def store(packed: Bytes, scales: Array, zeros: Bytes | None, kind: Q) -> Bytes:
         np.bitwise_xor(codes, _TOP_BIT, out=out[:, :, 2:])
         return out.reshape(rows, -1)
     if kind == Q.Q4_1:
-        assert zeros is not None
-        out[:, :, 2:4] = _as_halves(-scales * np.repeat(zeros, repeat, axis=1))
+        if minima is None:
+            assert zeros is not None
+            minima = -scales * np.repeat(zeros, repeat, axis=1)
+        out[:, :, 2:4] = _as_halves(minima)
     split = np.concatenate((codes & 15, codes >> 4), axis=2)  # codes 0, 2, 4, ..., then 1, 3, 5, ...
     ordered = split.reshape(rows, -1, 2, 16).swapaxes(2, 3).reshape(rows, -1, 32)
     out[:, :, -16:] = ordered[:, :, :16] | ordered[:, :, 16:] << 4
     return out.reshape(rows, -1)
+
+
+def store_rounded(matrix: Rounded, kind: Q, start: int, stop: int) -> Bytes:
+    """Rows of a matrix that was rounded to blocks of 32 -> GGUF bytes [rows, row_bytes]. Q4_1 has minima."""
+    codes, scales = matrix.codes[start:stop], matrix.scales[start:stop]
+    packed = pack(codes.reshape(*scales.shape, BLOCK_SIZE), EXACT[kind][0])
+    return store(packed, scales, None, kind, matrix.zeros[start:stop] if kind == Q.Q4_1 else None)
 
 
 def _as_halves(values: Array) -> Bytes:

@@ -15,6 +15,7 @@ from ouro_edge.export.gguf.own_metadata import own_metadata
 from ouro_edge.export.gguf.reader import plain_name
 from ouro_edge.export.gguf.vocabulary import text_metadata
 from ouro_edge.export.gguf.writer import Q, QuantizedWeights, file_name, precision, write_gguf
+from ouro_edge.quant import Rounded
 from ouro_edge.system.progress import Progress
 
 _TEXT_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -28,6 +29,7 @@ def checkpoint_to_gguf(
     kind: str,
     *,
     source: Mapping[str, Any] | None = None,
+    rounded: Mapping[str, Rounded] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Written:
@@ -40,7 +42,7 @@ def checkpoint_to_gguf(
     about = {"general.name": _encodable(checkpoint.name), "general.type": "model"}
     if repository := (source or {}).get("repo_id"):
         about["general.source.repo_url"] = f"https://huggingface.co/{repository}"
-    tensors = QuantizedWeights(checkpoint.weights, stored)
+    tensors = QuantizedWeights(checkpoint.weights, stored, rounded)
     write_gguf(out, checkpoint.config, tensors, stored, about | text, overwrite=overwrite, progress=progress)
     return out, (*checkpoint.notes, *notes)
 

@@ -24,6 +24,8 @@ from ouro_edge.arch.weights import Array, Weights, tensor_shapes
 from ouro_edge.errors import ExportError, RequestError
 from ouro_edge.export.gguf.config import GATE_BIAS, GATE_THRESHOLD, GATE_WEIGHT
 from ouro_edge.export.gguf.reader import gguf_name
+from ouro_edge.export.gguf.repack import store_rounded
+from ouro_edge.quant import Rounded
 from ouro_edge.system.files import atomic_write, parent_directories
 from ouro_edge.system.progress import Progress
 
@@ -59,6 +61,7 @@ class QuantizedWeights:
 
     weights: Weights
     type: GGMLQuantizationType
+    rounded: Mapping[str, Rounded] | None = None  # matrices with codes for Q4_0, Q4_1 or Q8_0 blocks
 
     def kind(self, name: str) -> GGMLQuantizationType:
         """In quantised files, embedding and head take Q8_0, as in a bundle, and rows that are not whole blocks F16."""
@@ -73,6 +76,9 @@ class QuantizedWeights:
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows start..stop in the type of the tensor."""
+        given = None if self.rounded is None else self.rounded.get(name)
+        if given is not None:
+            return store_rounded(given, self.kind(name), start, stop)
         with np.errstate(over="ignore"):
             stored: NDArray[Any] = quantize(self.weights.rows(name, start, stop), self.kind(name))
         if stored.dtype == np.float16 and not np.isfinite(stored).all():

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from ouro_edge.evaluation.divergence import kl_divergence, log_softmax, token_loss
+from ouro_edge.evaluation.distances import kl_divergence, log_softmax, token_loss
 
 
 def test_log_softmax_survives_large_logits() -> None:

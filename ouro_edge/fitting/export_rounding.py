@@ -1,0 +1,91 @@
+"""Calibrated rounding as a step of an export: which grids, where the work is saved, and when it is removed.
+
+The folder of a calibration is in the user's cache, under a name that depends on the source and on all settings. An
+export that was interrupted finds its layers there; a finished one removes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ouro_edge.arch.config import ModelConfig
+from ouro_edge.errors import RequestError
+from ouro_edge.export.checkpoint import Checkpoint
+from ouro_edge.fitting.calibrate_weights import RoundedFiles, WeightCalibration, calibration_windows, round_weights
+from ouro_edge.quant import Grid, Recipe, Rounded, Scheme, grid_of
+from ouro_edge.runtime.text.tokenizer import Tokenizer
+from ouro_edge.system.cache_dir import cache_directory
+from ouro_edge.system.hub import Resolved
+from ouro_edge.system.progress import Progress
+
+Grids = Callable[[str], Grid | None]  # name of a matrix -> its grid, or None if it is not rounded
+
+_GGUF_GRIDS = {
+    "int4": Grid(4, 32, "middle"), "q4_0": Grid(4, 32, "middle"), "q4_1": Grid(4, 32, "float"),
+    "int8": Grid(8, 32, "middle"), "q8_0": Grid(8, 32, "middle"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """Rounded matrices by name, and what a manifest records of the calibration."""
+
+    matrices: Mapping[str, Rounded]
+    record: Mapping[str, Any]
+
+
+def scheme_grids(recipe: Recipe) -> Grids:
+    """The grids of a recipe. RequestError when it stores the block in float32."""
+    if recipe.attention is None and recipe.feed_forward is None:
+        raise RequestError("fp32 rounds nothing: leave the calibrated rounding out, or use int4 or int8")
+
+    def grid(name: str) -> Grid | None:
+        scheme = recipe.scheme_for(name)
+        return None if scheme is None else grid_of(scheme)
+
+    return grid
+
+
+def gguf_grids(config: ModelConfig, precision: str) -> Grids:
+    """The grids of a GGUF type. RequestError when it has no codes, or when rows are not whole blocks."""
+    grid = _GGUF_GRIDS.get(precision)
+    if grid is None:
+        raise RequestError(f"{precision} cannot be calibrated; expected one of {', '.join(_GGUF_GRIDS)}")
+    if odd := [n for n in (config.hidden_size, config.q_size, config.intermediate_size) if n % grid.block_size]:
+        raise RequestError(f"rows of {odd[0]} weights are not whole blocks of 32, so they stay in F16: leave the "
+                           "calibrated rounding out")  # fmt: skip
+    return lambda name: grid
+
+
+@contextmanager
+def calibrated(
+    found: Resolved, checkpoint: Checkpoint, tokenizer: Tokenizer | None, embedding: Scheme | None, grid: Grids,
+    settings: WeightCalibration, progress: Progress | None = None,
+) -> Iterator[Rounding]:  # fmt: skip
+    """Round a checkpoint's block; the files are removed at the end of the block, unless it fails."""
+    windows = calibration_windows(checkpoint.config, tokenizer, settings)
+    grids = [repr(grid(name)) for name in checkpoint.weights if name.endswith("_proj")]
+    folder = cache_directory() / _key(found, [checkpoint.config.to_dict(), windows.tolist(), grids, repr(embedding)])
+    round_weights(checkpoint.weights, windows, embedding, grid, folder, progress)
+    record = {
+        "method": "calibrated",
+        "text": "built-in" if settings.text is None else "given",
+        "tokens": int(windows.size),
+        "loops": checkpoint.config.loops,
+    }
+    yield Rounding(RoundedFiles(folder), record)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _key(found: Resolved, settings: object) -> str:
+    path = found.path.resolve()
+    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    digest = hashlib.sha256(repr((str(path), stats, settings)).encode()).hexdigest()[:12]
+    return f"{Path(path).stem}-rounding-{digest}"

@@ -1,0 +1,137 @@
+"""One layer of the block over the rows of all loops, for calibrated rounding: inputs of its matrices, then its output.
+
+Two streams go through the layer: `exact` with the original weights, `own` with the rounded ones. Each matrix is rounded
+when the inputs that it will see, those of `own`, are known; its target are the outputs of `exact`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.reference import rms_norm, rope_tables, rotate
+from ouro_edge.arch.weights import Array
+
+# Names of matrices with the same inputs, their statistics -> the rounded matrices, dequantised.
+Round = Callable[[tuple[str, ...], "Moments"], Mapping[str, Array]]
+
+
+@dataclass(slots=True)
+class Streams:
+    """States of all windows before a layer, [windows, S, C] each; the weight of each window in all sums."""
+
+    exact: Array
+    own: Array
+    weights: Array  # [windows], by how often the loop of the window is used
+
+
+class Moments:
+    """Means over all rows: of own^T own, the Hessian, and of exact^T own."""
+
+    def __init__(self, width: int) -> None:
+        self.hessian = np.zeros((width, width), np.float32)
+        self.cross = np.zeros((width, width), np.float32)
+        self._rows = 0.0
+
+    def add(self, exact: Array, own: Array, weight: float) -> None:
+        """Add rows [S, K] of both streams."""
+        if weight != 1:
+            exact, own = (rows * np.float32(weight**0.5) for rows in (exact, own))
+        self.hessian += own.T @ own
+        self.cross += exact.T @ own
+        self._rows += weight * len(own)
+
+    def mean(self) -> Moments:
+        """Divided by the number of rows, in place."""
+        for total in (self.hessian, self.cross):
+            total /= np.float32(max(self._rows, 1e-30))
+        return self
+
+
+def walk_layer(config: ModelConfig, layer: Mapping[str, Array], streams: Streams, round_: Round) -> None:
+    """Round the matrices of one layer, and take both streams through it, in place. `layer` has short names."""
+    eps, windows = config.rms_norm_eps, len(streams.exact)
+    tables = rope_tables(config, streams.exact.shape[1])
+    own = dict(layer)
+
+    def both(name: str, window: int) -> tuple[Array, Array]:
+        return tuple(rms_norm(x[window], layer[name], eps) for x in (streams.exact, streams.own))  # type: ignore[return-value]
+
+    def measure(inputs: Callable[[int], tuple[Array, Array]], width: int, writes: str = "") -> Moments:
+        moments = Moments(width)
+        for window in range(windows):
+            exact, mine = inputs(window)
+            if writes:  # a norm follows, so the error counts in relation to the length of what it normalises
+                out = exact @ layer[writes].T
+                length = np.sqrt(np.square(out if config.sandwich_norms else out + streams.exact[window]).mean(axis=1))
+                exact, mine = (rows / (length[:, None] + np.float32(1e-6)) for rows in (exact, mine))
+            moments.add(exact, mine, float(streams.weights[window]))
+        return moments.mean()
+
+    def write(window: int, name: str, norm: str, exact: Array, mine: Array) -> None:
+        for stream, rows, weights in ((streams.exact, exact, layer), (streams.own, mine, own)):
+            out = rows @ weights[name].T
+            stream[window] += rms_norm(out, layer[norm], eps) if config.sandwich_norms else out
+
+    own |= round_(("q_proj", "k_proj", "v_proj"), measure(lambda w: both("attn_norm", w), config.hidden_size))
+    shape = (windows, streams.exact.shape[1], config.q_size)
+    mixed = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    for window in range(windows):
+        for out, rows, weights in zip(mixed, both("attn_norm", window), (layer, own), strict=True):
+            out[window] = mix(config, rows, weights, *tables)
+    exact, mine = mixed
+    own |= round_(("o_proj",), measure(lambda w: (exact[w], mine[w]), config.q_size, "o_proj"))
+    for window in range(windows):
+        write(window, "o_proj", "attn_post_norm", exact[window], mine[window])
+
+    own |= round_(("gate_proj", "up_proj"), measure(lambda w: both("ffn_norm", w), config.hidden_size))
+
+    def gated(window: int) -> tuple[Array, Array]:
+        rows = both("ffn_norm", window)
+        return gate(rows[0], layer), gate(rows[1], own)
+
+    own |= round_(("down_proj",), measure(gated, config.intermediate_size, "down_proj"))
+    for window in range(windows):
+        write(window, "down_proj", "ffn_post_norm", *gated(window))
+
+
+def mix(config: ModelConfig, rows: Array, layer: Mapping[str, Array], cos: Array, sin: Array) -> Array:
+    """The input of o_proj [S, H * D]: causal attention over normed rows [S, C], a few heads at a time."""
+    length, size = len(rows), config.head_dim
+    q = rotate((rows @ layer["q_proj"].T).reshape(length, config.num_heads, size), cos, sin)
+    k = rotate((rows @ layer["k_proj"].T).reshape(length, config.num_kv_heads, size), cos, sin)
+    v = (rows @ layer["v_proj"].T).reshape(length, config.num_kv_heads, size)
+    out, shared = np.empty_like(q), config.num_heads // config.num_kv_heads
+    masked = np.triu(np.full((length, length), -np.inf, np.float32), 1)
+    for head in range(config.num_heads):
+        scores = q[:, head] @ k[:, head // shared].T * np.float32(size**-0.5) + masked
+        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+        scores /= scores.sum(axis=1, keepdims=True)
+        out[:, head] = scores @ v[:, head // shared]
+    return out.reshape(length, -1)
+
+
+def gate(rows: Array, layer: Mapping[str, Array]) -> Array:
+    """The input of down_proj [S, F]: silu(gate) * up of normed rows [S, C]."""
+    gate = rows @ layer["gate_proj"].T
+    with np.errstate(over="ignore"):
+        gate /= 1 + np.exp(-gate)
+    gate *= rows @ layer["up_proj"].T
+    return gate
+
+
+def run_layer(config: ModelConfig, layer: Mapping[str, Array], states: Array) -> None:
+    """Take states [windows, S, C] through a layer, in place."""
+    eps, tables = config.rms_norm_eps, rope_tables(config, states.shape[1])
+
+    def add(window: Array, out: Array, norm: str) -> None:
+        window += rms_norm(out, layer[norm], eps) if config.sandwich_norms else out
+
+    for window in states:
+        mixed = mix(config, rms_norm(window, layer["attn_norm"], eps), layer, *tables)
+        add(window, mixed @ layer["o_proj"].T, "attn_post_norm")
+        gated = gate(rms_norm(window, layer["ffn_norm"], eps), layer)
+        add(window, gated @ layer["down_proj"].T, "ffn_post_norm")

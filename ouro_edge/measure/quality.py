@@ -1,0 +1,118 @@
+"""How good a model's answers are: perplexity, divergence from another model, exact match. The function `evaluate`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ouro_edge.bundle.directory import is_bundle
+from ouro_edge.evaluation.divergence import LoadedModel, OriginalWeights, Score, States, compare, to_dict, token_windows
+from ouro_edge.evaluation.questions import Question, exact_match
+from ouro_edge.export.checkpoint import is_gguf
+from ouro_edge.export.open_checkpoint import open_checkpoint
+from ouro_edge.loading import load
+from ouro_edge.runtime.exits.parse import parse_exit
+from ouro_edge.runtime.model import Model
+from ouro_edge.runtime.options import KVType
+from ouro_edge.system.hub import resolve
+from ouro_edge.system.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """The result of `evaluate`: a score for every depth, then for every exit rule."""
+
+    model: str
+    against: str | None  # what the model was compared with
+    tokens: int  # of the text; half of them are scored
+    scores: tuple[Score, ...]
+    questions: int
+    exact_match: tuple[float, ...] | None  # in the order of `scores`; None without questions
+
+    @property
+    def best(self) -> Score:
+        """The score at full depth."""
+        return [score for score in self.scores if score.name.startswith("depth ")][-1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        rows = [to_dict(score) for score in self.scores]
+        for row, share in zip(rows, self.exact_match or (), strict=False):
+            row["exact_match"] = share
+        return {"model": self.model, "against": self.against, "tokens": self.tokens, "questions": self.questions,
+                "scores": rows}  # fmt: skip
+
+
+def built_in_text() -> str:
+    """About 3200 tokens of English prose that no calibration uses."""
+    return resources.files("ouro_edge.evaluation").joinpath("held_out.txt").read_text(encoding="utf-8")
+
+
+def evaluate(
+    model: str | os.PathLike[str] | Model,
+    *,
+    against: str | os.PathLike[str] | Model | None = None,
+    text: str | None = None,
+    windows: int | None = None,
+    exits: Sequence[str] = (),
+    questions: Sequence[Question] = (),
+    kv: KVType = "fp32",
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Quality:
+    """Measure a model on a text by llama-perplexity's protocol, at every depth, and on questions with exact answers.
+
+    Args:
+        model: A model as for `load`, or a loaded one.
+        against: What its probabilities are compared with: a model as for `load`, or a checkpoint directory, which is
+            computed in float32.
+        text: The text. Default: built-in English prose.
+        windows: At most this many windows of 512 tokens. Default: the whole text.
+        exits: Exit rules to measure besides the fixed depths.
+        questions: Questions with exact answers; needs a chat template.
+        kv: The type of the KV cache. Default: float32, so that only the weights differ.
+        threads: As for `load`.
+        progress: Called as `Progress` says.
+
+    Raises:
+        RequestError: The text is shorter than a window, or the models cannot be compared.
+    """
+    rules = [(rule, parse_exit(rule)) for rule in exits]
+    with ExitStack() as stack:
+
+        def open_(name: str | os.PathLike[str] | Model) -> Model:
+            if isinstance(name, Model):
+                return name
+            return stack.enter_context(load(name, kv=kv, threads=threads, prefill_weights="none", progress=progress))
+
+        def other_states() -> States | None:
+            if against is None:
+                return None
+            if not isinstance(against, Model):
+                found = resolve(against, progress=progress).path
+                if not is_gguf(found) and not is_bundle(found):
+                    return OriginalWeights(open_checkpoint(found).weights)
+            return LoadedModel(open_(against))
+
+        loaded = open_(model)
+        ids = loaded.tokenizer.encode_text(built_in_text() if text is None else text)
+        parts = token_windows(ids, loaded.config, windows)
+        scores = compare(loaded, parts, other_states(), rules, progress)
+        shares = exact_match(loaded, questions, rules, progress) if questions else None
+        return Quality(
+            loaded.name,
+            None if against is None else _name(against),
+            sum(map(len, parts)),
+            tuple(scores),
+            len(questions),
+            None if shares is None else tuple(shares),
+        )
+
+
+def _name(model: str | os.PathLike[str] | Model) -> str:
+    return model.name if isinstance(model, Model) else Path(model).name
