@@ -1,4 +1,4 @@
-"""The configuration of a model: sizes, number of loops, norms, exit gate, token ids. Imports `errors` and `hf_fields`.
+"""The configuration of a model: sizes, loops, norms, exit gate, token ids. Imports `errors`, `families`, `hf_fields`.
 
 `ModelConfig` is the form used in the whole package; `from_hf` reads a Hugging Face config.json into it. Fields that can
 change the computation are strict (`hf_fields`). Ouro's configuration class has defaults that differ from the published
@@ -14,10 +14,10 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
+from ouro_edge.arch.families import FAMILIES, Family, family_names
 from ouro_edge.arch.hf_fields import checked_fields
 from ouro_edge.errors import ConfigError
 
-_MODEL_TYPES = ("ouro", "llama")
 _MAX_DIMENSION = 1 << 24  # bounds what a corrupt header can make the reader allocate
 _MAX_LAYERS_OR_LOOPS = 4096
 _MAX_JSON_BYTES = 64 << 20
@@ -27,7 +27,7 @@ _MAX_JSON_BYTES = 64 << 20
 class ModelConfig:
     """Sizes and switches of a looped transformer; a plain transformer has `loops=1`, no gate and no sandwich norms."""
 
-    model_type: str  # "ouro" or "llama": the source format; the forward pass does not depend on it
+    model_type: str  # a key of `families.FAMILIES`; the forward pass does not depend on it
     vocab_size: int  # V
     hidden_size: int  # C
     intermediate_size: int  # F
@@ -60,8 +60,8 @@ class ModelConfig:
                 raise ConfigError(f"{field.name} is {value!r}; expected a token id or null")
             if field.type == "float" and type(value) not in (int, float):
                 raise ConfigError(f"{field.name} is {value!r}; expected a number")
-        if self.model_type not in _MODEL_TYPES:
-            raise ConfigError(f"model_type is {self.model_type!r}; expected 'ouro' or 'llama'")
+        if type(self.model_type) is not str or self.model_type not in FAMILIES:
+            raise ConfigError(f"model_type is {self.model_type!r}; expected one of {family_names()}")
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(f"num_attention_heads {self.num_heads} is not a multiple of num_key_value_heads "
                               f"{self.num_kv_heads}")  # fmt: skip
@@ -71,6 +71,11 @@ class ModelConfig:
             raise ConfigError(f"rms_norm_eps {self.rms_norm_eps} or rope_theta {self.rope_theta} is out of range")
         if not 0.0 <= self.exit_threshold <= 1.0:
             raise ConfigError(f"early_exit_threshold is {self.exit_threshold}; expected 0 to 1")
+
+    @property
+    def family(self) -> Family:
+        """The family that the model belongs to."""
+        return FAMILIES[self.model_type]
 
     @property
     def q_size(self) -> int:
@@ -84,10 +89,8 @@ class ModelConfig:
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer. The published Ouro configs name only 0, but chats end with 2, so both count."""
-        ids = set(self.eos_token_ids)
-        if self.model_type == "ouro":
-            ids |= {0, 2}
+        """Ids that end an answer: those of the config and those of the family."""
+        ids = {*self.eos_token_ids, *self.family.stop_ids}
         return tuple(sorted(i for i in ids if i < self.vocab_size))
 
     def to_dict(self) -> dict[str, Any]:
@@ -141,14 +144,14 @@ def parse_json_object(content: bytes, name: str, error: type[Exception] = Config
 
 
 def from_hf(data: dict[str, Any]) -> ModelConfig:
-    """ModelConfig of a Hugging Face config.json (model_type `ouro` or `llama`).
+    """ModelConfig of a Hugging Face config.json of a family in `families`.
 
     ConfigError names a field that is missing or has a value that the runtime does not implement.
     """
     model_type = data.get("model_type")
-    if model_type not in _MODEL_TYPES:
-        raise ConfigError(f"model_type is {model_type!r}; expected 'ouro' or 'llama'")
-    ouro = model_type == "ouro"
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ConfigError(f"model_type is {model_type!r}; expected one of {family_names()}")
+    family = FAMILIES[model_type]
     data = checked_fields(data)
 
     def need(name: str) -> Any:
@@ -158,13 +161,16 @@ def from_hf(data: dict[str, Any]) -> ModelConfig:
 
     need("hidden_act")
     hidden, heads = need("hidden_size"), need("num_attention_heads")
-    head_dim = data.get("head_dim")
+    head_dim = data.get("head_dim") if family.derives_head_dim else need("head_dim")
     if head_dim is None:
         if type(hidden) is not int or type(heads) is not int or heads < 1 or hidden % heads:
             raise ConfigError(
                 f"hidden_size {hidden!r} is not a multiple of num_attention_heads {heads!r}: set head_dim"
             )
         head_dim = hidden // heads
+    if data.get("kv_channels", head_dim) != head_dim:
+        raise ConfigError(f"kv_channels is {data['kv_channels']!r} and head_dim {head_dim!r}; only equal sizes are "
+                          "implemented")  # fmt: skip
     return ModelConfig(
         model_type=model_type,
         vocab_size=need("vocab_size"),
@@ -174,14 +180,14 @@ def from_hf(data: dict[str, Any]) -> ModelConfig:
         num_heads=heads,
         num_kv_heads=need("num_key_value_heads"),
         head_dim=head_dim,
-        loops=need("total_ut_steps") if ouro else 1,
+        loops=need(family.loops_field) if family.loops_field else 1,
         max_positions=need("max_position_embeddings"),
         rope_theta=need("rope_theta"),
         rms_norm_eps=need("rms_norm_eps"),
         tie_word_embeddings=need("tie_word_embeddings"),
-        sandwich_norms=ouro,
-        has_gate=ouro,
-        exit_threshold=need("early_exit_threshold") if ouro else 1.0,
+        sandwich_norms=family.sandwich_norms,
+        has_gate=family.gate,
+        exit_threshold=need("early_exit_threshold") if family.gate else 1.0,
         bos_token_id=next(iter(_token_ids(data.get("bos_token_id"), "bos_token_id")), None),
         eos_token_ids=_token_ids(data.get("eos_token_id"), "eos_token_id"),
         pad_token_id=next(iter(_token_ids(data.get("pad_token_id"), "pad_token_id")), None),
@@ -201,7 +207,7 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     eos = config.eos_token_ids
     data: dict[str, Any] = {
         "model_type": config.model_type,
-        "architectures": ["OuroForCausalLM" if config.model_type == "ouro" else "LlamaForCausalLM"],
+        "architectures": [config.family.architecture],
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -219,6 +225,8 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         "eos_token_id": eos[0] if len(eos) == 1 else list(eos) or None,
         "pad_token_id": config.pad_token_id,
     }
-    if config.model_type == "ouro":
-        data |= {"total_ut_steps": config.loops, "early_exit_threshold": config.exit_threshold}
+    if config.family.loops_field:
+        data[config.family.loops_field] = config.loops
+    if config.family.gate:
+        data["early_exit_threshold"] = config.exit_threshold
     return data

@@ -1,4 +1,4 @@
-"""Which fields of a Hugging Face config.json matter. Imports `errors` only.
+"""Which fields of a Hugging Face config.json matter. Imports `errors` and `families`.
 
 A field that can change the computation is strict: it is read, or has a value that changes nothing, or is an error.
 Every other field (training, generation, bookkeeping) is ignored; `unknown_fields` names those that no list here has, so
@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ouro_edge.arch.families import FAMILIES
 from ouro_edge.errors import ConfigError
 
 READ_FIELDS = frozenset(
@@ -18,15 +19,6 @@ READ_FIELDS = frozenset(
     "max_position_embeddings rope_theta rms_norm_eps tie_word_embeddings model_type hidden_act layer_types "
     "rope_scaling rope_parameters bos_token_id eos_token_id pad_token_id".split()
 )
-OURO_FIELDS = frozenset(("total_ut_steps", "early_exit_threshold"))
-# Documented defaults of transformers' LlamaConfig. Ouro's class has defaults that differ from the checkpoints.
-LLAMA_DEFAULTS: Mapping[str, Any] = {
-    "hidden_act": "silu",
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-}
 # Fields that could change the computation, with the values that do not. Null means absent.
 _ONLY_VALUES: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
@@ -73,25 +65,26 @@ _ALWAYS_ON = re.compile(r"(use_|is_|do_)?(rms_?norm|rope|rotary\w*|swiglu|glu|ga
 
 def checked_fields(data: Mapping[str, Any]) -> dict[str, Any]:
     """The fields to read, with defaults. ConfigError names a field or value that the runtime does not implement."""
-    ouro = data.get("model_type") == "ouro"
+    family = FAMILIES[data["model_type"]]
+    only_values = {**_ONLY_VALUES, **family.only_values}
     found = {name: value for name, value in data.items() if value is not None}
     _check_rope(found)
-    known = READ_FIELDS | (OURO_FIELDS if ouro else frozenset())
-    for name in sorted(found.keys() & _ONLY_VALUES.keys()):
-        value, neutral = found[name], _ONLY_VALUES[name]
+    known = READ_FIELDS | family.fields
+    for name in sorted(found.keys() & only_values.keys()):
+        value, neutral = found[name], only_values[name]
         if not any(value == one and isinstance(value, str) == isinstance(one, str) for one in neutral):
             shown = " or ".join(map(repr, neutral)) or "null"
             raise ConfigError(f"config.json has {name} = {value!r}; only {shown} is implemented")
-    for name in sorted(found.keys() - known - _ONLY_VALUES.keys() - _USUAL):
+    for name in sorted(found.keys() - known - only_values.keys() - _USUAL):
         if _may_compute(name) and not _is_neutral(name, found[name]):
             raise ConfigError(f"config.json has {name} = {found[name]!r}, an unknown field that may change what the "
                               "model computes; remove it if it has no effect")  # fmt: skip
     layers = found.get("layer_types")
     if layers is not None and not (isinstance(layers, list) and all(kind == "full_attention" for kind in layers)):
         raise ConfigError(f"config.json has layer_types = {layers!r}; only a list of full_attention is implemented")
-    if not ouro:
+    if family.defaults:
         heads = {"num_key_value_heads": found["num_attention_heads"]} if "num_attention_heads" in found else {}
-        found = {**LLAMA_DEFAULTS, **heads, **found}
+        found = {**family.defaults, **heads, **found}
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # old configs write -1 for a token that is not there
         if isinstance(ids := found.get(name), list):
             found[name] = [i for i in ids if type(i) is not int or i != -1]
@@ -102,7 +95,7 @@ def checked_fields(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def unknown_fields(data: Mapping[str, Any]) -> list[str]:
     """Fields that are ignored although nothing is known about them."""
-    known = READ_FIELDS | OURO_FIELDS | _ONLY_VALUES.keys() | _USUAL
+    known = READ_FIELDS.union(_ONLY_VALUES, _USUAL, *((*f.fields, *f.only_values) for f in FAMILIES.values()))
     return sorted(name for name, value in data.items() if name not in known and value is not None
                   and not name.startswith("_") and not _OTHER.search(name))  # fmt: skip
 

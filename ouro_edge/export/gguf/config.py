@@ -1,4 +1,4 @@
-"""Reads a GGUF header of the architectures `ouro` and `llama` into a ModelConfig.
+"""Reads a GGUF header of a family in `arch.families` into a ModelConfig.
 
 An unknown key of the architecture, or a value that is not implemented, is an error that names the key. A key may be
 absent only when the format defines a default. The exit gate is stored in keys of ouro-edge, which llama.cpp ignores:
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.families import FAMILIES, Family, family_names
 from ouro_edge.errors import ConfigError
 from ouro_edge.export.checkpoint import NO_GATE
 from ouro_edge.export.gguf.header import Header, Metadata
@@ -51,14 +52,14 @@ def read_config(header: Header) -> tuple[ModelConfig, list[str]]:
     """The config of a GGUF file, and notes about ignored values. ConfigError names the invalid key."""
     metadata, tensors = header.metadata, header.tensors
     arch, kind = metadata.get("general.architecture"), metadata.get("general.type", "model")
-    if not isinstance(arch, str) or arch not in ("ouro", "llama"):
-        raise ConfigError(f"general.architecture is {brief(arch)}; expected 'ouro' or 'llama'")
+    if not isinstance(arch, str) or arch not in FAMILIES:
+        raise ConfigError(f"general.architecture is {brief(arch)}; expected one of {family_names()}")
     if not isinstance(kind, str) or kind != "model":
         raise ConfigError(f"general.type is {brief(kind)}; expected 'model', a whole model")
     if (parts := _number(metadata, "split.count", 1, (int,))) > 1:
         raise ConfigError(f"split.count is {parts}; merge the {parts} files with llama-gguf-split first")
-    ouro = arch == "ouro"
-    _check_keys(metadata, f"{arch}.", ouro)
+    family = FAMILIES[arch]
+    _check_keys(metadata, f"{arch}.", family)
     if "rope_freqs.weight" in tensors:
         raise ConfigError("rope_freqs.weight scales rotary positions (as Llama 3.1 does); that is not implemented")
 
@@ -80,7 +81,7 @@ def read_config(header: Header) -> tuple[ModelConfig, list[str]]:
         raise ConfigError(f"{arch}.vocab_size is {integer('vocab_size')}, but token_embd.weight has {vocab} rows")
     if (layers := integer("block_count")) > len(tensors):
         raise ConfigError(f"{arch}.block_count is {layers}, but the file has {len(tensors)} tensors in all")
-    has_gate = ouro and (GATE_WEIGHT in metadata or GATE_BIAS in metadata)
+    has_gate = family.gate and (GATE_WEIGHT in metadata or GATE_BIAS in metadata)
     ids, notes = _token_ids(metadata, vocab)
     config = ModelConfig(
         model_type=arch,
@@ -91,26 +92,34 @@ def read_config(header: Header) -> tuple[ModelConfig, list[str]]:
         num_heads=heads,
         num_kv_heads=integer("attention.head_count_kv", heads),
         head_dim=head_dim,
-        loops=integer("num_loops") if ouro else 1,
+        loops=_loops(metadata, f"{arch}.{family.loops_key}") if family.loops_key else 1,
         max_positions=integer("context_length"),
         rope_theta=_float(metadata, f"{arch}.rope.freq_base", 10000.0),
         rms_norm_eps=_float(metadata, f"{arch}.attention.layer_norm_rms_epsilon"),
         tie_word_embeddings="output.weight" not in tensors,
-        sandwich_norms=ouro,
+        sandwich_norms=family.sandwich_norms,
         has_gate=has_gate,
         exit_threshold=_float(metadata, GATE_THRESHOLD, 1.0) if has_gate else 1.0,
         bos_token_id=ids.get("bos"),
         eos_token_ids=tuple(sorted({ids[name] for name in _STOPS if name in ids})),
         pad_token_id=ids.get("padding"),
     )
-    if ouro and not has_gate:
+    if family.gate and not has_gate:
         notes.append(NO_GATE)
     return config, notes
 
 
-def _check_keys(metadata: Metadata, prefix: str, ouro: bool) -> None:
-    fixed = _FIXED | ({"skip_loop_final_norm": (False,)} if ouro else {})
-    known = _KNOWN | ({"num_loops"} if ouro else set())
+def _loops(metadata: Metadata, key: str) -> int:
+    """The number of loops; llama.cpp takes 1 for a missing key, which is not the model that was trained."""
+    if key not in metadata:
+        raise ConfigError(f"{key} is missing, so the file does not tell how often the layers are run; one pass of a "
+                          "looped model gives wrong text: convert the model again")  # fmt: skip
+    return int(_number(metadata, key, None, (int,)))
+
+
+def _check_keys(metadata: Metadata, prefix: str, family: Family) -> None:
+    fixed = _FIXED | ({"skip_loop_final_norm": (False,)} if family.loops_key else {})
+    known = _KNOWN | ({family.loops_key} if family.loops_key else set())
     for key in metadata:
         name = key.removeprefix(prefix)
         if name == key or name in known:

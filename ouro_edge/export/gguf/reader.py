@@ -1,4 +1,4 @@
-"""Reads a .gguf file as a checkpoint: architectures `ouro` (looped) and `llama` (a plain transformer, one loop).
+"""Reads a .gguf file as a checkpoint: the architectures of `arch.families`.
 
 Tensor names and the row order of Q and K are those of llama.cpp, which rotates adjacent rows: converters interleave the
 two halves of every head, and this module restores the published order. The gguf package dequantises a few rows at a

@@ -185,11 +185,11 @@ def _config_metadata(config: ModelConfig) -> dict[str, Any]:
         "attention.value_length": config.head_dim,
         "rope.dimension_count": config.head_dim,
         "vocab_size": config.vocab_size,
-    } | ({} if arch == "llama" else {"num_loops": config.loops})
+    } | ({config.family.loops_key: config.loops} if config.family.loops_key else {})
     pairs: dict[str, Any] = {f"{arch}.{key}": np.uint32(value) for key, value in counts.items()}
     pairs[f"{arch}.attention.layer_norm_rms_epsilon"] = np.float32(config.rms_norm_eps)
     pairs[f"{arch}.rope.freq_base"] = np.float32(config.rope_theta)
-    return pairs if arch == "llama" else pairs | {f"{arch}.skip_loop_final_norm": False}
+    return pairs | {f"{arch}.skip_loop_final_norm": False} if config.family.loops_key else pairs
 
 
 def _gate_metadata(config: ModelConfig, tensors: TensorSource) -> dict[str, Any]:

@@ -41,9 +41,13 @@ class FullDepth(ExitPolicy):
 
 @dataclass(frozen=True, slots=True)
 class FixedDepth(ExitPolicy):
-    """The same number of loops, counted from 1, for every token."""
+    """The same number of loops, counted from 1, for every token.
+
+    `force` allows fewer loops than a model without early exits was trained for.
+    """
 
     depth: int
+    force: bool = False
 
     def __post_init__(self) -> None:
         _check_depth("depth", self.depth)
@@ -51,6 +55,9 @@ class FixedDepth(ExitPolicy):
     def limit(self, config: ModelConfig) -> int:
         if self.depth > config.loops:
             raise RequestError(f"depth is {self.depth}; this model was trained for 1 to {config.loops} loops")
+        if self.depth < config.loops and not config.family.exits and not self.force:
+            raise RequestError(f"depth is {self.depth}; this model was trained for {config.loops} loops only; fewer "
+                               "give wrong text: leave the number out, or use FixedDepth(force=True)")  # fmt: skip
         return self.depth
 
     def stops(self, states: LoopStates) -> NDArray[np.bool_]:
@@ -72,6 +79,9 @@ class BoundedPolicy(ExitPolicy):
                 raise RequestError(f"ceiling {self.ceiling} is below floor {self.floor}")
 
     def limit(self, config: ModelConfig) -> int:
+        if not config.family.exits:
+            raise RequestError(f"this model was trained for {config.loops} loops only, so an exit rule means nothing: "
+                               "leave it out")  # fmt: skip
         for name, depth in (("floor", self.floor), ("ceiling", self.ceiling)):
             if depth is not None and depth > config.loops:
                 raise RequestError(f"{name} is {depth}; this model was trained for 1 to {config.loops} loops")

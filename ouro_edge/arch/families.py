@@ -1,0 +1,76 @@
+"""The families of models: what their config.json calls the number of loops, their norms, gate and exits.
+
+A family that computes the same kind of layer is one entry here; readers, writers and the runtime use the entry and have
+no cases of their own. `arch.hf_fields` checks the fields that an entry names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """What distinguishes the models of one `model_type`."""
+
+    architecture: str  # the class name in config.json
+    loops_field: str | None  # the field of config.json with the number of loops; None for a plain transformer
+    loops_key: str | None  # the same in a GGUF header, after the name of the architecture
+    sandwich_norms: bool = False
+    gate: bool = False  # an exit gate, and an exit threshold in config.json
+    derives_head_dim: bool = True  # whether an absent head_dim is hidden_size / num_attention_heads
+    exits: bool = True  # whether the model was trained to be read after fewer loops
+    stop_ids: frozenset[int] = frozenset()  # ends of an answer besides those in the config
+    fields: frozenset[str] = frozenset()  # other fields of config.json that are read
+    only_values: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # fields -> values that are implemented
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # documented defaults of absent fields
+
+
+# Features of later Nanbeige models, which have other weights or another order of layers. Absent means off.
+_NANBEIGE_OFF = (
+    "enable_double_loop_split loop_middle_layers loop_share_kv enable_hyper_connection enable_mhc "
+    "enable_depth_attention qk_layernorm emb_neighbor_num insert_ngram_layer_idx ngram_insert_all_layers "
+    "loop_loss_weights skip_loop_final_norm"
+).split()
+
+FAMILIES: Mapping[str, Family] = {
+    # Ouro's class has defaults that differ from the checkpoints. Its published configs name only stop id 0, but chats
+    # end with 2.
+    "ouro": Family(
+        architecture="OuroForCausalLM",
+        loops_field="total_ut_steps",
+        loops_key="num_loops",
+        sandwich_norms=True,
+        gate=True,
+        stop_ids=frozenset((0, 2)),
+        fields=frozenset(("total_ut_steps", "early_exit_threshold")),
+    ),
+    "nanbeige": Family(
+        architecture="NanbeigeForCausalLM",
+        loops_field="num_loops",
+        loops_key="num_loops",
+        derives_head_dim=False,
+        exits=False,
+        fields=frozenset(("num_loops", "kv_channels")),
+        only_values={name: (False, 0, []) for name in _NANBEIGE_OFF},
+    ),
+    "llama": Family(
+        architecture="LlamaForCausalLM",
+        loops_field=None,
+        loops_key=None,
+        defaults={
+            "hidden_act": "silu",
+            "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": False,
+        },
+    ),
+}
+
+
+def family_names() -> str:
+    """The names of all families, for error messages."""
+    return ", ".join(map(repr, FAMILIES))
