@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 import ouro_edge
 from ouro_edge.arch import reference
 from ouro_edge.bundle import open_bundle
-from ouro_edge.evaluation.distances import kl_divergence
+from ouro_edge.evaluation.distances import kl_divergence, log_softmax
 from ouro_edge.evaluation.stored_weights import StoredWeights
 
 TEXT = """\
@@ -70,7 +70,8 @@ def main() -> None:
             expected = reference_logits(path, ids, options.reference)
             texts = []
             for found in (model.forward(ids, exit=ouro_edge.FullDepth()).logits, one_by_one(model, ids)):
-                texts.append(f"{kl_divergence(expected, found).mean():.4f} {np.abs(expected - found).max():.2f}")
+                kl = kl_divergence(log_softmax(expected), log_softmax(found)).mean()
+                texts.append(f"{kl:.4f} {np.abs(expected - found).max():.2f}")
             print(f"{path.name:24} {'; '.join(texts)}", flush=True)
 
 

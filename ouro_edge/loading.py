@@ -83,7 +83,11 @@ def load(
         batched=_batched(bundle, parallel, progress),
         progress=progress,
     )
-    check_parallel(loaded.config, loaded.kv, kv_share, parallel)  # now that the weights are part of what is used
+    try:
+        check_parallel(loaded.config, loaded.kv, kv_share, parallel)  # now that the weights are part of what is used
+    except RequestError:
+        loaded.close()
+        raise
     return loaded
 
 

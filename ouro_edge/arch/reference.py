@@ -56,6 +56,13 @@ def attention(
     config: ModelConfig, x: Array, layer: Mapping[str, Array], cos: Array, sin: Array, extend: Extend | None = None
 ) -> Array:
     """Causal grouped-query attention over x [T, C], before any norm of its output; `extend` adds earlier positions."""
+    return mixed_values(config, x, layer, cos, sin, extend) @ layer["o_proj"].T
+
+
+def mixed_values(
+    config: ModelConfig, x: Array, layer: Mapping[str, Array], cos: Array, sin: Array, extend: Extend | None = None
+) -> Array:
+    """The input of the output projection [T, H * D]: the values that each head attends to."""
     length = len(x)
     q = rotate((x @ layer["q_proj"].T).reshape(length, config.num_heads, config.head_dim), cos, sin)
     k = rotate((x @ layer["k_proj"].T).reshape(length, config.num_kv_heads, config.head_dim), cos, sin)
@@ -63,18 +70,23 @@ def attention(
     if extend is not None:
         k, v = extend(k, v)
     k, v = (np.repeat(a, config.num_heads // config.num_kv_heads, axis=1) for a in (k, v))
-    scores = np.einsum("qhd,khd->hqk", q, k, optimize=True) * np.float32(config.head_dim**-0.5)
-    scores = np.where(np.tri(length, len(k), len(k) - length, dtype=bool), scores, -np.inf)
+    q, k, v = (a.swapaxes(0, 1) for a in (q, k, v))  # [heads, positions, D]
+    scores = q @ k.swapaxes(1, 2) * np.float32(config.head_dim**-0.5)
+    scores = np.where(np.tri(length, k.shape[1], k.shape[1] - length, dtype=bool), scores, -np.inf)
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     scores /= scores.sum(axis=-1, keepdims=True)
-    mixed = np.einsum("hqk,khd->qhd", scores, v, optimize=True).reshape(length, config.q_size)
-    return (mixed @ layer["o_proj"].T).astype(np.float32)
+    return (scores @ v).swapaxes(0, 1).reshape(length, config.q_size).astype(np.float32)
 
 
 def feed_forward(x: Array, layer: Mapping[str, Array]) -> Array:
     """down(silu(gate(x)) * up(x))."""
+    return gated_values(x, layer) @ layer["down_proj"].T
+
+
+def gated_values(x: Array, layer: Mapping[str, Array]) -> Array:
+    """The input of the down projection [T, F]: silu(gate(x)) * up(x)."""
     gate = x @ layer["gate_proj"].T
-    return ((gate * _sigmoid(gate)) * (x @ layer["up_proj"].T)) @ layer["down_proj"].T
+    return (gate * _sigmoid(gate)) * (x @ layer["up_proj"].T)
 
 
 def block(
@@ -86,15 +98,20 @@ def block(
     extends: Sequence[Extend] | None = None,
 ) -> Array:
     """One loop over rows h [T, C]: all layers, then the final norm. `extends` holds the earlier positions by layer."""
-    eps = config.rms_norm_eps
     for i in range(config.num_layers):
-        layer = _Layer(weights, i)
-        extend = None if extends is None else extends[i]
-        mixed = attention(config, rms_norm(h, layer["attn_norm"], eps), layer, cos, sin, extend)
-        h = h + (rms_norm(mixed, layer["attn_post_norm"], eps) if config.sandwich_norms else mixed)
-        mixed = feed_forward(rms_norm(h, layer["ffn_norm"], eps), layer)
-        h = h + (rms_norm(mixed, layer["ffn_post_norm"], eps) if config.sandwich_norms else mixed)
-    return rms_norm(h, weights["norm"], eps)
+        h = block_layer(config, _Layer(weights, i), h, cos, sin, None if extends is None else extends[i])
+    return rms_norm(h, weights["norm"], config.rms_norm_eps)
+
+
+def block_layer(
+    config: ModelConfig, layer: Mapping[str, Array], h: Array, cos: Array, sin: Array, extend: Extend | None = None
+) -> Array:
+    """One layer over rows h [T, C]: attention, then the feed-forward part, each added to its input."""
+    eps = config.rms_norm_eps
+    mixed = attention(config, rms_norm(h, layer["attn_norm"], eps), layer, cos, sin, extend)
+    h = h + (rms_norm(mixed, layer["attn_post_norm"], eps) if config.sandwich_norms else mixed)
+    mixed = feed_forward(rms_norm(h, layer["ffn_norm"], eps), layer)
+    return h + (rms_norm(mixed, layer["ffn_post_norm"], eps) if config.sandwich_norms else mixed)
 
 
 def gate(weights: Mapping[str, Array], hidden: Array) -> NDArray[np.float64]:

@@ -63,13 +63,14 @@ def command(model: str | None, against: str | None, tokens: int, quick: bool) ->
             report(finding)
         if not quick:
             ids = doctor.text_ids(opened, min(tokens, bundle.config.max_positions))
-            click.echo(f"\n{len(ids)} tokens of English, compared with {source}; losses in nats\n")
+            click.echo(f"\n{len(ids)} tokens of English, the second half compared with {source}; KL in nats\n")
+            head = ("", "KL", "same top token", "perplexity of the reference", "perplexity")
             rows = [
-                (f"depth {row.depth}", f"{row.kl:.4f}", f"{row.same_top:.0%}", f"{row.reference_loss:.3f}",
-                 f"{row.loss:.3f}")
-                for row in doctor.depth_errors(opened, weights, ids)
+                (score.name, f"{score.divergence.mean:.4f}", f"{score.divergence.same_top:.0%}",
+                 f"{score.other_perplexity:.2f}", f"{score.perplexity:.2f}")
+                for score in doctor.depth_errors(opened, weights, ids) if score.divergence is not None
             ]  # fmt: skip
-            click.echo(table(("", "KL", "same top token", "loss of the reference", "loss"), rows))
+            click.echo(table(head, rows))
         click.echo()
         for finding in doctor.answers(opened):
             _print(finding)

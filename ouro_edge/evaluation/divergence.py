@@ -6,7 +6,7 @@ on its own, and the predictions of its second half are scored, so that figures c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from ouro_edge.arch import reference
 from ouro_edge.arch.config import ModelConfig
-from ouro_edge.arch.weights import Array, Weights
+from ouro_edge.arch.weights import Array
 from ouro_edge.errors import RequestError
+from ouro_edge.evaluation.distances import kl_divergence, log_softmax
 from ouro_edge.runtime.exits.policies import ExitPolicy
 from ouro_edge.runtime.model import Model
 from ouro_edge.system.progress import Progress
@@ -54,10 +55,10 @@ class LoadedModel:
 
 
 class OriginalWeights:
-    """A checkpoint in float32, computed by the NumPy reference; layers are read from the file for every window."""
+    """Weights in float32, computed by the NumPy reference; layers are read from the file for every window."""
 
-    def __init__(self, weights: Weights) -> None:
-        self._weights, self.config = weights, weights.config
+    def __init__(self, config: ModelConfig, weights: Mapping[str, Array]) -> None:
+        self._weights, self.config = weights, config
         self._head: Array | None = None
 
     def hidden(self, ids: Sequence[int]) -> Array:
@@ -87,11 +88,13 @@ class Score:
     depth: float  # mean number of loops of the scored tokens
     perplexity: float
     divergence: Divergence | None  # None without a model to compare with
+    other_perplexity: float | None  # that of the other model; None without one
 
 
 @dataclass(slots=True)
 class _Sums:
     losses: list[NDArray[np.float64]] = field(default_factory=list)
+    other_losses: list[NDArray[np.float64]] = field(default_factory=list)
     kl: list[NDArray[np.float64]] = field(default_factory=list)
     same: list[NDArray[np.bool_]] = field(default_factory=list)
     depths: list[float] = field(default_factory=list)
@@ -104,12 +107,14 @@ class _Sums:
             self.losses.append(-q[np.arange(len(q)), targets[piece]])
             if other is not None:
                 p = log_softmax(other[piece])
-                self.kl.append((np.exp(p) * (p - q)).sum(axis=1))
+                self.other_losses.append(-p[np.arange(len(p)), targets[piece]])
+                self.kl.append(kl_divergence(p, q))
                 self.same.append(p.argmax(axis=1) == q.argmax(axis=1))
 
     def score(self, name: str) -> Score:
-        divergence = None
+        divergence = other = None
         if self.kl:
+            other = _perplexity(self.other_losses)
             kl = np.concatenate(self.kl)
             divergence = Divergence(
                 float(kl.mean()),
@@ -117,16 +122,11 @@ class _Sums:
                 float(np.quantile(kl, 0.99)),
                 float(np.concatenate(self.same).mean()),
             )
-        perplexity = float(np.exp(np.concatenate(self.losses).mean()))
-        return Score(name, float(np.mean(self.depths)), perplexity, divergence)
+        return Score(name, float(np.mean(self.depths)), _perplexity(self.losses), divergence, other)
 
 
-def log_softmax(logits: Array) -> NDArray[np.float64]:
-    """Log-probabilities [T, V] in float64."""
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return shifted
+def _perplexity(losses: list[NDArray[np.float64]]) -> float:
+    return float(np.exp(np.concatenate(losses).mean()))
 
 
 def token_windows(ids: Sequence[int], config: ModelConfig, most: int | None = None) -> list[list[int]]:
@@ -187,4 +187,5 @@ def to_dict(score: Score) -> dict[str, Any]:
     if (found := score.divergence) is not None:
         record["kl"] = {"mean": found.mean, "median": found.median, "percentile_99": found.percentile_99}
         record["same_top"] = found.same_top
+        record["other_perplexity"] = score.other_perplexity
     return record

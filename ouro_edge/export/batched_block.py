@@ -36,17 +36,15 @@ def batched_prefill(bundle: Bundle, kv: str, copy: Path, slots: int) -> GraphInM
             dtype = onnx.helper.tensor_dtype_to_np_dtype(initializer.data_type).name
             offset = next(int(entry.value) for entry in initializer.external_data if entry.key == "offset")
             parts.setdefault(tensor, {})[part] = StoredArray(dtype, tuple(initializer.dims), offset=offset)
-    tensors = {name: _copied(bundle, found) for name, found in parts.items()}
+    # Columns [K, N] are a matrix [N, K]; unquantised values have the shape of the tensor.
+    tensors = {
+        name: StoredTensor(
+            arrays["columns"].shape[::-1] if "columns" in arrays else arrays["values"].shape, None, arrays
+        )
+        for name, arrays in parts.items()
+    }
     model = batched_prefill_graph(bundle.config, tensors, kv, slots)
     return GraphInMemory(files.source, model.SerializeToString(), {}, files.data)
-
-
-def _copied(bundle: Bundle, parts: dict[str, StoredArray]) -> StoredTensor:
-    """A tensor of a copy: columns [K, N], or unquantised values as in the bundle."""
-    if "columns" not in parts:
-        return StoredTensor(parts["values"].shape, None, parts)
-    scheme = next(tensor.scheme for tensor in bundle.tensors.values() if tensor.scheme is not None)
-    return StoredTensor(parts["columns"].shape[::-1], scheme, parts)
 
 
 def batched_graphs(bundle: Bundle, slots: int, progress: Progress | None = None) -> BatchedGraphs:

@@ -136,7 +136,6 @@ class RoundedFiles(Mapping[str, Rounded]):
     """The rounded matrices in a folder of `round_weights`, read on demand."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
         self._files: dict[str, Path] = {}
         for file in sorted(folder.glob("layer-*.npz")):
             with np.load(file) as stored:
@@ -156,8 +155,7 @@ class RoundedFiles(Mapping[str, Rounded]):
 def _round_layer(
     weights: Weights, i: int, streams: Streams, grid_of: Callable[[str], Grid | None], folder: Path
 ) -> None:
-    prefix = f"layers.{i}."
-    layer = {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
+    prefix, layer = f"layers.{i}.", _layer(weights, i)
     found: dict[str, Rounded] = {}
 
     def round_(names: tuple[str, ...], moments: Moments) -> dict[str, Array]:
@@ -179,6 +177,12 @@ def _round_layer(
         np.savez(file, **arrays)
 
 
+def _layer(weights: Weights, i: int) -> dict[str, Array]:
+    """The tensors of a layer by their short names, read once."""
+    prefix = f"layers.{i}."
+    return {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
+
+
 def _loop_starts(
     weights: Weights, windows: NDArray[np.int64], progress: Progress | None, total: int
 ) -> tuple[Array, Array]:
@@ -194,9 +198,7 @@ def _loop_starts(
         for i in range(config.num_layers):
             if progress:
                 progress(loop * config.num_layers + i, total, f"original weights, loop {loop + 1}")
-            prefix = f"layers.{i}."
-            layer = {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
-            run_layer(config, layer, states)
+            run_layer(config, _layer(weights, i), states)
         states = rms_norm(states, weights["norm"], config.rms_norm_eps)
         if config.has_gate:
             gates.append(exit_gate(weights, states.reshape(-1, states.shape[-1])))

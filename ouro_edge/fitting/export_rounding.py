@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ouro_edge.arch.config import ModelConfig
@@ -23,6 +22,7 @@ from ouro_edge.runtime.text.tokenizer import Tokenizer
 from ouro_edge.system.cache_dir import cache_directory
 from ouro_edge.system.hub import Resolved
 from ouro_edge.system.progress import Progress
+from ouro_edge.version import __version__
 
 Grids = Callable[[str], Grid | None]  # name of a matrix -> its grid, or None if it is not rounded
 
@@ -87,5 +87,5 @@ def _key(found: Resolved, settings: object) -> str:
     path = found.path.resolve()
     files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    digest = hashlib.sha256(repr((str(path), stats, settings)).encode()).hexdigest()[:12]
-    return f"{Path(path).stem}-rounding-{digest}"
+    digest = hashlib.sha256(repr((__version__, str(path), stats, settings)).encode()).hexdigest()[:12]
+    return f"{path.stem}-rounding-{digest}"

@@ -1,7 +1,7 @@
 """One layer of the block over the rows of all loops, for calibrated rounding: inputs of its matrices, then its output.
 
 Two streams go through the layer: `exact` with the original weights, `own` with the rounded ones. Each matrix is rounded
-when the inputs that it will see, those of `own`, are known; its target are the outputs of `exact`.
+when the inputs that it will see, those of `own`, are known; its targets are the outputs of `exact`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ouro_edge.arch.config import ModelConfig
-from ouro_edge.arch.reference import rms_norm, rope_tables, rotate
+from ouro_edge.arch.reference import block_layer, gated_values, mixed_values, rms_norm, rope_tables
 from ouro_edge.arch.weights import Array
 
 # Names of matrices with the same inputs, their statistics -> the rounded matrices, dequantised.
@@ -58,7 +58,8 @@ def walk_layer(config: ModelConfig, layer: Mapping[str, Array], streams: Streams
     own = dict(layer)
 
     def both(name: str, window: int) -> tuple[Array, Array]:
-        return tuple(rms_norm(x[window], layer[name], eps) for x in (streams.exact, streams.own))  # type: ignore[return-value]
+        exact, mine = (rms_norm(x[window], layer[name], eps) for x in (streams.exact, streams.own))
+        return exact, mine
 
     def measure(inputs: Callable[[int], tuple[Array, Array]], width: int, writes: str = "") -> Moments:
         moments = Moments(width)
@@ -81,7 +82,7 @@ def walk_layer(config: ModelConfig, layer: Mapping[str, Array], streams: Streams
     mixed = np.empty(shape, np.float32), np.empty(shape, np.float32)
     for window in range(windows):
         for out, rows, weights in zip(mixed, both("attn_norm", window), (layer, own), strict=True):
-            out[window] = mix(config, rows, weights, *tables)
+            out[window] = mixed_values(config, rows, weights, *tables)
     exact, mine = mixed
     own |= round_(("o_proj",), measure(lambda w: (exact[w], mine[w]), config.q_size, "o_proj"))
     for window in range(windows):
@@ -91,47 +92,15 @@ def walk_layer(config: ModelConfig, layer: Mapping[str, Array], streams: Streams
 
     def gated(window: int) -> tuple[Array, Array]:
         rows = both("ffn_norm", window)
-        return gate(rows[0], layer), gate(rows[1], own)
+        return gated_values(rows[0], layer), gated_values(rows[1], own)
 
     own |= round_(("down_proj",), measure(gated, config.intermediate_size, "down_proj"))
     for window in range(windows):
         write(window, "down_proj", "ffn_post_norm", *gated(window))
 
 
-def mix(config: ModelConfig, rows: Array, layer: Mapping[str, Array], cos: Array, sin: Array) -> Array:
-    """The input of o_proj [S, H * D]: causal attention over normed rows [S, C], a few heads at a time."""
-    length, size = len(rows), config.head_dim
-    q = rotate((rows @ layer["q_proj"].T).reshape(length, config.num_heads, size), cos, sin)
-    k = rotate((rows @ layer["k_proj"].T).reshape(length, config.num_kv_heads, size), cos, sin)
-    v = (rows @ layer["v_proj"].T).reshape(length, config.num_kv_heads, size)
-    out, shared = np.empty_like(q), config.num_heads // config.num_kv_heads
-    masked = np.triu(np.full((length, length), -np.inf, np.float32), 1)
-    for head in range(config.num_heads):
-        scores = q[:, head] @ k[:, head // shared].T * np.float32(size**-0.5) + masked
-        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-        scores /= scores.sum(axis=1, keepdims=True)
-        out[:, head] = scores @ v[:, head // shared]
-    return out.reshape(length, -1)
-
-
-def gate(rows: Array, layer: Mapping[str, Array]) -> Array:
-    """The input of down_proj [S, F]: silu(gate) * up of normed rows [S, C]."""
-    gate = rows @ layer["gate_proj"].T
-    with np.errstate(over="ignore"):
-        gate /= 1 + np.exp(-gate)
-    gate *= rows @ layer["up_proj"].T
-    return gate
-
-
 def run_layer(config: ModelConfig, layer: Mapping[str, Array], states: Array) -> None:
     """Take states [windows, S, C] through a layer, in place."""
-    eps, tables = config.rms_norm_eps, rope_tables(config, states.shape[1])
-
-    def add(window: Array, out: Array, norm: str) -> None:
-        window += rms_norm(out, layer[norm], eps) if config.sandwich_norms else out
-
+    tables = rope_tables(config, states.shape[1])
     for window in states:
-        mixed = mix(config, rms_norm(window, layer["attn_norm"], eps), layer, *tables)
-        add(window, mixed @ layer["o_proj"].T, "attn_post_norm")
-        gated = gate(rms_norm(window, layer["ffn_norm"], eps), layer)
-        add(window, gated @ layer["down_proj"].T, "ffn_post_norm")
+        window[:] = block_layer(config, layer, window, *tables)

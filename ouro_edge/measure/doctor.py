@@ -10,20 +10,19 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ouro_edge.arch import reference
 from ouro_edge.arch.published import SPECIAL_TOKENS, compare
 from ouro_edge.arch.weights import Array
 from ouro_edge.bundle.bundle import Bundle
 from ouro_edge.errors import OuroEdgeError, TemplateError
-from ouro_edge.evaluation.distances import kl_divergence, token_loss
+from ouro_edge.evaluation.divergence import OriginalWeights, Score
+from ouro_edge.evaluation.divergence import compare as compare_models
 from ouro_edge.measure.own_process import in_own_process
+from ouro_edge.measure.quality import built_in_text
 from ouro_edge.measure.speed import End, Loading, Plan, Speed, time_model
 from ouro_edge.runtime.backend.session import default_threads
 from ouro_edge.runtime.events import Done
@@ -50,17 +49,6 @@ class Finding:
     name: str
     text: str
     passed: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DepthError:
-    """How a model predicts a text after a loop, compared with its reference. In nats; shares of the positions."""
-
-    depth: int
-    kl: float  # mean KL(reference || model)
-    same_top: float
-    reference_loss: float
-    loss: float
 
 
 def machine() -> Iterator[Finding]:
@@ -109,17 +97,9 @@ def text_findings(model: Model) -> Iterator[Finding]:
     yield Finding("chat template", repr(rendered), correct if expected else None)
 
 
-def depth_errors(model: Model, weights: Mapping[str, Array], ids: Sequence[int]) -> Iterator[DepthError]:
+def depth_errors(model: Model, weights: Mapping[str, Array], ids: Sequence[int]) -> list[Score]:
     """The model compared with the reference on `weights`, after every loop. Reads one tensor at a time."""
-    tokens: NDArray[np.int64] = np.array(ids)
-    steps = reference.run(model.config, weights, tokens)
-    states = model.states(ids)
-    for loop in range(model.config.loops):
-        expected = reference.head({"head": weights["head"]}, steps.hidden[loop])
-        found = model.logits(states.hidden[loop])
-        same = float((expected.argmax(axis=-1) == found.argmax(axis=-1)).mean())
-        losses = token_loss(expected, tokens), token_loss(found, tokens)
-        yield DepthError(loop + 1, float(kl_divergence(expected, found).mean()), same, *losses)
+    return compare_models(model, [ids], OriginalWeights(model.config, weights))
 
 
 def answers(model: Model) -> Iterator[Finding]:
@@ -161,8 +141,3 @@ def text_ids(model: Model, tokens: int) -> list[int]:
     if len(ids) < 2:
         raise OuroEdgeError("the tokenizer makes fewer than two tokens of a page of English: it is damaged")
     return ids
-
-
-def built_in_text() -> str:
-    """A page of English."""
-    return (resources.files("ouro_edge.fitting") / "calibration.txt").read_text(encoding="utf-8")

@@ -96,7 +96,8 @@ def evaluate(
             if not isinstance(against, Model):
                 found = resolve(against, progress=progress).path
                 if not is_gguf(found) and not is_bundle(found):
-                    return OriginalWeights(open_checkpoint(found).weights)
+                    checkpoint = open_checkpoint(found)
+                    return OriginalWeights(checkpoint.config, checkpoint.weights)
             return LoadedModel(open_(against))
 
         loaded = open_(model)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from ouro_edge.measure.context import filled_sequence
 from ouro_edge.measure.speed import Plan, check_plan
 from ouro_edge.runtime.exits.policies import FixedDepth
 from ouro_edge.runtime.model import Model
+from ouro_edge.runtime.options import KVType, PrefillWeights
 from ouro_edge.runtime.sampling.sampler import Sampler
 from ouro_edge.runtime.sequence.sequence import TokenSequence
 
@@ -36,14 +38,16 @@ class StreamSpeed:
 
 
 def time_streams(
-    path: Path, kv: str, threads: int, streams: tuple[int, ...], plan: Plan, prefill: str = "auto"
+    path: Path, kv: KVType, threads: int, streams: tuple[int, ...], plan: Plan, prefill: PrefillWeights = "auto"
 ) -> Iterator[str | StreamSpeed]:
     """Yields status lines as text, and results. To be run in a process of its own; errors as for `load`."""
     yield f"loading, kv {kv}, for {max(streams)} streams"
     depths, _ = check_plan(open_model_files(path), plan)
     with (
-        load(path, kv=kv, threads=threads, prefill_weights="none") as alone,  # type: ignore[arg-type]
-        load(path, kv=alone.kv, threads=threads, prefill_weights=prefill, parallel=max(streams)) as together,  # type: ignore[arg-type]
+        load(path, kv=kv, threads=threads, prefill_weights="none") as alone,
+        load(
+            path, kv=cast(KVType, alone.kv), threads=threads, prefill_weights=prefill, parallel=max(streams)
+        ) as together,
     ):
         tests = [(count, n, depth, at) for at in plan.contexts for n in plan.tokens for depth in depths
                  for count in (0, *streams)]  # fmt: skip

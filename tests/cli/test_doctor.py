@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_the_built_in_model():
     assert "config: not one of the published Ouro models" in result.stdout
     rows = errors(result.stdout)
     assert len(rows) == 4
-    assert all(kl < 0.01 and same > 90 and abs(loss - own) < 0.1 for kl, same, loss, own in rows)
+    assert all(kl < 0.01 and same > 90 and abs(math.log(own / reference)) < 0.1 for kl, same, reference, own in rows)
     assert "'Ada likes Ben. Ben likes Cleo. Ada likes someone who likes who?', depth 4: 'Cleo'" in result.stdout
     assert "prefill 64, depth 4: " in result.stdout and "memory peak: " in result.stdout
     assert str(ROOT) not in result.stdout

@@ -15,7 +15,7 @@ import ouro_edge
 from ouro_edge.arch import reference
 from ouro_edge.cli import main
 from ouro_edge.errors import RequestError
-from ouro_edge.evaluation.divergence import log_softmax
+from ouro_edge.evaluation.distances import log_softmax
 from ouro_edge.evaluation.questions import Question, exact_match, read_questions
 from ouro_edge.export.open_checkpoint import open_checkpoint
 from ouro_edge.measure.quality import evaluate
@@ -44,7 +44,7 @@ def test_perplexity_and_divergence_are_those_of_a_direct_computation(checkpoint,
     source = open_checkpoint(checkpoint)
     with ouro_edge.load(exported / "int4", kv="fp32", prefill_weights="none") as model:
         ids = model.tokenizer.encode_text(TEXT)
-        losses, divergences, same = [], [], []
+        losses, reference_losses, divergences, same = [], [], [], []
         for start in (0, 64):
             part = ids[start : start + 64]
             q = log_softmax(np.asarray(model.forward(part).logits))
@@ -52,10 +52,12 @@ def test_perplexity_and_divergence_are_those_of_a_direct_computation(checkpoint,
             p = log_softmax(reference.head(source.weights, hidden))
             for at in range(32, 63):  # the first scored prediction is that of token 33
                 losses.append(-q[at, part[at + 1]])
+                reference_losses.append(-p[at, part[at + 1]])
                 divergences.append(float((np.exp(p[at]) * (p[at] - q[at])).sum()))
                 same.append(p[at].argmax() == q[at].argmax())
     assert found.tokens == 128 and [score.name for score in found.scores] == [f"depth {r}" for r in (1, 2, 3, 4)]
     assert found.best.perplexity == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
+    assert found.best.other_perplexity == pytest.approx(np.exp(np.mean(reference_losses)), rel=1e-5)
     assert found.best.divergence.mean == pytest.approx(np.mean(divergences), rel=1e-3)
     assert found.best.divergence.median == pytest.approx(np.median(divergences), rel=1e-3)
     assert found.best.divergence.same_top == pytest.approx(np.mean(same))

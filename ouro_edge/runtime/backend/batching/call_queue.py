@@ -55,11 +55,6 @@ class CallQueue:
         self._recent: set[int] = set()  # threads whose groups were in the last block call
         self._wait_seconds = _MIN_WAIT_SECONDS
 
-    @property
-    def waiting(self) -> int:
-        """Number of submissions that wait for a call."""
-        return len(self._waiting)
-
     def block(self, groups: Sequence[RowGroup], cancel: Cancel | None) -> list[GroupOutput]:
         """The outputs of these groups. Raises Cancelled when `cancel` fires before or during the call."""
         outputs: list[GroupOutput] = self._submit(_Job("block", list(groups), cancel))

@@ -24,11 +24,6 @@ class SharedCalls:
         self._calls: dict[int, BatchedCall] = {}  # by id of the session
         self._queue = CallQueue(self._run, run_head, backend.slots)
 
-    @property
-    def waiting(self) -> int:
-        """Number of submissions that wait for a call."""
-        return self._queue.waiting
-
     def run(self, groups: Sequence[RowGroup], cancel: Cancel | None) -> list[GroupOutput]:
         """Compute the groups, together with others; long prompts have calls of their own."""
         if any(len(group.rows) >= MIN_PREFILL_ROWS for group in groups) and self._backend.has_prefill_session:
