@@ -72,3 +72,11 @@ def test_the_capital_of_france_is_paris(model):
     question = [{"role": "user", "content": "What is the capital of France?"}]
     *_, done = loaded.chat(question, max_tokens=32, sampler=ouro_edge.Sampler())
     assert "Paris" in done.text
+
+
+@pytest.mark.parametrize("options", [(), ("--block-size", "32"), ("-p", "int8")])
+def test_an_export_passes_verify(smollm2, tmp_path, options):
+    result = CliRunner().invoke(main, ["export", str(smollm2), str(tmp_path / "model"), *options])
+    assert result.exit_code == 0, result.output
+    result = CliRunner().invoke(main, ["verify", str(tmp_path / "model"), "--against", str(smollm2)])
+    assert result.exit_code == 0 and "FAILED" not in result.stdout, result.output

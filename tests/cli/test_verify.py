@@ -51,6 +51,18 @@ def test_weights_of_which_a_kernel_would_see_the_nibbles_swapped_fail(bundle_of,
     assert not any(check.passed for check in checks if check.name.startswith("logits"))
 
 
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_an_error_smaller_than_the_rounding_of_activations_is_seen(bundle_of, monkeypatch, precision):
+    from ouro_edge.evaluation.stored_weights import StoredWeights
+
+    read = StoredWeights.__getitem__
+    monkeypatch.setattr(
+        StoredWeights, "__getitem__", lambda self, name: read(self, name) * (1.01 if "0.gate_proj" in name else 1)
+    )
+    checks = [check for check in verify(bundle_of(precision=precision)) if check.name.startswith("logits")]
+    assert {check.name.rsplit(", ")[1] for check in checks if not check.passed} == {"float activations"}
+
+
 @pytest.mark.parametrize("name", ["lm_head.weight", "model.embed_tokens.weight"])
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
 def test_zeros_equal_zeros(tmp_path, name, precision):

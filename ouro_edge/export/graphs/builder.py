@@ -32,8 +32,8 @@ _ONNX_TYPES = {
     "int64": TensorProto.INT64,
 }
 CACHE_TYPES = {"fp32": "float32", "int8": "int8", "int4": "uint8"}
-# MatMulNBits accuracy_level: activations rounded to int8 in blocks; float32 (level 0) on CPUs without such a kernel.
-INT8_COMPUTE = 4
+# MatMulNBits accuracy_level: activations rounded to int8 in blocks (float32 on CPUs without such a kernel), or float32.
+INT8_COMPUTE, FLOAT_COMPUTE = 4, 0
 
 
 class GraphBuilder:
