@@ -20,7 +20,7 @@ from ouro_edge.errors import OuroEdgeError, RequestError, one_line
 from ouro_edge.export.checkpoint import is_gguf
 from ouro_edge.prefill_weights import discard_prefill_copy, prefill_copy_for
 from ouro_edge.runtime.checks import check_whole
-from ouro_edge.runtime.options import Gate, KVShare, KVType, LoadOptions, PrefillWeights, from_old_prefill
+from ouro_edge.runtime.options import Gate, GgufWeights, KVShare, KVType, LoadOptions, PrefillWeights, from_old_prefill
 from ouro_edge.system.cache_dir import discard_entry, older_entries
 from ouro_edge.system.hub import resolve
 from ouro_edge.system.progress import Progress
@@ -42,6 +42,7 @@ def load(
     prefill_weights: PrefillWeights = "auto",
     parallel: int = 1,
     tokenizer: str | os.PathLike[str] | None = None,
+    gguf_weights: GgufWeights = "auto",
     progress: Progress | None = None,
     prefill: str | None = None,
 ) -> Model:
@@ -55,7 +56,9 @@ def load(
     none) is for long prompts, see `ouro_edge.prefill_weights`; `prefill` (auto, fast, lean) is its old name. With
     `parallel` above 1, generations of up to that many threads (16 at most) share calls, which read the weights once for
     all; the free memory must hold that many sequences of 512 tokens. `tokenizer` is a tokenizer.json, or a directory
-    with one, for a .gguf file without a tokenizer that can be used. Raises subclasses of OuroEdgeError.
+    with one, for a .gguf file without a tokenizer that can be used. `gguf_weights` (auto, exact, int8) is for tensors
+    of a .gguf file whose type has no codes, such as F16 and BF16: exact runs them in float32, int8 as Q8_0, and auto in
+    float32 if that takes at most 2 GB and a quarter of the free memory. Raises subclasses of OuroEdgeError.
     """
     from ouro_edge.runtime.backend.admission import check_parallel
     from ouro_edge.runtime.open_model import open_model
@@ -65,12 +68,12 @@ def load(
         warnings.warn("prefill is now prefill_weights: int8 for fast, none for lean", DeprecationWarning, stacklevel=2)
     LoadOptions(  # reports wrong values before a conversion that takes a minute
         threads=threads, kv=kv, kv_share=kv_share, context=context, gate=gate, prefill_weights=prefill_weights,
-        tokenizer=None if tokenizer is None else os.fspath(tokenizer),
+        tokenizer=None if tokenizer is None else os.fspath(tokenizer), gguf_weights=gguf_weights,
     )  # fmt: skip
     if progress is not None and not callable(progress):
         raise RequestError(f"progress is {one_line(progress)}; expected a function or None")
     check_whole("parallel", parallel, 1, MAX_PARALLEL)
-    bundle = open_model_files(resolve_model(model, progress), tokenizer)
+    bundle = open_model_files(resolve_model(model, progress), tokenizer, gguf_weights)
     bundle = bundle if context is None else bundle.with_context(context)
     prefill_copy = prefill_copy_for(bundle, prefill_weights, progress)
     loaded = open_model(
@@ -126,12 +129,19 @@ def named_or_built_in(model: str | os.PathLike[str] | None) -> str | os.PathLike
     return model
 
 
-def open_model_files(path: Path, tokenizer: str | os.PathLike[str] | None = None) -> Bundle:
-    """Open the result of `resolve_model`. RequestError for a `tokenizer` that is not for a GGUF file."""
+def open_model_files(
+    path: Path, tokenizer: str | os.PathLike[str] | None = None, gguf_weights: GgufWeights = "auto"
+) -> Bundle:
+    """Open the result of `resolve_model`. RequestError for options that are not for a directory."""
     if is_gguf(path):
         from ouro_edge.export.gguf.gguf_bundle import open_gguf_bundle
 
-        return open_gguf_bundle(path, None if tokenizer is None else Path(tokenizer).expanduser())
+        exact = None if gguf_weights == "auto" else gguf_weights == "exact"
+        return open_gguf_bundle(path, None if tokenizer is None else Path(tokenizer).expanduser(), exact)
+    if gguf_weights != "auto":
+        raise RequestError(
+            f"gguf_weights is for a GGUF file only; the number format of {path} was chosen by its export"
+        )
     if tokenizer is not None:
         raise RequestError(f"a tokenizer can be given for a GGUF file only; {path} has its own files: omit it")
     return open_bundle(path)

@@ -55,6 +55,7 @@ def write_gguf(
     gate: bool = True,
     meta: Callable[[GGUFWriter], None] = lambda writer: None,
     skip: frozenset[str] = frozenset(),
+    quantize: Callable[[Array, GGMLQuantizationType], np.ndarray] = quants.quantize,
 ) -> Path:
     """Write a model in llama.cpp's schema; `meta` adds keys, `skip` names keys and tensors to leave out."""
     arch = config.model_type
@@ -95,7 +96,7 @@ def write_gguf(
         if name.endswith("k_proj"):
             values = permute(values, config.num_kv_heads)
         stored = kind if values.ndim == 2 and values.shape[1] % GGML_QUANT_SIZES[kind][0] == 0 else Q.F32
-        writer.add_tensor(gguf_name(name), quants.quantize(values, stored), raw_dtype=stored)
+        writer.add_tensor(gguf_name(name), quantize(values, stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

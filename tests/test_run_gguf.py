@@ -90,15 +90,18 @@ def test_logits_of_every_type(
     expected = reference.head(stored, reference.run(checkpoint.config, stored, np.array(PROMPT)).hidden[-1])
     with ouro_edge.load(tmp_path / "x.gguf") as model:
         found = model.forward(PROMPT, exit=ouro_edge.FullDepth()).logits
-    close = 1e-4 if kind == Q.F32 and source is QuantizedWeights else 0.05
+    close = 1e-4 if kind in (Q.F32, Q.F16) and source is QuantizedWeights else 0.05
     assert np.linalg.norm(found - expected) <= close * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize(("kind", "note"), [(Q.F16, "15 F16 tensors run as Q8_0"), (Q.Q8_0, None)])
-def test_a_change_of_type_is_said(tmp_path: Path, wide: Path, kind: Q, note: str | None) -> None:
+@pytest.mark.parametrize(
+    ("kind", "exact", "rounded"), [(Q.F16, None, False), (Q.F16, False, True), (Q.Q8_0, None, False)]
+)
+def test_rounding_to_eight_bits_is_said(tmp_path: Path, wide: Path, kind: Q, exact: bool | None, rounded: bool) -> None:
     out, _ = checkpoint_to_gguf(open_checkpoint(wide), tmp_path / "x.gguf", kind.name.lower())
-    notes = [line for line in open_gguf_bundle(out).notes if "run as" in line]
-    assert notes == ([note] if note else [])
+    notes = [line for line in open_gguf_bundle(out, exact=exact).notes if "run as" in line]
+    assert [line.split(",")[0] for line in notes] == (["15 F16 tensors run as Q8_0"] if rounded else [])
+    assert all(line.endswith("--gguf-weights exact") for line in notes)
 
 
 def test_nothing_is_written(tmp_path: Path, wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ KVType = Literal["auto", "fp32", "int8", "int4"]
 KVShare = Literal["none", "last"]
 Gate = Literal["auto", "original"]
 PrefillWeights = Literal["auto", "int8", "none"]
+GgufWeights = Literal["auto", "exact", "int8"]
 
 EXIT_RULES = ("exit", "exit_threshold", "loops")  # options that choose the exit rule: at most one may be given
 _OLD_PREFILL: Mapping[str, PrefillWeights] = {"auto": "auto", "fast": "int8", "lean": "none"}
@@ -169,6 +170,10 @@ class LoadOptions:
         None, "A tokenizer.json, or a directory with one, for a .gguf file without a tokenizer that can be used.",
         "--tokenizer", metavar="PATH", group="loading", interfaces=frozenset({"cli"}),
         default_text="the file's own, else a tokenizer.json beside it",
+    )  # fmt: skip
+    gguf_weights: GgufWeights = option(
+        "auto", "F16, BF16 and other tensors without codes of a .gguf file: exact (float32), int8, or auto (by size).",
+        "--gguf-weights", group="loading", interfaces=frozenset({"cli"}),
     )  # fmt: skip
 
     def __post_init__(self) -> None:

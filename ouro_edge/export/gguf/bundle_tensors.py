@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ouro_edge.arch.weights import fused_rows
 from ouro_edge.bundle.directory import DirectoryBundle
 from ouro_edge.bundle.manifest import StoredTensor
-from ouro_edge.export.gguf.repack import BLOCK_SIZE, store, stored_type
+from ouro_edge.export.gguf.blocks.repack import BLOCK_SIZE, store, stored_type
 from ouro_edge.quant import dequantize
 from ouro_edge.quant.packing import unpack
 

@@ -6,6 +6,7 @@ the embedding are read from the file when they are needed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -21,7 +22,15 @@ from ouro_edge.bundle.fitted_gate import FittedGate, check_numbers
 from ouro_edge.bundle.kv_ranges import check_ranges
 from ouro_edge.errors import BundleError, CheckpointError
 from ouro_edge.export.checkpoint import Checkpoint
-from ouro_edge.export.gguf.graph_arrays import blank_arrays, fill, fused_groups, tensor_specs, type_changes
+from ouro_edge.export.gguf.graph_arrays import (
+    blank_arrays,
+    exact_by_default,
+    fill,
+    fused_groups,
+    run_types,
+    tensor_specs,
+    type_changes,
+)
 from ouro_edge.export.gguf.header import Header, read_header
 from ouro_edge.export.gguf.own_metadata import KV_RANGES, read_fitted_gate, read_kv_ranges
 from ouro_edge.export.gguf.reader import GgufReader, open_gguf
@@ -29,38 +38,45 @@ from ouro_edge.export.gguf.source import SourceFile
 from ouro_edge.export.graphs.batched_graph import batched_block_graph
 from ouro_edge.export.graphs.block_graph import block_graph, head_graph
 from ouro_edge.system.cpus import available_threads
+from ouro_edge.system.memory import available_memory
 from ouro_edge.system.progress import Progress
 
 _REPACK_THREADS = 4  # each thread has a piece of a tensor in several forms
 _SAMPLE_BYTES = 1 << 10  # per tensor, for the digest of the weights
 
 
-def open_gguf_bundle(path: Path, tokenizer: Path | None = None) -> GgufBundle:
+def open_gguf_bundle(path: Path, tokenizer: Path | None = None, exact: bool | None = None) -> GgufBundle:
     """A .gguf file, ready for the runtime, which reads no other file of that name later.
 
-    `tokenizer` is a tokenizer.json, or a directory with one. ConfigError or CheckpointError as for `open_gguf`.
+    `tokenizer` is a tokenizer.json, or a directory with one. `exact` runs F16, BF16 and other types without codes in
+    float32 (True) or as Q8_0 (False); None: by their size. ConfigError or CheckpointError as for `open_gguf`.
     """
     source = SourceFile(path)
     header = read_header(source)
-    return GgufBundle(open_gguf(path, header, source, tokenizer), header, source)
+    return GgufBundle(open_gguf(path, header, source, tokenizer), header, source, exact)
 
 
 class GgufBundle(Bundle):
     """A .gguf file with the interface of a bundle."""
 
-    def __init__(self, checkpoint: Checkpoint, header: Header, source: SourceFile | None = None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, header: Header, source: SourceFile | None = None, exact: bool | None = None
+    ) -> None:
         self._weights, self._files = checkpoint.weights, checkpoint.files
-        self._groups = fused_groups(checkpoint.weights)
+        if exact is None:
+            exact = exact_by_default(checkpoint.weights, available_memory())
+        self._kinds = run_types(checkpoint.weights, exact)
+        self._groups = fused_groups(checkpoint.weights, self._kinds)
         super().__init__(
             name=checkpoint.name,
             path=checkpoint.path,
             config=checkpoint.config,
             weights_id=_weights_id(source or SourceFile(checkpoint.path), header),
-            tensors=tensor_specs(checkpoint.weights, self._groups),
+            tensors=tensor_specs(checkpoint.weights, self._groups, self._kinds),
         )
         self._gate = read_fitted_gate(header.metadata, checkpoint.config)
         self._ranges = read_kv_ranges(header.metadata, checkpoint.config)
-        changes = type_changes(checkpoint.weights)
+        changes = type_changes(checkpoint.weights, self._kinds)
         self.notes = (*checkpoint.notes, *([changes] if changes else []))
 
     @property
@@ -86,11 +102,18 @@ class GgufBundle(Bundle):
         """A graph in memory, with the arrays that it reads."""
         arrays = blank_arrays(self.tensors, names)
         with ThreadPoolExecutor(min(available_threads(), _REPACK_THREADS), "repack") as pool:  # NumPy releases the GIL
-            work = pool.map(lambda name: fill(self._weights, name, self._groups[name], arrays), names)
+            work = pool.map(self._fill(arrays), names)
             for done, _ in enumerate(work, start=1):
                 if progress is not None:
                     progress(done, len(names), names[done - 1])
         return GraphInMemory(self.path, graph.SerializeToString(), arrays)
+
+    def _fill(self, arrays: dict[str, NDArray[Any]]) -> Callable[[str], None]:
+        def fill_one(name: str) -> None:
+            parts = self._groups[name]
+            fill(self._weights, name, parts, self._kinds[parts[0]], arrays)
+
+        return fill_one
 
     def embedding(self) -> Embedding:
         reader = self._weights.reader("embedding")

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from ouro_edge.arch.config import ModelConfig
 from ouro_edge.arch.weights import Array, Weights, tensor_shapes
 from ouro_edge.errors import ExportError, RequestError
+from ouro_edge.export.gguf.blocks.repack import store_rounded
 from ouro_edge.export.gguf.config import GATE_BIAS, GATE_THRESHOLD, GATE_WEIGHT
 from ouro_edge.export.gguf.reader import gguf_name
-from ouro_edge.export.gguf.repack import store_rounded
 from ouro_edge.quant import Rounded
 from ouro_edge.system.files import atomic_write, parent_directories
 from ouro_edge.system.progress import Progress
