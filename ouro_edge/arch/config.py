@@ -1,4 +1,4 @@
-"""The configuration of a model: sizes, loops, norms, exit gate, token ids. Imports `errors`, `families`, `hf_fields`.
+"""The configuration of a model: sizes, loops, norms, exit gate, token ids. Imports `errors` and modules of `arch`.
 
 `ModelConfig` is the form used in the whole package; `from_hf` reads a Hugging Face config.json into it. Fields that can
 change the computation are strict (`hf_fields`). Ouro's configuration class has defaults that differ from the published
@@ -16,6 +16,8 @@ from typing import Any
 
 from ouro_edge.arch.families import FAMILIES, Family, family_names
 from ouro_edge.arch.hf_fields import checked_fields
+from ouro_edge.arch.rope import RopeScaling
+from ouro_edge.arch.rope_fields import rope_fields
 from ouro_edge.errors import ConfigError
 
 _MAX_DIMENSION = 1 << 24  # bounds what a corrupt header can make the reader allocate
@@ -46,6 +48,7 @@ class ModelConfig:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -69,6 +72,8 @@ class ModelConfig:
             raise ConfigError(f"head_dim is {self.head_dim}; rotary position embeddings need an even number")
         if not 0.0 < self.rms_norm_eps < 1.0 or not 0.0 < self.rope_theta < 1e12:
             raise ConfigError(f"rms_norm_eps {self.rms_norm_eps} or rope_theta {self.rope_theta} is out of range")
+        if self.rope_scaling is not None:
+            self.rope_scaling.check(self.rope_theta, self.head_dim)
         if not 0.0 <= self.exit_threshold <= 1.0:
             raise ConfigError(f"early_exit_threshold is {self.exit_threshold}; expected 0 to 1")
 
@@ -95,7 +100,10 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `from_dict` reads it back."""
-        return dataclasses.asdict(self)
+        data = dataclasses.asdict(self)
+        if self.rope_scaling is None:  # versions without this field read the others
+            del data["rope_scaling"]
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
@@ -103,11 +111,16 @@ class ModelConfig:
         if not isinstance(data, dict):
             raise ConfigError("model description is not a JSON object")
         names = {field.name for field in dataclasses.fields(cls)}
-        if missing := sorted(names - data.keys()):
+        if missing := sorted(names - data.keys() - {"rope_scaling"}):
             raise ConfigError(f"model description lacks {', '.join(missing)}")
         if unknown := sorted(data.keys() - names):
             raise ConfigError(f"model description has unknown fields {', '.join(unknown)}")
-        return cls(**{**data, "eos_token_ids": _token_ids(data["eos_token_ids"], "eos_token_ids")})
+        scaling = data.get("rope_scaling")
+        read = {
+            "eos_token_ids": _token_ids(data["eos_token_ids"], "eos_token_ids"),
+            "rope_scaling": None if scaling is None else RopeScaling.from_dict(scaling),
+        }
+        return cls(**{**data, **read})
 
 
 def _token_ids(value: Any, name: str) -> tuple[int, ...]:
@@ -191,6 +204,7 @@ def from_hf(data: dict[str, Any]) -> ModelConfig:
         bos_token_id=next(iter(_token_ids(data.get("bos_token_id"), "bos_token_id")), None),
         eos_token_ids=_token_ids(data.get("eos_token_id"), "eos_token_id"),
         pad_token_id=next(iter(_token_ids(data.get("pad_token_id"), "pad_token_id")), None),
+        rope_scaling=data["rope_scaling"],
     )
 
 
@@ -218,7 +232,7 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "max_position_embeddings": config.max_positions,
         "rope_theta": config.rope_theta,
-        "rope_scaling": None,
+        "rope_scaling": rope_fields(config.rope_scaling),
         "rms_norm_eps": config.rms_norm_eps,
         "tie_word_embeddings": config.tie_word_embeddings,
         "bos_token_id": config.bos_token_id,

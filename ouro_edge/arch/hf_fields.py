@@ -1,4 +1,4 @@
-"""Which fields of a Hugging Face config.json matter. Imports `errors` and `families`.
+"""Which fields of a Hugging Face config.json matter. Imports `errors`, `families`, `rope_fields`.
 
 A field that can change the computation is strict: it is read, or has a value that changes nothing, or is an error.
 Every other field (training, generation, bookkeeping) is ignored; `unknown_fields` names those that no list here has, so
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ouro_edge.arch.families import FAMILIES
+from ouro_edge.arch.rope_fields import read_rope
 from ouro_edge.errors import ConfigError
 
 READ_FIELDS = frozenset(
@@ -68,7 +69,6 @@ def checked_fields(data: Mapping[str, Any]) -> dict[str, Any]:
     family = FAMILIES[data["model_type"]]
     only_values = {**_ONLY_VALUES, **family.only_values}
     found = {name: value for name, value in data.items() if value is not None}
-    _check_rope(found)
     known = READ_FIELDS | family.fields
     for name in sorted(found.keys() & only_values.keys()):
         value, neutral = found[name], only_values[name]
@@ -82,6 +82,7 @@ def checked_fields(data: Mapping[str, Any]) -> dict[str, Any]:
     layers = found.get("layer_types")
     if layers is not None and not (isinstance(layers, list) and all(kind == "full_attention" for kind in layers)):
         raise ConfigError(f"config.json has layer_types = {layers!r}; only a list of full_attention is implemented")
+    read_rope(found, family.defaults.get("max_position_embeddings"))
     if family.defaults:
         heads = {"num_key_value_heads": found["num_attention_heads"]} if "num_attention_heads" in found else {}
         found = {**family.defaults, **heads, **found}
@@ -112,26 +113,3 @@ def _is_neutral(name: str, value: Any) -> bool:
         return not value
     factor = re.search(r"multiplier|scal(e|ing)|factor", name) is not None
     return isinstance(value, (int, float)) and value == (1 if factor else 0)
-
-
-def _check_rope(found: dict[str, Any]) -> None:
-    """Remove what leaves the positions as they are from the two fields about rotary embeddings, and read rope_theta.
-
-    transformers 5 stores rope_theta in rope_parameters.
-    """
-    for name in ("rope_parameters", "rope_scaling"):
-        rope = found.pop(name, None)
-        if rope is None:
-            continue
-        if not isinstance(rope, dict):
-            raise ConfigError(f"config.json has {name} = {rope!r}; expected an object or null")
-        kinds = [rope[key] for key in ("rope_type", "type") if rope.get(key) is not None]
-        default = all(kind in ("default", "none") for kind in kinds)
-        stretched = not default and rope.get("factor") != 1
-        lists = any(isinstance(value, (list, dict)) and value for value in rope.values())
-        factors = any(rope.get(key) not in (None, 1) for key in ("attention_factor", "partial_rotary_factor"))
-        if stretched or lists or factors or (not kinds and rope.get("factor", 1) != 1):
-            raise ConfigError(f"config.json has {name} = {rope!r}; only the default rope_type, or a factor of 1, is "
-                              "implemented")  # fmt: skip
-        if rope.get("rope_theta") is not None:
-            found.setdefault("rope_theta", rope["rope_theta"])

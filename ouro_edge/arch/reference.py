@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.rope import attention_factor, inverse_frequencies
 from ouro_edge.arch.weights import Array
 
 # Keys and values [T, KV, D] of new positions -> those of all positions so far, [S, KV, D].
@@ -33,10 +34,10 @@ class Steps:
 
 def rope_tables(config: ModelConfig, length: int) -> tuple[Array, Array]:
     """cos and sin [length, D/2], computed in float32 as in the published code, whose rounding is part of the model."""
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    frequencies = np.float32(1.0) / np.float32(config.rope_theta) ** exponents
+    frequencies = inverse_frequencies(config.rope_theta, config.head_dim, config.rope_scaling)
     angles = np.arange(length, dtype=np.float32)[:, None] * frequencies[None, :]
-    return np.cos(angles), np.sin(angles)
+    factor = np.float32(attention_factor(config.rope_scaling))
+    return np.cos(angles) * factor, np.sin(angles) * factor
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:

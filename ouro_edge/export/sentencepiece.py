@@ -15,7 +15,7 @@ import numpy as np
 
 from ouro_edge.errors import CheckpointError
 from ouro_edge.export.gguf.header import Value
-from ouro_edge.export.gguf.tokenizer import CONTROL, NORMAL, USER, tokenizer_json
+from ouro_edge.export.gguf.text.tokenizer import CONTROL, NORMAL, USER, tokenizer_json
 
 _KINDS = {1: "unigram", 2: "BPE", 3: "word", 4: "character"}
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5

@@ -52,7 +52,7 @@ def test_a_missing_field_is_named(name):
     [
         {"model_type": "qwen3"},
         {"hidden_act": "gelu"},
-        {"rope_scaling": {"type": "yarn", "factor": 4}},
+        {"rope_scaling": {"type": "dynamic", "factor": 4}},
         {"use_sliding_window": True},
         {"attention_bias": True},
         {"layer_types": ["sliding_attention", "full_attention"]},
@@ -85,7 +85,7 @@ def test_transformers_5_rope_parameters():
     theta = data.pop("rope_theta")
     assert from_hf({**data, "rope_parameters": {"rope_theta": theta, "rope_type": "default"}}).rope_theta == theta
     with pytest.raises(ConfigError, match="rope_parameters"):
-        from_hf({**data, "rope_parameters": {"rope_theta": theta, "rope_type": "yarn", "factor": 2}})
+        from_hf({**data, "rope_parameters": {"rope_theta": theta, "rope_type": "dynamic", "factor": 2}})
 
 
 @pytest.mark.parametrize("model_type", ["ouro", "llama"])
@@ -162,14 +162,14 @@ def test_positions_that_are_not_scaled(rope, field):
 
 @pytest.mark.parametrize(
     "rope",
-    [{"type": "linear", "factor": 2.0}, {"type": "linear"}, {"factor": 4.0},
+    [{"type": "dynamic", "factor": 2.0}, {"type": "linear"}, {"factor": 4.0},
      {"type": "longrope", "short_factor": [1.0]},
      {"rope_type": "default", "partial_rotary_factor": 0.5},
-     {"rope_type": "yarn", "factor": 1.0, "attention_factor": 2},
+     {"rope_type": "default", "factor": 1.0, "attention_factor": 2},
      "linear", {"full_attention": {"rope_type": "default"}}],
 )  # fmt: skip
 @pytest.mark.parametrize("field", ["rope_scaling", "rope_parameters"])
-def test_scaled_positions_are_refused(rope, field):
+def test_positions_that_cannot_be_scaled_are_refused(rope, field):
     with pytest.raises(ConfigError, match=field):
         from_hf({**hf_config(), field: rope})
 

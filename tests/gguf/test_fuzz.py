@@ -20,7 +20,7 @@ from ouro_edge.errors import OuroEdgeError
 from ouro_edge.export.gguf.gguf_bundle import open_gguf_bundle
 from ouro_edge.export.gguf.header import read_header
 from ouro_edge.export.gguf.own_metadata import own_metadata
-from ouro_edge.export.gguf.vocabulary import text_metadata
+from ouro_edge.export.gguf.text.vocabulary import text_metadata
 from ouro_edge.export.gguf.writer import QuantizedWeights, write_gguf
 from ouro_edge.export.open_checkpoint import open_checkpoint
 from ouro_edge.runtime.text.model_text import read_model_text

@@ -28,8 +28,12 @@ def test_missing_key_is_named(tmp_path: Path, golden_model: ConfigAndWeights, ke
 REFUSED: list[tuple[str, str, Any, str]] = [
     ("bool", "llama.skip_loop_final_norm", True, "llama.skip_loop_final_norm is unknown"),
     ("uint32", "llama.expert_count", 8, "llama.expert_count is 8"),
-    ("string", "llama.rope.scaling.type", "yarn", "llama.rope.scaling.type is 'yarn'"),
-    ("float32", "llama.rope.scaling.factor", 4.0, "llama.rope.scaling.factor is 4.0"),
+    ("string", "llama.rope.scaling.type", "longrope", "rope.scaling.type is 'longrope'"),
+    ("uint32", "llama.rope.scaling.type", 2, "llama.rope.scaling.type is 2; expected a text"),
+    ("float32", "llama.rope.scaling.factor", -4.0, "factor of rope scaling is -4.0"),
+    ("string", "llama.rope.scaling.factor", "4", "llama.rope.scaling.factor is '4'; expected a number"),
+    ("float32", "llama.rope.scaling.yarn_ext_factor", 0.5, "llama.rope.scaling.yarn_ext_factor is 0.5"),
+    ("float32", "llama.rope.scaling.yarn_log_multiplier", 0.1, "llama.rope.scaling.yarn_log_multiplier is 0.1"),
     ("float32", "llama.attention.clamp_kqv", 4.0, "llama.attention.clamp_kqv is unknown"),
     ("string", "general.type", "adapter", "general.type is 'adapter'"),
     ("uint16", "split.count", 3, "split.count is 3"),
@@ -40,7 +44,7 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("uint32", "llama.attention.head_count", 0, "llama.attention.head_count is 0"),
     ("array", "llama.attention.head_count_kv", [2, 1], "llama.attention.head_count_kv is an array of 2; expected"),
     ("array", "llama.feed_forward_length", [40, 48], "llama.feed_forward_length is an array of 2; expected"),
-    ("float32", "llama.rope.scaling.attn_factor", 1.2, "llama.rope.scaling.attn_factor is 1.2"),
+    ("float32", "llama.rope.scaling.attn_factor", -1.2, "attention_factor of rope scaling is -1.2"),
     ("float64", "llama.rope.freq_base", 1e300, "llama.rope.freq_base is inf"),
     ("string", "llama.rope.freq_base", "1e4", "llama.rope.freq_base is '1e4'; expected a number"),
     ("array", "tokenizer.ggml.tokens", [str(i) for i in range(41)], "has 41 tokens for the 40 rows"),
@@ -78,14 +82,6 @@ def test_extra_tensor_is_named(tmp_path: Path, name: str) -> None:
     path = write_gguf(tmp_path / "m.gguf", *small_llama(),
                       meta=lambda writer: writer.add_tensor(name, np.ones(4, np.float32)))  # fmt: skip
     with pytest.raises(OuroEdgeError, match=re.escape(name.replace("blk.9.attn_q.weight", "layers.9.q_proj"))):
-        open_gguf(path)
-
-
-def test_scaled_rotary_positions_are_named(tmp_path: Path) -> None:
-    path = write_gguf(
-        tmp_path / "m.gguf", *small_llama(), meta=lambda w: w.add_tensor("rope_freqs.weight", np.ones(4, np.float32))
-    )
-    with pytest.raises(ConfigError, match=r"rope_freqs\.weight scales rotary positions"):
         open_gguf(path)
 
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from ouro_edge.errors import CheckpointError
 from ouro_edge.export.checkpoint import Checkpoint
-from ouro_edge.export.gguf.tokenizer import tokenizer_json
+from ouro_edge.export.gguf.text.tokenizer import tokenizer_json
 from ouro_edge.export.open_checkpoint import open_checkpoint
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "smollm2.json").read_text(encoding="utf-8"))

@@ -23,7 +23,7 @@ from ouro_edge.bundle.directory import open_bundle
 from ouro_edge.errors import CheckpointError, ExportError, RequestError
 from ouro_edge.export.gguf.header import read_header
 from ouro_edge.export.gguf.reader import GgufReader, gguf_name, open_gguf
-from ouro_edge.export.gguf.tokenizer import tokenizer_json
+from ouro_edge.export.gguf.text.tokenizer import tokenizer_json
 from ouro_edge.export.gguf.write_file import bundle_to_gguf, checkpoint_to_gguf
 from ouro_edge.export.gguf.writer import QuantizedWeights
 from ouro_edge.export.open_checkpoint import open_checkpoint

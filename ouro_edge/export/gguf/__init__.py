@@ -1,3 +1,3 @@
 """GGUF files: reading, writing, and running them through graphs built in memory."""
 
-__all__ = ["gguf_bundle", "header", "reader", "tokenizer", "write_file"]
+__all__ = ["gguf_bundle", "header", "reader", "text", "write_file"]

@@ -13,9 +13,11 @@ import numpy as np
 
 from ouro_edge.arch.config import ModelConfig
 from ouro_edge.arch.families import FAMILIES, Family, family_names
+from ouro_edge.arch.weights import Array
 from ouro_edge.errors import ConfigError
 from ouro_edge.export.checkpoint import NO_GATE
 from ouro_edge.export.gguf.header import Header, Metadata
+from ouro_edge.export.gguf.rope_keys import NUMBERS, ORIGINAL, TYPE, read_scaling
 
 GATE_WEIGHT, GATE_BIAS, GATE_THRESHOLD = (
     "ouro_edge.exit_gate.weight",
@@ -25,8 +27,7 @@ GATE_WEIGHT, GATE_BIAS, GATE_THRESHOLD = (
 _KNOWN = {
     "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.layer_norm_rms_epsilon",
     "attention.value_length", "block_count", "context_length", "embedding_length", "feed_forward_length",
-    "rope.dimension_count", "rope.freq_base", "rope.scaling.finetuned", "rope.scaling.original_context_length",
-    "vocab_size",
+    "rope.dimension_count", "rope.freq_base", "rope.scaling.finetuned", ORIGINAL, TYPE, *NUMBERS, "vocab_size",
 }  # fmt: skip
 # Optional keys, with the only values that the runtime implements.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -38,18 +39,20 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "expert_used_count": (0,),
     "logit_scale": (0.0, 1.0),
     "residual_scale": (0.0, 1.0),
-    "rope.scale_linear": (1.0,),
-    "rope.scaling.attn_factor": (1.0,),
-    "rope.scaling.type": ("none", "linear"),
-    "rope.scaling.factor": (0.0, 1.0),
+    "rope.scaling.alpha": (0.0,),
+    "rope.scaling.yarn_ext_factor": (-1.0, 1.0),  # llama.cpp's name for "not set" is -1
+    "rope.scaling.yarn_log_multiplier": (0.0,),
     "tensor_data_layout": ("Meta AI original pth",),
     "use_parallel_residual": (False,),
 }
 _STOPS = ("eos", "eot", "eom")
 
 
-def read_config(header: Header) -> tuple[ModelConfig, list[str]]:
-    """The config of a GGUF file, and notes about ignored values. ConfigError names the invalid key."""
+def read_config(header: Header, divisors: Array | None = None) -> tuple[ModelConfig, list[str]]:
+    """The config of a GGUF file, and notes about ignored values. ConfigError names the invalid key.
+
+    `divisors` are the values of the tensor rope_freqs.weight, which belong to the config.
+    """
     metadata, tensors = header.metadata, header.tensors
     arch, kind = metadata.get("general.architecture"), metadata.get("general.type", "model")
     if not isinstance(arch, str) or arch not in FAMILIES:
@@ -60,8 +63,6 @@ def read_config(header: Header) -> tuple[ModelConfig, list[str]]:
         raise ConfigError(f"split.count is {parts}; merge the {parts} files with llama-gguf-split first")
     family = FAMILIES[arch]
     _check_keys(metadata, f"{arch}.", family)
-    if "rope_freqs.weight" in tensors:
-        raise ConfigError("rope_freqs.weight scales rotary positions (as Llama 3.1 does); that is not implemented")
 
     def integer(key: str, default: int | None = None) -> int:
         return int(_number(metadata, f"{arch}.{key}", default, (int,)))
@@ -103,6 +104,13 @@ def read_config(header: Header) -> tuple[ModelConfig, list[str]]:
         bos_token_id=ids.get("bos"),
         eos_token_ids=tuple(sorted({ids[name] for name in _STOPS if name in ids})),
         pad_token_id=ids.get("padding"),
+        rope_scaling=read_scaling(
+            kind=_text(metadata, f"{arch}.{TYPE}", "linear"),
+            numbers={key: _float(metadata, f"{arch}.{key}", default) for key, default in NUMBERS.items()},
+            original=integer(ORIGINAL, integer("context_length")),
+            head_dim=head_dim,
+            divisors=divisors,
+        ),
     )
     if family.gate and not has_gate:
         notes.append(NO_GATE)
@@ -153,6 +161,13 @@ def _float(metadata: Metadata, key: str, default: float | None = None) -> float:
     if not np.isfinite(value):
         raise ConfigError(f"{key} is {value}; expected a finite number")
     return float(str(value))
+
+
+def _text(metadata: Metadata, key: str, default: str) -> str:
+    value = metadata.get(key, default)
+    if not isinstance(value, str):
+        raise ConfigError(f"{key} is {brief(value)}; expected a text")
+    return value
 
 
 def _number(metadata: Metadata, key: str, default: Any, types: tuple[type, ...]) -> Any:

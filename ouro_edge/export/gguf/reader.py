@@ -26,11 +26,14 @@ from ouro_edge.export.checkpoint import Checkpoint
 from ouro_edge.export.gguf.config import GATE_BIAS, GATE_THRESHOLD, GATE_WEIGHT, brief, read_config
 from ouro_edge.export.gguf.header import Header, Metadata, TensorInfo, read_header
 from ouro_edge.export.gguf.own_metadata import OWN_KEYS
+from ouro_edge.export.gguf.rope_keys import ROPE_FREQS
 from ouro_edge.export.gguf.source import SourceFile
-from ouro_edge.export.gguf.tokenizer_choice import choose_tokenizer
-from ouro_edge.export.gguf.vocabulary import read_generation
+from ouro_edge.export.gguf.text.tokenizer_choice import choose_tokenizer
+from ouro_edge.export.gguf.text.vocabulary import read_generation
 
 CHUNK_VALUES = 1 << 20  # dequantised per step; gguf's temporaries need several times as much memory
+
+_MAX_PAIRS = 1 << 16  # half of a head's dimensions
 
 _TOP = {"token_embd.weight": "embedding", "output_norm.weight": "norm", "output.weight": "head"}
 _LAYER = {
@@ -57,7 +60,7 @@ def open_gguf(
     """
     source = source or SourceFile(path)
     header = header or read_header(source)
-    config, notes = read_config(header)
+    config, notes = read_config(header, _rope_divisors(source, header))
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list) and len(tokens) > config.vocab_size:
         raise CheckpointError(f"{path} has {len(tokens)} tokens for the {config.vocab_size} rows of token_embd.weight")
@@ -174,6 +177,8 @@ def tensor_readers(source: Path | SourceFile, header: Header, config: ModelConfi
     source = SourceFile(source) if isinstance(source, Path) else source
     readers: dict[str, TensorReader] = {}
     for tensor in header.tensors.values():
+        if tensor.name == ROPE_FREQS:  # part of the config
+            continue
         name = canonical_name(tensor.name, config.sandwich_norms)
         rotated = name.endswith((".q_proj", ".k_proj")) and len(tensor.shape) == 2
         readers[name] = GgufReader(source, tensor, config.head_dim if rotated else None)
@@ -183,6 +188,16 @@ def tensor_readers(source: Path | SourceFile, header: Header, config: ModelConfi
                 values = _floats(header.metadata, key)
                 readers[name] = ArrayReader(values[None] if name == "exit_gate.weight" else values)
     return readers
+
+
+def _rope_divisors(source: SourceFile, header: Header) -> Array | None:
+    """The values of rope_freqs.weight, None without it. CheckpointError unless it is a short vector."""
+    tensor = header.tensors.get(ROPE_FREQS)
+    if tensor is None:
+        return None
+    if len(tensor.shape) != 1 or tensor.shape[0] > _MAX_PAIRS:
+        raise CheckpointError(f"{ROPE_FREQS} has shape {list(tensor.shape)}; expected half of a head's dimensions")
+    return GgufReader(source, tensor).read(0, tensor.shape[0])
 
 
 def _floats(metadata: Metadata, key: str) -> Array:

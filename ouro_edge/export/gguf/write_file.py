@@ -13,7 +13,7 @@ from ouro_edge.export.checkpoint import Checkpoint
 from ouro_edge.export.gguf.bundle_tensors import BundleTensors
 from ouro_edge.export.gguf.own_metadata import own_metadata
 from ouro_edge.export.gguf.reader import plain_name
-from ouro_edge.export.gguf.vocabulary import text_metadata
+from ouro_edge.export.gguf.text.vocabulary import text_metadata
 from ouro_edge.export.gguf.writer import Q, QuantizedWeights, file_name, precision, write_gguf
 from ouro_edge.quant import Rounded
 from ouro_edge.system.progress import Progress

@@ -25,6 +25,7 @@ from ouro_edge.errors import ExportError, RequestError
 from ouro_edge.export.gguf.blocks.repack import store_rounded
 from ouro_edge.export.gguf.config import GATE_BIAS, GATE_THRESHOLD, GATE_WEIGHT
 from ouro_edge.export.gguf.reader import gguf_name
+from ouro_edge.export.gguf.rope_keys import ROPE_FREQS, scaling_metadata
 from ouro_edge.quant import Rounded
 from ouro_edge.system.files import atomic_write, parent_directories
 from ouro_edge.system.progress import Progress
@@ -135,11 +136,17 @@ def _write(
 ) -> None:
     writer = GGUFWriter(path, config.model_type)
     shapes = {name: shape for name, shape in tensor_shapes(config).items() if not name.startswith("exit_gate")}
+    scaling, divisors = scaling_metadata(config)
+    scaling = {f"{config.model_type}.{key}": value for key, value in scaling.items()}
     try:
         writer.add_file_type(_FILE_TYPES[kind])
         writer.add_quantization_version(2)
-        for key, value in (_config_metadata(config) | _gate_metadata(config, tensors) | dict(metadata)).items():
+        for key, value in (
+            _config_metadata(config) | scaling | _gate_metadata(config, tensors) | dict(metadata)
+        ).items():
             add_pair(writer, key, value)
+        if divisors is not None:
+            writer.add_tensor_info(ROPE_FREQS, divisors.shape, divisors.dtype, divisors.nbytes)
         for name, shape in shapes.items():
             stored = tensors.kind(name)
             block, size = GGML_QUANT_SIZES[stored]
@@ -148,6 +155,8 @@ def _write(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
+        if divisors is not None:
+            writer.write_tensor_data(divisors)
         done, total = 0, sum(int(np.prod(shape)) for shape in shapes.values())
         for name, shape in shapes.items():
             if progress:

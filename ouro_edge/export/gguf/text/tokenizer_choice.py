@@ -10,7 +10,7 @@ import numpy as np
 from ouro_edge.errors import CheckpointError, one_line
 from ouro_edge.export.checkpoint import is_present
 from ouro_edge.export.gguf.header import Metadata
-from ouro_edge.export.gguf.tokenizer import UNUSED, tokenizer_json
+from ouro_edge.export.gguf.text.tokenizer import UNUSED, tokenizer_json
 
 _NAME = "tokenizer.json"
 _MAX_BYTES = 64 << 20

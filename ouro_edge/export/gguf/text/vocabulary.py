@@ -14,7 +14,7 @@ import numpy as np
 
 from ouro_edge.arch.config import ModelConfig, parse_json_object
 from ouro_edge.errors import CheckpointError
-from ouro_edge.export.gguf.tokenizer import CONTROL, NORMAL, UNUSED, USER, pre_of
+from ouro_edge.export.gguf.text.tokenizer import CONTROL, NORMAL, UNUSED, USER, pre_of
 
 Pairs = dict[str, Any]  # strings, numbers, lists of strings, arrays
 
