@@ -86,7 +86,7 @@ def yarn_attention_factor(factor: float, multiplier: float = 1.0) -> float:
 def inverse_frequencies(theta: float, head_dim: int, scaling: RopeScaling | None = None) -> NDArray[np.float32]:
     """Radians per position [D/2] of every pair of dimensions."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    waves = np.float32(theta) ** exponents  # positions per radian
+    waves: NDArray[np.float32] = np.float32(theta) ** exponents  # positions per radian
     plain = np.float32(1.0) / waves
     if scaling is None:
         return plain
@@ -96,8 +96,8 @@ def inverse_frequencies(theta: float, head_dim: int, scaling: RopeScaling | None
         return _llama3(plain, scaling)
     if scaling.type == YARN:
         return _yarn(waves, theta, head_dim, scaling)
-    divided: NDArray[np.float32] = np.float32(1.0) / (np.array(scaling.factors, np.float32) * waves)
-    return divided
+    divisors: NDArray[np.float32] = np.array(scaling.factors, np.float32)
+    return np.float32(1.0) / (divisors * waves)
 
 
 def attention_factor(scaling: RopeScaling | None) -> float:
