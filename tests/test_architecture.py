@@ -36,7 +36,7 @@ ROWS: dict[str, list[set[str]]] = {
         {"checkpoint", "model_card", "data_file", "graphs"},
         {"gguf", "prefill_copy"},
         {"sentencepiece"},
-        {"huggingface", "exporter", "batched_block"},
+        {"huggingface", "exporter", "batched_block", "float_activations"},
         {"open_checkpoint"},
     ],
     "runtime": [

@@ -8,13 +8,11 @@ checkpoints, so there a missing field is an error; llama's defaults are document
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from stat import S_ISREG
 from typing import Any
 
-from ouro_edge.arch.families import FAMILIES, Family, family_names
+from ouro_edge.arch.families import FAMILIES, family_names
+from ouro_edge.arch.family import Family
 from ouro_edge.arch.hf_fields import checked_fields
 from ouro_edge.arch.rope import RopeScaling
 from ouro_edge.arch.rope_fields import rope_fields
@@ -22,7 +20,6 @@ from ouro_edge.errors import ConfigError
 
 _MAX_DIMENSION = 1 << 24  # bounds what a corrupt header can make the reader allocate
 _MAX_LAYERS_OR_LOOPS = 4096
-_MAX_JSON_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +45,12 @@ class ModelConfig:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
+    # Fields of some models, which are left out of files where they have these values.
     rope_scaling: RopeScaling | None = None
+    stack_layers: tuple[int, ...] = ()  # layers of each stack, in the order of L, where there are several
+    cycles: tuple[int, ...] = ()  # how often stacks are repeated, as the family's program says
+    embedding_scale: float = 1.0  # factor of the embedding where it enters the first pass
+    prefix_lm: bool = False  # whether the positions of a prompt see each other in both directions
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -63,6 +65,10 @@ class ModelConfig:
                 raise ConfigError(f"{field.name} is {value!r}; expected a token id or null")
             if field.type == "float" and type(value) not in (int, float):
                 raise ConfigError(f"{field.name} is {value!r}; expected a number")
+            if field.name in ("stack_layers", "cycles") and not all(
+                type(n) is int and 0 <= n <= _MAX_DIMENSION for n in value
+            ):
+                raise ConfigError(f"{field.name} is {value!r}; expected whole numbers")
         if type(self.model_type) is not str or self.model_type not in FAMILIES:
             raise ConfigError(f"model_type is {self.model_type!r}; expected one of {family_names()}")
         if self.num_heads % self.num_kv_heads:
@@ -74,6 +80,15 @@ class ModelConfig:
             raise ConfigError(f"rms_norm_eps {self.rms_norm_eps} or rope_theta {self.rope_theta} is out of range")
         if self.rope_scaling is not None:
             self.rope_scaling.check(self.rope_theta, self.head_dim)
+        if self.stack_layers and (sum(self.stack_layers) != self.num_layers or 0 in self.stack_layers):
+            raise ConfigError(f"stacks of {self.stack_layers} layers do not add up to num_layers {self.num_layers}")
+        if (len(self.stack_layers), len(self.cycles)) != (self.family.num_stacks, self.family.num_cycles):
+            raise ConfigError(f"stack_layers are {self.stack_layers} and cycles {self.cycles}; expected "
+                              f"{self.family.num_stacks} and {self.family.num_cycles} numbers")  # fmt: skip
+        if self.family.program is not None:
+            self.family.program(self)  # refuses numbers that do not go together
+        if not 0.0 < self.embedding_scale < 1e12:
+            raise ConfigError(f"embedding_scale is {self.embedding_scale}; expected a positive number")
         if not 0.0 <= self.exit_threshold <= 1.0:
             raise ConfigError(f"early_exit_threshold is {self.exit_threshold}; expected 0 to 1")
 
@@ -99,11 +114,9 @@ class ModelConfig:
         return tuple(sorted(i for i in ids if i < self.vocab_size))
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary; `from_dict` reads it back."""
-        data = dataclasses.asdict(self)
-        if self.rope_scaling is None:  # versions without this field read the others
-            del data["rope_scaling"]
-        return data
+        """A JSON-ready dictionary; `from_dict` reads it back. Fields that only some models have may be absent."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name not in _OPTIONAL or value != _OPTIONAL[name]}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
@@ -111,16 +124,31 @@ class ModelConfig:
         if not isinstance(data, dict):
             raise ConfigError("model description is not a JSON object")
         names = {field.name for field in dataclasses.fields(cls)}
-        if missing := sorted(names - data.keys() - {"rope_scaling"}):
+        if missing := sorted(names - data.keys() - _OPTIONAL.keys()):
             raise ConfigError(f"model description lacks {', '.join(missing)}")
         if unknown := sorted(data.keys() - names):
             raise ConfigError(f"model description has unknown fields {', '.join(unknown)}")
-        scaling = data.get("rope_scaling")
-        read = {
-            "eos_token_ids": _token_ids(data["eos_token_ids"], "eos_token_ids"),
-            "rope_scaling": None if scaling is None else RopeScaling.from_dict(scaling),
-        }
-        return cls(**{**data, **read})
+        read: dict[str, Any] = {name: _counts(data[name], name) for name in ("stack_layers", "cycles") if name in data}
+        read["eos_token_ids"] = _token_ids(data["eos_token_ids"], "eos_token_ids")
+        if (scaling := data.get("rope_scaling")) is not None:
+            read["rope_scaling"] = RopeScaling.from_dict(scaling)
+        values: dict[str, Any] = {**data, **read}
+        return cls(**values)
+
+
+_OPTIONAL: dict[str, Any] = {
+    "rope_scaling": None,
+    "stack_layers": (),
+    "cycles": (),
+    "embedding_scale": 1.0,
+    "prefix_lm": False,
+}
+
+
+def _counts(value: Any, name: str) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{name} is {value!r}; expected a list of whole numbers")
+    return tuple(value)
 
 
 def _token_ids(value: Any, name: str) -> tuple[int, ...]:
@@ -128,32 +156,6 @@ def _token_ids(value: Any, name: str) -> tuple[int, ...]:
     if not all(type(i) is int and i >= 0 for i in ids):
         raise ConfigError(f"{name} is {value!r}; expected a token id or a list of token ids")
     return ids
-
-
-def read_json_object(path: Path, error: type[Exception] = ConfigError) -> dict[str, Any]:
-    """The JSON object in a file; raises `error` when the file is missing, not UTF-8, not JSON or not an object."""
-    try:
-        status = path.stat()
-        ordinary = S_ISREG(status.st_mode) and status.st_size <= _MAX_JSON_BYTES  # no pipes
-        content = path.read_bytes() if ordinary else b""
-    except FileNotFoundError:
-        raise error(f"{path} is missing") from None
-    except (OSError, ValueError) as problem:  # ValueError: not a valid file name
-        raise error(f"{path} cannot be read: {problem}") from None
-    if not ordinary:
-        raise error(f"{path} is not a regular file of at most {_MAX_JSON_BYTES >> 20} MiB")
-    return parse_json_object(content, str(path), error)
-
-
-def parse_json_object(content: bytes, name: str, error: type[Exception] = ConfigError) -> dict[str, Any]:
-    """The JSON object in the content of the file `name`; raises `error` when the content is not a JSON object."""
-    try:
-        data = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as problem:
-        raise error(f"{name} cannot be read as JSON: {problem}") from None
-    if not isinstance(data, dict):
-        raise error(f"{name} contains {type(data).__name__}; expected a JSON object")
-    return data
 
 
 def from_hf(data: dict[str, Any]) -> ModelConfig:
@@ -184,16 +186,20 @@ def from_hf(data: dict[str, Any]) -> ModelConfig:
     if data.get("kv_channels", head_dim) != head_dim:
         raise ConfigError(f"kv_channels is {data['kv_channels']!r} and head_dim {head_dim!r}; only equal sizes are "
                           "implemented")  # fmt: skip
+    passes: dict[str, Any]
+    if family.read is not None:
+        passes = family.read(data)
+    else:
+        loops = need(family.loops_field) if family.loops_field else 1
+        passes = {"num_layers": need("num_hidden_layers"), "loops": loops}
     return ModelConfig(
         model_type=model_type,
         vocab_size=need("vocab_size"),
         hidden_size=hidden,
         intermediate_size=need("intermediate_size"),
-        num_layers=need("num_hidden_layers"),
         num_heads=heads,
         num_kv_heads=need("num_key_value_heads"),
         head_dim=head_dim,
-        loops=need(family.loops_field) if family.loops_field else 1,
         max_positions=need("max_position_embeddings"),
         rope_theta=need("rope_theta"),
         rms_norm_eps=need("rms_norm_eps"),
@@ -205,6 +211,7 @@ def from_hf(data: dict[str, Any]) -> ModelConfig:
         eos_token_ids=_token_ids(data.get("eos_token_id"), "eos_token_id"),
         pad_token_id=next(iter(_token_ids(data.get("pad_token_id"), "pad_token_id")), None),
         rope_scaling=data["rope_scaling"],
+        **passes,
     )
 
 
@@ -243,4 +250,6 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         data[config.family.loops_field] = config.loops
     if config.family.gate:
         data["early_exit_threshold"] = config.exit_threshold
+    if config.family.write is not None:
+        data |= config.family.write(config)
     return data

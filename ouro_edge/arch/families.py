@@ -1,32 +1,16 @@
 """The families of models: what their config.json calls the number of loops, their norms, gate and exits.
 
-A family that computes the same kind of layer is one entry here; readers, writers and the runtime use the entry and have
-no cases of their own. `arch.hf_fields` checks the fields that an entry names.
+A family that computes the same kind of layer is one entry here, one with another order of passes has a file of its own.
+Readers, writers and the runtime use the entry and have no cases of their own. `arch.hf_fields` checks the fields that
+an entry names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """What distinguishes the models of one `model_type`."""
-
-    architecture: str  # the class name in config.json
-    loops_field: str | None  # the field of config.json with the number of loops; None for a plain transformer
-    loops_key: str | None  # the same in a GGUF header, after the name of the architecture
-    sandwich_norms: bool = False
-    gate: bool = False  # an exit gate, and an exit threshold in config.json
-    derives_head_dim: bool = True  # whether an absent head_dim is hidden_size / num_attention_heads
-    exits: bool = True  # whether the model was trained to be read after fewer loops
-    stop_ids: frozenset[int] = frozenset()  # ends of an answer besides those in the config
-    fields: frozenset[str] = frozenset()  # other fields of config.json that are read
-    only_values: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # fields -> values that are implemented
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # documented defaults of absent fields
-
+from ouro_edge.arch.family import Family
+from ouro_edge.arch.hrm_text import HRM_TEXT
 
 # Features of later Nanbeige models, which have other weights or another order of layers. Absent means off.
 _NANBEIGE_OFF = (
@@ -56,6 +40,7 @@ FAMILIES: Mapping[str, Family] = {
         fields=frozenset(("num_loops", "kv_channels")),
         only_values={name: (False, 0, []) for name in _NANBEIGE_OFF},
     ),
+    "hrm_text": HRM_TEXT,
     "llama": Family(
         architecture="LlamaForCausalLM",
         loops_field=None,

@@ -1,10 +1,11 @@
 """The model in plain NumPy: the specification, and the oracle of the tests. Must not import anything faster.
 
-Shapes: T positions, C width, H heads, KV key heads, D head dim, V vocabulary, R loops. The semantics are those of the
-published modelling code (modeling_ouro.py; arXiv 2510.25741): one block of layers is applied R times, the final norm
-closes every loop, and its output is the input of the next loop, the exit gate and the head. `weights` is any mapping
-from the names of `ouro_edge.arch.weights` to float32 arrays; each tensor is looked up when its layer is computed, so a
-lazy mapping keeps one layer in memory at a time.
+Shapes: T positions, C width, W columns of a state row, H heads, KV key heads, D head dim, V vocabulary, R passes. The
+semantics are those of the published modelling code (Ouro: modeling_ouro.py, arXiv 2510.25741): one block of layers is
+applied R times, the final norm closes every loop, and its output is the input of the next loop, the exit gate and the
+head. Families with other passes are described by their loop program. `weights` is any mapping from the names of
+`ouro_edge.arch.weights` to float32 arrays; each tensor is looked up when its layer is computed, so a lazy mapping keeps
+one layer in memory at a time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.loop_program import Stack, loop_program
 from ouro_edge.arch.rope import attention_factor, inverse_frequencies
 from ouro_edge.arch.weights import Array
 
@@ -26,9 +28,9 @@ Extend = Callable[[Array, Array], tuple[Array, Array]]
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """The output of every loop at every position."""
+    """The output of every pass at every position."""
 
-    hidden: Array  # [R, T, C], after the norm that closes the loop
+    hidden: Array  # [R, T, W], after the norm that closes the pass
     gate_logits: NDArray[np.float64]  # [T, R]; empty [T, 0] without a gate
 
 
@@ -46,6 +48,12 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     return (x / np.sqrt(mean_square + np.float32(eps)) * weight).astype(np.float32)
 
 
+def norm(config: ModelConfig, x: Array, weights: Mapping[str, Array], name: str) -> Array:
+    """`rms_norm` with the weights of this name, or without weights in families that have none."""
+    weight = weights[name] if config.family.norm_weights else np.ones(1, np.float32)
+    return rms_norm(x, weight, config.rms_norm_eps)
+
+
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
     """Rotary positions, half-split form: the pair of dimension i is i + D/2. x [T, heads, D], tables [T, D/2]."""
     first, second = np.split(x, 2, axis=-1)
@@ -54,14 +62,29 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
 
 
 def attention(
-    config: ModelConfig, x: Array, layer: Mapping[str, Array], cos: Array, sin: Array, extend: Extend | None = None
+    config: ModelConfig,
+    x: Array,
+    layer: Mapping[str, Array],
+    cos: Array,
+    sin: Array,
+    extend: Extend | None = None,
+    prefix: int = 0,
 ) -> Array:
-    """Causal grouped-query attention over x [T, C], before any norm of its output; `extend` adds earlier positions."""
-    return mixed_values(config, x, layer, cos, sin, extend) @ layer["o_proj"].T
+    """Grouped-query attention over x [T, C], before any norm of its output; `extend` adds earlier positions.
+
+    A position sees itself and those before it; the first `prefix` positions of the sequence also see each other.
+    """
+    return mixed_values(config, x, layer, cos, sin, extend, prefix) @ layer["o_proj"].T
 
 
 def mixed_values(
-    config: ModelConfig, x: Array, layer: Mapping[str, Array], cos: Array, sin: Array, extend: Extend | None = None
+    config: ModelConfig,
+    x: Array,
+    layer: Mapping[str, Array],
+    cos: Array,
+    sin: Array,
+    extend: Extend | None = None,
+    prefix: int = 0,
 ) -> Array:
     """The input of the output projection [T, H * D]: the values that each head attends to."""
     length = len(x)
@@ -70,13 +93,17 @@ def mixed_values(
     v = (x @ layer["v_proj"].T).reshape(length, config.num_kv_heads, config.head_dim)
     if extend is not None:
         k, v = extend(k, v)
+    total = len(k)
     k, v = (np.repeat(a, config.num_heads // config.num_kv_heads, axis=1) for a in (k, v))
     q, k, v = (a.swapaxes(0, 1) for a in (q, k, v))  # [heads, positions, D]
     scores = q @ k.swapaxes(1, 2) * np.float32(config.head_dim**-0.5)
-    scores = np.where(np.tri(length, k.shape[1], k.shape[1] - length, dtype=bool), scores, -np.inf)
+    seen = np.tri(length, total, total - length, dtype=bool)
+    seen[: max(0, prefix - (total - length)), :prefix] = True
+    scores = np.where(seen, scores, -np.inf)
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     scores /= scores.sum(axis=-1, keepdims=True)
-    return (scores @ v).swapaxes(0, 1).reshape(length, config.q_size).astype(np.float32)
+    mixed = (scores @ v).swapaxes(0, 1).reshape(length, config.q_size).astype(np.float32)
+    return mixed * _sigmoid(x @ layer["attn_gate_proj"].T) if config.family.attention_gate else mixed
 
 
 def feed_forward(x: Array, layer: Mapping[str, Array]) -> Array:
@@ -90,29 +117,41 @@ def gated_values(x: Array, layer: Mapping[str, Array]) -> Array:
     return (gate * _sigmoid(gate)) * (x @ layer["up_proj"].T)
 
 
-def block(
+def run_pass(
     config: ModelConfig,
     weights: Mapping[str, Array],
-    h: Array,
+    stack: Stack,
+    rows: Array,
     cos: Array,
     sin: Array,
     extends: Sequence[Extend] | None = None,
+    prefix: int = 0,
 ) -> Array:
-    """One loop over rows h [T, C]: all layers, then the final norm. `extends` holds the earlier positions by layer."""
-    for i in range(config.num_layers):
-        h = block_layer(config, _Layer(weights, i), h, cos, sin, None if extends is None else extends[i])
-    return rms_norm(h, weights["norm"], config.rms_norm_eps)
+    """One pass of state rows [T, W] through a stack. `extends` holds the earlier positions by layer of the stack."""
+    first, second = rows[:, : config.hidden_size], rows[:, config.hidden_size :]
+    h = first + second if stack.reads == "sum" else first
+    for i, number in enumerate(stack.layers):
+        extend = None if extends is None else extends[i]
+        h = block_layer(config, _Layer(weights, number), h, cos, sin, extend, prefix)
+    out = norm(config, h, weights, "norm")
+    parts = {"row": [out], "first": [out, second], "second": [first, out], "both": [h, out]}[stack.writes]
+    return np.concatenate(parts, axis=1)
 
 
 def block_layer(
-    config: ModelConfig, layer: Mapping[str, Array], h: Array, cos: Array, sin: Array, extend: Extend | None = None
+    config: ModelConfig,
+    layer: Mapping[str, Array],
+    h: Array,
+    cos: Array,
+    sin: Array,
+    extend: Extend | None = None,
+    prefix: int = 0,
 ) -> Array:
     """One layer over rows h [T, C]: attention, then the feed-forward part, each added to its input."""
-    eps = config.rms_norm_eps
-    mixed = attention(config, rms_norm(h, layer["attn_norm"], eps), layer, cos, sin, extend)
-    h = h + (rms_norm(mixed, layer["attn_post_norm"], eps) if config.sandwich_norms else mixed)
-    mixed = feed_forward(rms_norm(h, layer["ffn_norm"], eps), layer)
-    return h + (rms_norm(mixed, layer["ffn_post_norm"], eps) if config.sandwich_norms else mixed)
+    mixed = attention(config, norm(config, h, layer, "attn_norm"), layer, cos, sin, extend, prefix)
+    h = h + (norm(config, mixed, layer, "attn_post_norm") if config.sandwich_norms else mixed)
+    mixed = feed_forward(norm(config, h, layer, "ffn_norm"), layer)
+    return h + (norm(config, mixed, layer, "ffn_post_norm") if config.sandwich_norms else mixed)
 
 
 def gate(weights: Mapping[str, Array], hidden: Array) -> NDArray[np.float64]:
@@ -121,16 +160,17 @@ def gate(weights: Mapping[str, Array], hidden: Array) -> NDArray[np.float64]:
     return logits.astype(np.float64)
 
 
-def run(config: ModelConfig, weights: Mapping[str, Array], ids: NDArray[np.integer]) -> Steps:
-    """All loops over token ids [T]."""
+def run(config: ModelConfig, weights: Mapping[str, Array], ids: NDArray[np.integer], prefix: int = 0) -> Steps:
+    """All passes over token ids [T], of which the first `prefix` see each other in both directions."""
     cos, sin = rope_tables(config, len(ids))
-    h = weights["embedding"][ids]
+    program = loop_program(config)
+    rows = program.first_rows(weights["embedding"][ids], weights[program.second] if program.second else None)
     hidden, gates = [], []
-    for _ in range(config.loops):
-        h = block(config, weights, h, cos, sin)
-        hidden.append(h)
+    for step in program.passes:
+        rows = run_pass(config, weights, program.stack(step.graph), rows, cos, sin, prefix=prefix)
+        hidden.append(rows)
         if config.has_gate:
-            gates.append(gate(weights, h))
+            gates.append(gate(weights, rows))
     gate_logits = np.stack(gates, axis=-1) if gates else np.zeros((len(ids), 0))
     return Steps(np.stack(hidden), gate_logits)
 

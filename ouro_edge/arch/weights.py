@@ -3,6 +3,7 @@
     embedding [V, C]   head [V, C]   norm [C]   exit_gate.weight [1, C]   exit_gate.bias [1]
     layers.N.attn_norm [C]   .q_proj [H*D, C]   .{k,v}_proj [KV*D, C]   .o_proj [C, H*D]    .attn_post_norm [C]
     layers.N.ffn_norm [C]    .{gate,up}_proj [F, C]                     .down_proj [C, F]   .ffn_post_norm [C]
+    in some families         layers.N.attn_gate_proj [H*D, C]           state_init [C], and no norms
 
 Rows are outputs and columns are inputs, as in the checkpoints. Tensors are read on demand, whole or by rows, so that a
 model larger than memory can be converted. The file formats that they are read from are implemented in `export`.
@@ -39,16 +40,23 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"embedding": (v, c)}
     for i in range(config.num_layers):
         layer = f"layers.{i}."
-        shapes[layer + "attn_norm"] = (c,)
+        if config.family.norm_weights:
+            shapes[layer + "attn_norm"] = (c,)
         shapes[layer + "q_proj"] = (config.q_size, c)
         shapes[layer + "k_proj"] = shapes[layer + "v_proj"] = (config.kv_size, c)
+        if config.family.attention_gate:
+            shapes[layer + "attn_gate_proj"] = (config.q_size, c)
         shapes[layer + "o_proj"] = (c, config.q_size)
-        shapes[layer + "ffn_norm"] = (c,)
+        if config.family.norm_weights:
+            shapes[layer + "ffn_norm"] = (c,)
         shapes[layer + "gate_proj"] = shapes[layer + "up_proj"] = (f, c)
         shapes[layer + "down_proj"] = (c, f)
         if config.sandwich_norms:
             shapes[layer + "attn_post_norm"] = shapes[layer + "ffn_post_norm"] = (c,)
-    shapes["norm"] = (c,)
+    if config.family.norm_weights:
+        shapes["norm"] = (c,)
+    if config.family.state_init:
+        shapes["state_init"] = (c,)
     if config.has_gate:
         shapes["exit_gate.weight"], shapes["exit_gate.bias"] = (1, c), (1,)
     if not config.tie_word_embeddings:
@@ -113,11 +121,13 @@ def fused_names(config: ModelConfig) -> dict[str, tuple[str, ...]]:
     fused: dict[str, tuple[str, ...]] = {}
     for name in tensor_shapes(config):
         layer, _, part = name.rpartition(".")
-        if part == "q_proj":
+        if part == "q_proj" and config.family.attention_gate:
+            fused[f"{layer}.qkv_gate_proj"] = tuple(f"{layer}.{p}_proj" for p in ("q", "k", "v", "attn_gate"))
+        elif part == "q_proj":
             fused[f"{layer}.qkv_proj"] = tuple(f"{layer}.{p}_proj" for p in "qkv")
         elif part == "gate_proj":
             fused[f"{layer}.gate_up_proj"] = (name, f"{layer}.up_proj")
-        elif part not in ("k_proj", "v_proj", "up_proj"):
+        elif part not in ("k_proj", "v_proj", "attn_gate_proj", "up_proj"):
             fused[name] = (name,)
     return fused
 
@@ -147,5 +157,5 @@ def head_tensor(names: Container[str]) -> str:
 
 
 def block_tensors(names: Iterable[str]) -> list[str]:
-    """Those of the tensors that the block reads: all but the embedding and the head."""
-    return [name for name in names if name not in ("embedding", "head")]
+    """Those of the tensors that the block reads: all but the embedding, the first state and the head."""
+    return [name for name in names if name not in ("embedding", "state_init", "head")]

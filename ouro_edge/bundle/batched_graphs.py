@@ -14,5 +14,5 @@ class BatchedGraphs:
     """Builders of the graphs for up to `slots` KV caches of a type: fp32, int8 or int4."""
 
     slots: int  # one of SLOT_COUNTS
-    block: Callable[[str], Graph]  # KV type -> the batched block
-    prefill: Callable[[str, Path], Graph]  # KV type, directory of a prefill copy -> the same with the copy's weights
+    block: Callable[[str, str], Graph]  # KV type, stack -> the batched graph of the stack
+    prefill: Callable[[str, Path, str], Graph]  # KV type, directory of a prefill copy, stack -> with the copy's weights

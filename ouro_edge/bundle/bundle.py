@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.loop_program import BLOCK
 from ouro_edge.arch.weights import Array
 from ouro_edge.bundle.tensors import TensorSpec
 from ouro_edge.errors import BundleError, RequestError
@@ -140,8 +141,8 @@ class Bundle(ABC):
         """The file that holds the weights."""
 
     @abstractmethod
-    def block_graph(self, kv: str, progress: Progress | None = None) -> Graph:
-        """The graph of the block over a KV cache of type `kv`; `progress` is called while weights are repacked."""
+    def block_graph(self, kv: str, progress: Progress | None = None, stack: str = BLOCK) -> Graph:
+        """The graph of a stack over a KV cache of type `kv`; `progress` is called while weights are repacked."""
 
     @abstractmethod
     def head_graph(self, progress: Progress | None = None) -> Graph:

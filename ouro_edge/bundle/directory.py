@@ -5,6 +5,7 @@
     config.json, generation_config.json, tokenizer.json, chat_template.jinja ...   copied from the checkpoint
     model.onnx, head.onnx    the graphs of the shared block and of the head
     model.kv-int8.onnx ...   the block over a quantised KV cache
+    model.L.onnx ...         instead of these, where a model has several stacks of layers
     model.onnx.data          every weight once; the graphs and the manifest point into it
     ouro_edge.json           the manifest, written last: without it a directory is not a bundle
     exit_gate.json, kv_ranges.*   added later: see `fitted_gate` and `kv_ranges`
@@ -20,7 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ouro_edge.arch.config import check_same, from_hf, read_json_object
+from ouro_edge.arch.config import ModelConfig, check_same, from_hf
+from ouro_edge.arch.json_object import read_json_object
+from ouro_edge.arch.loop_program import BLOCK, loop_program
 from ouro_edge.arch.weights import Array, fused_names, tensor_shapes
 from ouro_edge.bundle.bundle import Bundle, Embedding, GraphFile
 from ouro_edge.bundle.fitted_gate import FittedGate, read_gate
@@ -37,6 +40,17 @@ BLOCK_FILES = {"fp32": "model.onnx", "int8": "model.kv-int8.onnx", "int4": "mode
 HEAD_FILE = "head.onnx"
 DATA_FILE = "model.onnx.data"
 MAX_HASHED_BYTES = 64 << 20  # larger files are hashed by `verify` only: opening must not read all weights twice
+
+
+def graph_file(stack: str, kv: str) -> str:
+    """The file with the graph of a stack over a KV cache of type `kv`: model.onnx for the block, model.H.onnx for H."""
+    return BLOCK_FILES[kv] if stack == BLOCK else BLOCK_FILES[kv].replace("model.", f"model.{stack}.", 1)
+
+
+def graph_files(config: ModelConfig) -> dict[str, tuple[str, str]]:
+    """The files of all stacks' graphs: name -> stack and KV type."""
+    stacks = [stack.name for stack in loop_program(config).stacks]
+    return {graph_file(stack, kv): (stack, kv) for stack in stacks for kv in BLOCK_FILES}
 
 
 class DirectoryBundle(Bundle):
@@ -60,19 +74,19 @@ class DirectoryBundle(Bundle):
     def weights_file(self) -> Path:
         return self.path / DATA_FILE
 
-    def block_graph(self, kv: str, progress: Progress | None = None) -> GraphFile:
-        return self._checked(BLOCK_FILES[kv], kv)
+    def block_graph(self, kv: str, progress: Progress | None = None, stack: str = BLOCK) -> GraphFile:
+        return self._checked(graph_file(stack, kv), kv, stack)
 
     def head_graph(self, progress: Progress | None = None) -> GraphFile:
         return self._checked(HEAD_FILE, None)
 
-    def _checked(self, name: str, kv: str | None) -> GraphFile:
+    def _checked(self, name: str, kv: str | None, stack: str = BLOCK) -> GraphFile:
         """A graph file that holds only what the exporter writes; `kv` is None for the head."""
         file, tensors = self.path / name, self.manifest.tensors
         if kv is None:
             check_head(file, self.config, tensors, DATA_FILE)
         else:
-            check_block(file, self.config, kv, tensors, DATA_FILE)
+            check_block(file, self.config, kv, tensors, DATA_FILE, stack)
         schemes = [tensor.scheme for tensor in tensors.values() if tensor.scheme is not None]
         symmetric_int4 = any(scheme.bits == 4 and scheme.symmetric for scheme in schemes)
         return GraphFile(file, self.weights_file, symmetric_int4)
@@ -167,7 +181,7 @@ def open_bundle(path: Path, *, max_hashed_bytes: int = MAX_HASHED_BYTES) -> Dire
         raise BundleError(f"{path / MANIFEST_FILE}: {problem}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise BundleError(f"{path / MANIFEST_FILE} is damaged: {type(problem).__name__} {problem}") from None
-    for name in (*BLOCK_FILES.values(), HEAD_FILE, DATA_FILE, "config.json"):
+    for name in (*graph_files(manifest.model), HEAD_FILE, DATA_FILE, "config.json"):
         if name not in manifest.files:
             raise BundleError(f"{path / MANIFEST_FILE} does not list {name}: export again")
     check_files(path, manifest, max_hashed_bytes)

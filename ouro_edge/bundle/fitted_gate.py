@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ouro_edge.arch.config import ModelConfig, parse_json_object
+from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.json_object import parse_json_object
 from ouro_edge.arch.weights import Array
 from ouro_edge.bundle.bundle import Bundle
 from ouro_edge.bundle.sidecar import read_sidecar

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.loop_program import BLOCK, loop_program
 from ouro_edge.bundle.bundle import cache_head_dim
 from ouro_edge.bundle.graph_fields import Message, read_model
 from ouro_edge.bundle.manifest import StoredTensor
@@ -27,6 +28,7 @@ _OPERATORS: dict[tuple[str, str], set[str]] = {
     ("", "Pad"): set(),
     ("", "ReduceSum"): {"keepdims"},
     ("", "Reshape"): set(),
+    ("", "Sigmoid"): set(),
     ("", "SimplifiedLayerNormalization"): {"axis", "epsilon"},
     ("", "Slice"): set(),
     ("", "Split"): {"axis", "num_outputs"},
@@ -41,14 +43,17 @@ _OPERATORS: dict[tuple[str, str], set[str]] = {
 }  # fmt: skip
 _TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7}  # TensorProto.DataType
 _CACHE_TYPES = {"fp32": "float32", "int8": "int8", "int4": "uint8"}
+_ONE = b"\0\0\x80\x3f"  # as a float32
 _EXTERNAL = 1  # TensorProto.DataLocation
 
 Values = dict[str, tuple[str, tuple[int, ...]]]  # name -> type and sizes, 0 for a size that may vary
 
 
-def check_block(file: Path, config: ModelConfig, kv: str, tensors: Mapping[str, StoredTensor], data_file: str) -> None:
-    """Check a graph of the block over a cache of type `kv`. BundleError says what it holds that is never written."""
-    _check(file, *_block_values(config, kv, tensors), tensors, data_file)
+def check_block(
+    file: Path, config: ModelConfig, kv: str, tensors: Mapping[str, StoredTensor], data_file: str, stack: str = BLOCK
+) -> None:
+    """Check the graph of a stack over a cache of type `kv`. BundleError says what it holds that is never written."""
+    _check(file, *_block_values(config, kv, tensors, stack), tensors, data_file)
 
 
 def check_head(file: Path, config: ModelConfig, tensors: Mapping[str, StoredTensor], data_file: str) -> None:
@@ -57,14 +62,17 @@ def check_head(file: Path, config: ModelConfig, tensors: Mapping[str, StoredTens
     _check(file, inputs, {"logits": ("float32", (0, config.vocab_size))}, tensors, data_file)
 
 
-def _block_values(config: ModelConfig, kv: str, tensors: Mapping[str, StoredTensor]) -> tuple[Values, Values]:
-    """Inputs and outputs of the block."""
+def _block_values(
+    config: ModelConfig, kv: str, tensors: Mapping[str, StoredTensor], stack: str
+) -> tuple[Values, Values]:
+    """Inputs and outputs of the graph of a stack."""
+    program = loop_program(config)
     padded, heads = cache_head_dim(config), config.num_kv_heads
-    states = ("float32", (0, 0, config.hidden_size))
+    states = ("float32", (0, 0, program.width))
     inputs: Values = {"hidden": states, "seqlens_k": ("int32", (0,)), "total_length": ("int32", ())}
     inputs |= dict.fromkeys(("cos_cache", "sin_cache"), ("float32", (0, padded // 2)))
     outputs: Values = {"hidden_out": states}
-    for layer in range(config.num_layers):
+    for layer in range(len(program.stack(stack).layers)):
         for part in ("key", "value"):
             cache = (_CACHE_TYPES[kv], (0, heads, 0, padded // 2 if kv == "int4" else padded))
             inputs[f"past.{layer}.{part}"] = outputs[f"present.{layer}.{part}"] = cache
@@ -125,12 +133,14 @@ def _check_values(what: str, found: list[tuple[str, tuple[int, tuple[int, ...]]]
 
 
 def _check_initializer(one: Message, tensors: Mapping[str, StoredTensor], data_file: str) -> None:
-    """A shape, an index or zero points of 8 in the graph itself, or an array of the manifest at its place."""
+    """A shape, an index, ones or zero points of 8 in the graph itself, or an array of the manifest at its place."""
     name = one.text("name")
     if one.number("data_location") != _EXTERNAL:
-        points = one.number("data_type") == _TYPES["uint8"] and set(one.data("raw_data")) == {0x88}
-        if one["external_data"] or not (points or one.number("data_type") == _TYPES["int64"]):
-            raise ValueError(f"the constant {name!r} is neither whole numbers nor zero points of 8")
+        kind = one.number("data_type")
+        points = kind == _TYPES["uint8"] and set(one.data("raw_data")) == {0x88}
+        ones = kind == _TYPES["float32"] and not one.data("raw_data").replace(_ONE, b"")
+        if one["external_data"] or not (points or ones or kind == _TYPES["int64"]):
+            raise ValueError(f"the constant {name!r} is neither whole numbers, ones nor zero points of 8")
         return
     tensor, _, part = name.rpartition(".")
     if tensor not in tensors or part not in tensors[tensor].parts:

@@ -1,4 +1,4 @@
-"""The ranges of keys and values in every loop and layer, from which the scales of an int8 or int4 cache follow.
+"""The ranges of keys and values in every pass and layer, from which the scales of an int8 or int4 cache follow.
 
 They are measured once by running text through the bundle (`fitting.calibrate_kv`) and stored next to the graphs. Shape
 [R, L, 2, KV, D], float32: index 0 of the third axis for keys after rotation, 1 for values. Both halves of a rotary pair
@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from ouro_edge.arch.config import ModelConfig, parse_json_object
+from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.json_object import parse_json_object
+from ouro_edge.arch.loop_program import loop_program
 from ouro_edge.arch.weights import Array
 from ouro_edge.bundle.bundle import Bundle, cache_head_dim
 from ouro_edge.bundle.sidecar import read_sidecar
@@ -29,8 +31,12 @@ _VERSION = 2
 
 
 def ranges_shape(config: ModelConfig) -> tuple[int, int, int, int, int]:
-    """Shape [R, L, 2, KV, D] of the ranges of a model; D is the width of a head in the cache."""
-    return config.loops, config.num_layers, 2, config.num_kv_heads, cache_head_dim(config)
+    """Shape [R, L, 2, KV, D] of the ranges of a model: R passes, L layers of its largest stack, D as in the cache.
+
+    Entries beyond the layers of a pass's stack are zeros.
+    """
+    program = loop_program(config)
+    return len(program.passes), program.most_layers, 2, config.num_kv_heads, cache_head_dim(config)
 
 
 def write_ranges(bundle: Bundle, ranges: Array, about: Mapping[str, Any]) -> None:

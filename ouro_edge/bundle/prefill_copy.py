@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ouro_edge.arch.config import read_json_object
+from ouro_edge.arch.json_object import read_json_object
+from ouro_edge.arch.loop_program import BLOCK
 from ouro_edge.arch.weights import block_tensors
 from ouro_edge.bundle.bundle import Bundle, GraphFile
-from ouro_edge.bundle.directory import BLOCK_FILES, DATA_FILE, sha256
+from ouro_edge.bundle.directory import DATA_FILE, graph_file, sha256
 from ouro_edge.errors import BundleError
 
 RECORD_FILE = "prefill_copy.json"
 PROBE_FILE = "probe.onnx"  # tests whether this CPU multiplies uint8 and int8 without saturation
 VERSION = 3
-GRAPHS = (*BLOCK_FILES.values(), PROBE_FILE)
 
 
 def prefill_copy_bytes(bundle: Bundle) -> int:
@@ -22,9 +22,9 @@ def prefill_copy_bytes(bundle: Bundle) -> int:
     return sum(tensor.shape[0] * tensor.shape[1] for tensor in tensors if tensor.scheme is not None)
 
 
-def prefill_graph(directory: Path, kv: str) -> GraphFile:
-    """The prefill graph of the block over a KV cache of type `kv`."""
-    return GraphFile(directory / BLOCK_FILES[kv], directory / DATA_FILE)
+def prefill_graph(directory: Path, kv: str, stack: str = BLOCK) -> GraphFile:
+    """The prefill graph of a stack over a KV cache of type `kv`."""
+    return GraphFile(directory / graph_file(stack, kv), directory / DATA_FILE)
 
 
 def is_complete(path: Path) -> bool:
@@ -35,8 +35,10 @@ def is_complete(path: Path) -> bool:
     """
     try:
         record = read_json_object(path / RECORD_FILE, BundleError)
-        graphs = {name: sha256(path / name) for name in GRAPHS}
-        same = record.get("version") == VERSION and record.get("sha256") == graphs
+        graphs = record.get("sha256")
+        if record.get("version") != VERSION or not isinstance(graphs, dict) or PROBE_FILE not in graphs:
+            return False
+        same = all(sha256(path / name) == digest for name, digest in graphs.items())
         return same and (path / DATA_FILE).stat().st_size == record.get("size")
     except (BundleError, OSError):
         return False

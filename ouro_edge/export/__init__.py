@@ -1,3 +1,3 @@
 """Checkpoints in, bundles and GGUF files out. Must not import the runtime."""
 
-__all__ = ["batched_block", "checkpoint", "exporter", "gguf", "open_checkpoint", "prefill_copy"]
+__all__ = ["batched_block", "checkpoint", "exporter", "float_activations", "gguf", "open_checkpoint", "prefill_copy"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx
 
+from ouro_edge.arch.loop_program import BLOCK
 from ouro_edge.bundle.batched_graphs import BatchedGraphs
 from ouro_edge.bundle.bundle import Bundle, GraphInMemory
 from ouro_edge.bundle.directory import DirectoryBundle
@@ -17,18 +18,20 @@ from ouro_edge.export.graphs.batched_prefill_graph import batched_prefill_graph
 from ouro_edge.system.progress import Progress
 
 
-def batched_block(bundle: Bundle, kv: str, slots: int, progress: Progress | None = None) -> GraphInMemory:
-    """The graph of one loop over up to `slots` caches (1, 2, 4, 8 or 16) of type `kv`."""
+def batched_block(
+    bundle: Bundle, kv: str, slots: int, progress: Progress | None = None, stack: str = BLOCK
+) -> GraphInMemory:
+    """The graph of one pass over up to `slots` caches (1, 2, 4, 8 or 16) of type `kv`."""
     if isinstance(bundle, GgufBundle):
-        return bundle.batched_graph(kv, slots, progress)
+        return bundle.batched_graph(kv, slots, progress, stack)
     assert isinstance(bundle, DirectoryBundle)
-    model = batched_block_graph(bundle.config, bundle.manifest.tensors, kv, slots)
+    model = batched_block_graph(bundle.config, bundle.manifest.tensors, kv, slots, stack)
     return GraphInMemory(bundle.path, model.SerializeToString(), {}, bundle.weights_file)
 
 
-def batched_prefill(bundle: Bundle, kv: str, copy: Path, slots: int) -> GraphInMemory:
+def batched_prefill(bundle: Bundle, kv: str, copy: Path, slots: int, stack: str = BLOCK) -> GraphInMemory:
     """The same graph over the weights of a prefill copy, which is stored in the directory `copy`."""
-    files = prefill_graph(copy, kv)
+    files = prefill_graph(copy, kv, stack)
     parts: dict[str, dict[str, StoredArray]] = {}
     for initializer in onnx.load(files.source, load_external_data=False).graph.initializer:
         if initializer.data_location == initializer.EXTERNAL:
@@ -43,7 +46,7 @@ def batched_prefill(bundle: Bundle, kv: str, copy: Path, slots: int) -> GraphInM
         )
         for name, arrays in parts.items()
     }
-    model = batched_prefill_graph(bundle.config, tensors, kv, slots)
+    model = batched_prefill_graph(bundle.config, tensors, kv, slots, stack)
     return GraphInMemory(files.source, model.SerializeToString(), {}, files.data)
 
 
@@ -51,6 +54,6 @@ def batched_graphs(bundle: Bundle, slots: int, progress: Progress | None = None)
     """Builders of both graphs of a bundle."""
     return BatchedGraphs(
         slots,
-        lambda kv: batched_block(bundle, kv, slots, progress),
-        lambda kv, copy: batched_prefill(bundle, kv, copy, slots),
+        lambda kv, stack: batched_block(bundle, kv, slots, progress, stack),
+        lambda kv, copy, stack: batched_prefill(bundle, kv, copy, slots, stack),
     )

@@ -18,10 +18,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ouro_edge.arch.config import read_json_object
+from ouro_edge.arch.json_object import read_json_object
 from ouro_edge.arch.weights import fused_names
 from ouro_edge.bundle.added_files import ADDED_FILES
-from ouro_edge.bundle.directory import BLOCK_FILES, DATA_FILE, HEAD_FILE, MANIFEST_FILE, DirectoryBundle, sha256
+from ouro_edge.bundle.directory import DATA_FILE, HEAD_FILE, MANIFEST_FILE, DirectoryBundle, graph_files, sha256
 from ouro_edge.bundle.manifest import Manifest, StoredTensor
 from ouro_edge.errors import BundleError, ExportError
 from ouro_edge.export.checkpoint import Checkpoint
@@ -86,8 +86,9 @@ def _write(
     with DataFile(work / DATA_FILE) as data:
         tensors = _store_all(data, checkpoint, recipe, rounded, progress)
         files = {DATA_FILE: data.finish()}
-    for kv, name in BLOCK_FILES.items():
-        (work / name).write_bytes(block_graph(checkpoint.config, tensors, kv).SerializeToString())
+    for name, (stack, kv) in graph_files(checkpoint.config).items():
+        graph = block_graph(checkpoint.config, tensors, kv, stack=stack)
+        (work / name).write_bytes(graph.SerializeToString())
     (work / HEAD_FILE).write_bytes(head_graph(checkpoint.config, tensors).SerializeToString())
     for name, content in checkpoint.files.items():
         (work / name).write_bytes(content)

@@ -9,11 +9,13 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 
+from ouro_edge.arch.loop_program import BLOCK
 from ouro_edge.arch.weights import Array
 from ouro_edge.bundle.bundle import Bundle, Embedding, Graph, GraphInMemory
 from ouro_edge.bundle.fitted_gate import FittedGate
-from ouro_edge.export.graphs.builder import FLOAT_COMPUTE
 from ouro_edge.system.progress import Progress
+
+_FLOAT_COMPUTE = 0  # accuracy_level of MatMulNBits
 
 
 class FloatActivations(Bundle):
@@ -41,8 +43,8 @@ class FloatActivations(Bundle):
     def weights_file(self) -> Path:
         return self._bundle.weights_file
 
-    def block_graph(self, kv: str, progress: Progress | None = None) -> Graph:
-        return self._changed(self._bundle.block_graph(kv, progress))
+    def block_graph(self, kv: str, progress: Progress | None = None, stack: str = BLOCK) -> Graph:
+        return self._changed(self._bundle.block_graph(kv, progress, stack))
 
     def head_graph(self, progress: Progress | None = None) -> Graph:
         return self._changed(self._bundle.head_graph(progress))
@@ -52,7 +54,7 @@ class FloatActivations(Bundle):
         for node in model.graph.node:
             for attribute in node.attribute:
                 if attribute.name == "accuracy_level":
-                    attribute.i = FLOAT_COMPUTE
+                    attribute.i = _FLOAT_COMPUTE
         arrays: Mapping[str, NDArray[Any]] = graph.arrays
         return GraphInMemory(graph.source, model.SerializeToString(), arrays, graph.data)
 

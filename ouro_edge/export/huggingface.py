@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ouro_edge.arch.config import from_hf, parse_json_object, read_json_object
+from ouro_edge.arch.config import from_hf
 from ouro_edge.arch.hf_fields import unknown_fields
+from ouro_edge.arch.json_object import parse_json_object, read_json_object
 from ouro_edge.arch.weights import Array, TensorReader, Weights
 from ouro_edge.errors import CheckpointError
 from ouro_edge.export.checkpoint import Checkpoint, is_present

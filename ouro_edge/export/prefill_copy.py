@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from ouro_edge.arch.config import ModelConfig
 from ouro_edge.arch.weights import Array, block_tensors, fused_names
 from ouro_edge.bundle.bundle import Bundle, GraphInMemory
-from ouro_edge.bundle.directory import BLOCK_FILES, DATA_FILE, sha256
+from ouro_edge.bundle.directory import DATA_FILE, graph_files, sha256
 from ouro_edge.bundle.manifest import StoredTensor
-from ouro_edge.bundle.prefill_copy import GRAPHS, PROBE_FILE, RECORD_FILE, VERSION, is_complete
+from ouro_edge.bundle.prefill_copy import PROBE_FILE, RECORD_FILE, VERSION, is_complete
 from ouro_edge.errors import ExportError
 from ouro_edge.export.data_file import DataFile
 from ouro_edge.export.graphs.block_graph import block_graph
@@ -79,10 +79,10 @@ def _write(bundle: Bundle, out: Path, progress: Progress | None) -> None:
                 }
                 tensors[part] = StoredTensor((len(scales[rows]), stored.shape[1]), stored.scheme, parts)
         size = data.finish()["size"]
-    for kv, file in BLOCK_FILES.items():
-        (out / file).write_bytes(block_graph(bundle.config, tensors, kv, PrefillBuilder).SerializeToString())
+    for file, (stack, kv) in graph_files(bundle.config).items():
+        (out / file).write_bytes(block_graph(bundle.config, tensors, kv, PrefillBuilder, stack).SerializeToString())
     (out / PROBE_FILE).write_bytes(probe_graph().SerializeToString())
-    graphs = {name: sha256(out / name) for name in GRAPHS}
+    graphs = {name: sha256(out / name) for name in (*graph_files(bundle.config), PROBE_FILE)}
     record = {"version": VERSION, "size": size, "sha256": graphs, "snr_db": snr}
     (out / RECORD_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
 

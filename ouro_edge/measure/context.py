@@ -24,9 +24,9 @@ def filled_sequence(model: Model, length: int, loops: int, room: int, rng: np.ra
     """
     sequence = model.new_sequence()
     sequence.append(rng.integers(0, model.config.vocab_size, length + room).tolist())
-    reached = [len(sequence)] * (loops + 1) + [0] * (model.config.loops - loops)
-    width = model.config.hidden_size
-    waiting = [np.zeros((before - after, width), np.float32) for before, after in pairwise(reached[1:])]
+    program = sequence.backend.program
+    reached = [len(sequence)] * (loops + 1) + [0] * (len(program.passes) - loops)
+    waiting = [np.zeros((before - after, program.width), np.float32) for before, after in pairwise(reached[1:])]
     sequence.load_state(sequence.tokens, reached, waiting)
     values: list[NDArray[Any]] = []
     for cache, valid in sequence.caches():

@@ -15,10 +15,10 @@ from ouro_edge.errors import BundleError, RequestError
 PRESETS = ("int4", "int8", "fp32")
 
 _LAYER_TENSOR = re.compile(r"layers\.\d+\.(\w+)")
-_ATTENTION = frozenset(("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj"))
+_ATTENTION = frozenset(("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "attn_gate_proj", "qkv_gate_proj"))
 _FEED_FORWARD = frozenset(("gate_proj", "up_proj", "down_proj", "gate_up_proj"))
 _LAYER_NORMS = frozenset(("attn_norm", "attn_post_norm", "ffn_norm", "ffn_post_norm"))
-_FLOAT32_TENSORS = frozenset(("norm", "exit_gate.weight", "exit_gate.bias"))
+_FLOAT32_TENSORS = frozenset(("norm", "exit_gate.weight", "exit_gate.bias", "state_init"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ class Forward:
     logits: Array  # [T, V]
     depth: NDArray[np.int64]  # [T], counted from 1
     exit_probs: NDArray[np.float64]  # [T, R]; NaN beyond a position's depth
-    hidden: Array  # [T, C], the normed states that the logits are made of
+    hidden: Array  # [T, W], the normed state rows that the logits are made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Score:
 class States:
     """Each position's state where the exit rule stopped it."""
 
-    hidden: Array  # [T, C], normed
+    hidden: Array  # [T, W], normed
     depth: NDArray[np.int64]  # [T]
     exit_probs: NDArray[np.float64]  # [T, R]
 
@@ -53,7 +53,7 @@ class States:
 class AllStates:
     """The states of every position after every loop."""
 
-    hidden: Array  # [R, T, C], normed
+    hidden: Array  # [R, T, W], normed
     gate_logits: NDArray[np.float64]  # [T, R]; NaN without a gate
 
 
@@ -68,7 +68,7 @@ def run_forward(
     sequence.truncate(0)
     sequence.set_prompt(ids)
     depth = np.zeros(len(ids), np.int64)
-    hidden = np.empty((len(ids), config.hidden_size), np.float32)
+    hidden = np.empty((len(ids), sequence.backend.program.width), np.float32)
     probs = np.full((len(ids), config.loops), np.nan)
     for exited in sequence.run_positions(range(len(ids)), policy, cancel):
         if exited.positions:
@@ -101,12 +101,12 @@ def run_score(states: States, ids: Sequence[int], top: int, head: Head, cancel: 
     return Score(logprobs, tuple(likely), states.depth)
 
 
-def pool(states: States) -> Array:
-    """One vector [C] of length 1 for a text: the mean of its normed states.
+def pool(hidden: Array) -> Array:
+    """One vector [C] of length 1 for a text: the mean of its normed states [T, C].
 
     The mean, because the last state alone is about the next token: models that were not trained to embed tell texts
     apart better by the mean.
     """
-    mean = states.hidden.mean(axis=0, dtype=np.float64)
+    mean = hidden.mean(axis=0, dtype=np.float64)
     vector: Array = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
     return vector

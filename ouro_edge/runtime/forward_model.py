@@ -123,7 +123,7 @@ class ForwardModel:
     def states(
         self, ids: Sequence[int], *, cancel: Cancel | None = None, sequence: TokenSequence | None = None
     ) -> AllStates:
-        """States of every position after every loop: hidden [R, T, C], gate logits [T, R]. All loops run.
+        """States of every position after every loop: hidden [R, T, W], gate logits [T, R]. All loops run.
 
         A `sequence`, whose buffers are reused, is emptied first. RequestError and its kinds; Cancelled when `cancel`
         fires.
@@ -169,14 +169,15 @@ class ForwardModel:
         texts = [texts] if isinstance(texts, str) else list(check_items("texts", texts, "texts or lists of token ids"))
         vectors = np.empty((len(texts), self.config.hidden_size), np.float32)
         for vector, text in zip(vectors, texts, strict=True):
-            vector[:] = pool(self._forward(self._ids("a text", text), exit, cancel))
+            states = self._forward(self._ids("a text", text), exit, cancel)
+            vector[:] = pool(self.backend.program.output(states.hidden, self.config.hidden_size))
         return vectors
 
     def logits(self, hidden: Array) -> Array:
-        """Logits [T, V] of normed hidden rows [T, C], as `forward` and `TokenSequence.advance` give them."""
-        head = self.backend.head
-        if getattr(hidden, "shape", ())[1:] != (self.config.hidden_size,) or not len(hidden):
-            raise RequestError(f"hidden is not an array of rows [T, {self.config.hidden_size}] with T at least 1")
+        """Logits [T, V] of normed state rows [T, W], as `forward` and `TokenSequence.advance` give them."""
+        head, width = self.backend.head, self.backend.program.width
+        if getattr(hidden, "shape", ())[1:] != (width,) or not len(hidden):
+            raise RequestError(f"hidden is not an array of rows [T, {width}] with T at least 1")
         pieces = [head(hidden[i : i + HEAD_ROWS]) for i in range(0, len(hidden), HEAD_ROWS)]
         return np.concatenate(pieces)
 

@@ -73,7 +73,7 @@ def test_unknown_architecture(tmp_path: Path) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    with pytest.raises(ConfigError, match="architecture is 'falcon'; expected one of 'ouro', 'nanbeige', 'llama'"):
+    with pytest.raises(ConfigError, match="is 'falcon'; expected one of 'ouro', 'nanbeige', 'hrm_text', 'llama'"):
         open_gguf(tmp_path / "m.gguf")
 
 

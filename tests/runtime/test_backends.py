@@ -9,7 +9,7 @@ import pytest
 from models import oracle
 
 import ouro_edge
-from ouro_edge.arch.loop_program import LoopPass, LoopProgram, loop_program
+from ouro_edge.arch.loop_program import LoopPass, LoopProgram, Stack, loop_program
 from ouro_edge.errors import RequestError
 from ouro_edge.export.open_checkpoint import open_checkpoint
 from ouro_edge.runtime.backend.protocol import GroupOutput
@@ -128,7 +128,9 @@ def test_a_metered_model_is_the_same_model(bundle_of):
 
 def test_programs_say_which_cache_a_pass_uses(checkpoint):
     config = open_checkpoint(checkpoint).config
-    assert loop_program(config) == LoopProgram(tuple(LoopPass("block", i) for i in range(4)), config.hidden_size)
+    assert loop_program(config) == LoopProgram(
+        tuple(LoopPass("block", i) for i in range(4)), config.hidden_size, (Stack("block", range(2)),)
+    )
     shared = loop_program(config, share_kv=True)
     assert (shared.num_caches, shared.shares_caches) == (1, True)
     assert new_sequence(ReferenceBackend(config, {}, share_kv=True)).kv_share == "last"
@@ -139,10 +141,8 @@ def test_a_token_exits_only_after_a_pass_that_allows_it():
     config = replace(ouro_edge.load(None).config, max_positions=100)
     backend = ScriptedBackend(config, lambda ids, count: (int(ids[count - 1]) + 1, 1))
     allowed = (False, True, False, True)
-    backend.program = LoopProgram(
-        tuple(replace(step, may_exit=may) for step, may in zip(backend.program.passes, allowed, strict=True)),
-        backend.program.width,
-    )
+    passes = zip(backend.program.passes, allowed, strict=True)
+    backend.program = replace(backend.program, passes=tuple(replace(step, may_exit=may) for step, may in passes))
     model = ouro_edge.Model(backend)
     for exit, depth in ((ouro_edge.ExitThreshold(0.5), 2), (ouro_edge.FixedDepth(1), 2), (ouro_edge.FixedDepth(3), 4)):
         *tokens, _ = model.generate([3, 4], max_tokens=3, exit=exit, speculate=False)
@@ -155,7 +155,7 @@ def test_a_shared_cache_and_traces_honour_where_a_program_may_exit(bundle_of):
         for each in (shared, model):
             program = each.backend.program
             passes = tuple(replace(step, may_exit=i % 2 == 1) for i, step in enumerate(program.passes))
-            each.backend.program = LoopProgram(passes, program.width)
+            each.backend.program = replace(program, passes=passes)
             sequence = each.new_sequence()
             sequence.append(PROMPT)
             assert sequence.run_until_exit(ouro_edge.FixedDepth(1)).loop == 2

@@ -32,7 +32,7 @@ def models(request, bundle_of, checkpoint_of, tmp_path, monkeypatch):
     settings = {"kv": request.param, "prefill_weights": "int8"}
     with ouro_edge.load(path, **settings) as alone, ouro_edge.load(path, parallel=8, **settings) as together:
         backend: Any = alone.backend
-        backend._prefill.min_rows = 1
+        backend._prefill["block"].min_rows = 1
         yield alone, together
 
 
@@ -106,6 +106,6 @@ def test_the_crossover_is_measured_when_the_model_is_loaded(bundle_of, checkpoin
         copy = prefill_copy_for(open_bundle(path), "int8")
         (measured,) = json.loads((copy / "crossover.json").read_text()).values()
         backend: Any = model.backend
-        rows = backend._prefill.min_rows
+        rows = backend._prefill["block"].min_rows
         assert rows == measured and 6 <= rows <= 64
         assert backend.session_for(rows) is not backend.session_for(rows - 1)

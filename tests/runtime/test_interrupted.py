@@ -82,7 +82,7 @@ def test_an_interrupted_sequence_goes_on_rightly(
 
 def test_buffers_of_an_interrupted_growth_get_one_size_again(model: ouro_edge.Model) -> None:
     for fails_at in range(2 * model.config.num_layers):
-        buffers, bound = KVBuffers(model.config), dict[str, int]()
+        buffers, bound = KVBuffers(model.config, model.config.num_layers), dict[str, int]()
 
         def bind(name: str, value: Any, at: int | None = None, bound: dict[str, int] = bound) -> None:
             if len(bound) == at:

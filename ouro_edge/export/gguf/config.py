@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ouro_edge.arch.config import ModelConfig
-from ouro_edge.arch.families import FAMILIES, Family, family_names
+from ouro_edge.arch.families import FAMILIES, family_names
+from ouro_edge.arch.family import Family
 from ouro_edge.arch.weights import Array
 from ouro_edge.errors import ConfigError
 from ouro_edge.export.checkpoint import NO_GATE

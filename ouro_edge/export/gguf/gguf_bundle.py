@@ -16,7 +16,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ouro_edge.arch.weights import Array, block_tensors
+from ouro_edge.arch.loop_program import BLOCK
+from ouro_edge.arch.weights import Array
 from ouro_edge.bundle.bundle import Bundle, Embedding, GraphInMemory
 from ouro_edge.bundle.fitted_gate import FittedGate, check_numbers
 from ouro_edge.bundle.kv_ranges import check_ranges
@@ -87,19 +88,21 @@ class GgufBundle(Bundle):
     def weights_file(self) -> Path:
         return self.path
 
-    def block_graph(self, kv: str, progress: Progress | None = None) -> GraphInMemory:
-        return self._repacked(block_graph(self.config, self.tensors, kv), block_tensors(self.tensors), progress)
+    def block_graph(self, kv: str, progress: Progress | None = None, stack: str = BLOCK) -> GraphInMemory:
+        return self._repacked(block_graph(self.config, self.tensors, kv, stack=stack), progress)
 
-    def batched_graph(self, kv: str, slots: int, progress: Progress | None = None) -> GraphInMemory:
-        """The block over up to `slots` caches in one call."""
-        graph = batched_block_graph(self.config, self.tensors, kv, slots)
-        return self._repacked(graph, block_tensors(self.tensors), progress)
+    def batched_graph(self, kv: str, slots: int, progress: Progress | None = None, stack: str = BLOCK) -> GraphInMemory:
+        """A stack over up to `slots` caches in one call."""
+        return self._repacked(batched_block_graph(self.config, self.tensors, kv, slots, stack), progress)
 
     def head_graph(self, progress: Progress | None = None) -> GraphInMemory:
-        return self._repacked(head_graph(self.config, self.tensors), ["head"], progress)
+        return self._repacked(head_graph(self.config, self.tensors), progress)
 
-    def _repacked(self, graph: onnx.ModelProto, names: list[str], progress: Progress | None) -> GraphInMemory:
+    def _repacked(self, graph: onnx.ModelProto, progress: Progress | None) -> GraphInMemory:
         """A graph in memory, with the arrays that it reads."""
+        external = [one for one in graph.graph.initializer if one.data_location == one.EXTERNAL]
+        used = {one.name.rpartition(".")[0] for one in external}
+        names = [name for name in self.tensors if name in used]
         arrays = blank_arrays(self.tensors, names)
         with ThreadPoolExecutor(min(available_threads(), _REPACK_THREADS), "repack") as pool:  # NumPy releases the GIL
             work = pool.map(self._fill(arrays), names)

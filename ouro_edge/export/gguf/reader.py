@@ -19,7 +19,8 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from ouro_edge.arch.config import ModelConfig, parse_json_object, to_hf
+from ouro_edge.arch.config import ModelConfig, to_hf
+from ouro_edge.arch.json_object import parse_json_object
 from ouro_edge.arch.weights import Array, TensorReader, Weights
 from ouro_edge.errors import CheckpointError
 from ouro_edge.export.checkpoint import Checkpoint

@@ -16,6 +16,7 @@ import onnx
 from onnx import helper
 
 from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.loop_program import BLOCK
 from ouro_edge.bundle.bundle import SLOT_COUNTS, cache_head_dim
 from ouro_edge.export.graphs.block_graph import block_graph
 from ouro_edge.export.graphs.builder import CACHE_TYPES, MICROSOFT, GraphBuilder, tensor_type
@@ -128,7 +129,7 @@ class BatchedBuilder(GraphBuilder):
         return helper.make_node("GroupQueryAttention", inputs, outputs, domain=MICROSOFT, **attributes)
 
 
-def batched_block_graph(config: ModelConfig, tensors: Any, kv: str, slots: int) -> onnx.ModelProto:
-    """The graph of one loop over groups of rows with their own caches, `slots` of them at most (1, 2, 4, 8 or 16)."""
+def batched_block_graph(config: ModelConfig, tensors: Any, kv: str, slots: int, stack: str = BLOCK) -> onnx.ModelProto:
+    """The graph of one pass over groups of rows with their own caches, `slots` of them at most (1, 2, 4, 8 or 16)."""
     builder = type("SlotBuilder", (BatchedBuilder,), {"slots": slots})
-    return block_graph(config, tensors, kv, builder)
+    return block_graph(config, tensors, kv, builder, stack)

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.loop_program import BLOCK
 from ouro_edge.bundle.bundle import SLOT_COUNTS
 from ouro_edge.export.graphs.batched_graph import BatchedBuilder
 from ouro_edge.export.graphs.block_graph import block_graph
@@ -44,7 +45,9 @@ class BatchedPrefillBuilder(PrefillBuilder, BatchedBuilder):
         return self.branch_graph(f"prompt_{layer}", nodes, names)
 
 
-def batched_prefill_graph(config: ModelConfig, tensors: Any, kv: str, slots: int) -> onnx.ModelProto:
-    """The graph of one loop over groups of rows with their own caches, `slots` of them at most (1, 2, 4, 8 or 16)."""
+def batched_prefill_graph(
+    config: ModelConfig, tensors: Any, kv: str, slots: int, stack: str = BLOCK
+) -> onnx.ModelProto:
+    """The graph of one pass over groups of rows with their own caches, `slots` of them at most (1, 2, 4, 8 or 16)."""
     builder = type("SlotBuilder", (BatchedPrefillBuilder,), {"slots": slots})
-    return block_graph(config, tensors, kv, builder)
+    return block_graph(config, tensors, kv, builder, stack)

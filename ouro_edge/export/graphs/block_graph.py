@@ -1,8 +1,8 @@
-"""Builds the ONNX graphs of a bundle: the shared block with its exit gate, and the head.
+"""Builds the ONNX graphs of a bundle: one for each stack of layers, usually the shared block alone, and the head.
 
-The block computes one loop: its inputs are hidden [B, T, C] and the KV of one loop, its outputs the normed hidden
-state, the exit gate's logit and the extended KV. The runtime calls it once per loop with the KV of that loop, so the
-weights are stored once for any R.
+A graph computes one pass: its inputs are state rows [B, T, W] and the KV of one pass, its outputs the new rows, the
+exit gate's logit and the extended KV. The runtime calls it once per pass with the KV of that pass, so the weights are
+stored once for any R.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import onnx
 
 from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.loop_program import BLOCK, Stack, loop_program
 from ouro_edge.arch.weights import head_tensor
 from ouro_edge.bundle.bundle import cache_head_dim
 from ouro_edge.bundle.tensors import TensorSpec
@@ -23,33 +24,42 @@ def block_graph(
     tensors: Mapping[str, TensorSpec],
     kv: str = "fp32",
     builder: type[GraphBuilder] = GraphBuilder,
+    stack: str = BLOCK,
 ) -> onnx.ModelProto:
-    """The graph of one loop over the shared block, with a KV cache of type `kv`: fp32, int8 or int4.
+    """The graph of one pass through a stack, by default the shared block, with a KV cache of type `kv`.
 
-    A quantised cache stores round(x / scale) with a scale per channel, as int8 or as nibbles with offset 8. The scales
-    are inputs [KV * D], because they differ between loops.
+    `kv` is fp32, int8 or int4. A quantised cache stores round(x / scale) with a scale per channel, as int8 or as
+    nibbles with offset 8. The scales are inputs [KV * D], because they differ between passes. Layers of the cache are
+    numbered from 0 in every stack.
     """
+    program = loop_program(config)
+    part = program.stack(stack)
     g = builder(config, tensors, kv)
-    g.inputs("hidden", "float32", ["batch", "length", config.hidden_size])
+    g.inputs("hidden", "float32", ["batch", "length", program.width])
     g.length_inputs()
     for name in ("cos_cache", "sin_cache"):
         g.inputs(name, "float32", ["positions", cache_head_dim(config) // 2])
-    residual, normed = "hidden", g.norm("hidden", "layers.0.attn_norm")
-    for i in range(config.num_layers):
-        layer = f"layers.{i}."
-        for part in ("key", "value"):
-            g.cache_inputs(i, part)
-        mixed = g.linear(g.attention(g.linear(normed, layer + "qkv_proj"), i), layer + "o_proj")
+    residual, kept = _entry(g, part)
+    normed = g.norm(residual, f"layers.{part.layers[0]}.attn_norm")
+    for i, number in enumerate(part.layers):
+        layer = f"layers.{number}."
+        for half in ("key", "value"):
+            g.cache_inputs(i, half)
+        mixed = g.linear(g.self_attention(normed, layer, i), layer + "o_proj")
         if config.sandwich_norms:
             mixed = g.norm(mixed, layer + "attn_post_norm")
         normed, residual = g.add_norm(residual, mixed, layer + "ffn_norm")
         mixed = g.feed_forward(normed, layer)
         if config.sandwich_norms:
             mixed = g.norm(mixed, layer + "ffn_post_norm")
-        last = i + 1 == config.num_layers
-        normed, residual = g.add_norm(residual, mixed, "norm" if last else f"layers.{i + 1}.attn_norm")
-    g.outputs("hidden_out", "float32", ["batch", "length", config.hidden_size])
-    g.node("Identity", [normed], "hidden_out")
+        last = number == part.layers[-1]
+        normed, residual = g.add_norm(residual, mixed, "norm" if last else f"layers.{number + 1}.attn_norm")
+    g.outputs("hidden_out", "float32", ["batch", "length", program.width])
+    parts = {"row": [normed], "first": [normed, kept], "second": [kept, normed], "both": [residual, normed]}
+    if part.writes == "row":
+        g.node("Identity", [normed], "hidden_out")
+    else:
+        g.node("Concat", parts[part.writes], "hidden_out", axis=-1)
     if config.has_gate:
         g.outputs("exit_logit", "float32", ["batch", "length", 1])
         # Inputs with default values, so that the runtime can bind a fitted gate instead.
@@ -57,7 +67,16 @@ def block_graph(
         g.inputs(weight, "float32", [1, config.hidden_size])
         g.inputs(bias, "float32", [1])
         g.node("Add", [g.node("FusedMatMul", [normed, weight], domain=MICROSOFT, transB=1), bias], "exit_logit")
-    return g.model("ouro_edge_block")
+    return g.model(f"ouro_edge_{stack}")
+
+
+def _entry(g: GraphBuilder, stack: Stack) -> tuple[str, str]:
+    """What enters the first layer, and the part of the row that the pass keeps."""
+    if stack.reads == "row":
+        return "hidden", ""
+    g.node("Split", ["hidden"], "first_part", "second_part", axis=-1, num_outputs=2)
+    entry = g.node("Add", ["first_part", "second_part"]) if stack.reads == "sum" else "first_part"
+    return entry, "second_part" if stack.writes == "first" else "first_part"
 
 
 def head_graph(config: ModelConfig, tensors: Mapping[str, TensorSpec]) -> onnx.ModelProto:

@@ -32,8 +32,8 @@ _ONNX_TYPES = {
     "int64": TensorProto.INT64,
 }
 CACHE_TYPES = {"fp32": "float32", "int8": "int8", "int4": "uint8"}
-# MatMulNBits accuracy_level: activations rounded to int8 in blocks (float32 on CPUs without such a kernel), or float32.
-INT8_COMPUTE, FLOAT_COMPUTE = 4, 0
+# MatMulNBits accuracy_level: activations rounded to int8 in blocks; float32 (level 0) on CPUs without such a kernel.
+INT8_COMPUTE = 4
 
 
 class GraphBuilder:
@@ -87,14 +87,20 @@ class GraphBuilder:
         return name
 
     def norm(self, x: str, weight: str) -> str:
-        inputs = [x, self.initializer(weight, "values")]
+        inputs = [x, self.norm_weights(weight)]
         return self.node("SimplifiedLayerNormalization", inputs, axis=-1, epsilon=self.config.rms_norm_eps)
+
+    def norm_weights(self, weight: str) -> str:
+        """The weights of a norm; ones in families whose norms have none, because the operator takes some."""
+        if self.config.family.norm_weights:
+            return self.initializer(weight, "values")
+        return self.array("ones", np.ones(self.config.hidden_size, np.float32))
 
     def add_norm(self, residual: str, x: str, weight: str) -> tuple[str, str]:
         """norm(residual + x) and the sum itself."""
         index = self._count
         total = f"residual_{index}"
-        inputs = [residual, x, self.initializer(weight, "values")]
+        inputs = [residual, x, self.norm_weights(weight)]
         names = (f"normed_{index}", "", "", total)
         op = "SkipSimplifiedLayerNormalization"
         return self.node(op, inputs, *names, domain=MICROSOFT, epsilon=self.config.rms_norm_eps), total
@@ -144,6 +150,15 @@ class GraphBuilder:
         kernels round a whole row with one scale, which is several times less accurate.
         """
         return self.array(f"{MIDDLE_POINTS}.{rows}x{blocks}", np.full((rows, -(-blocks // 2)), 0x88, np.uint8))
+
+    def self_attention(self, x: str, layer: str, index: int) -> str:
+        """Attention over x [B, T, C] before the output projection: weights of a layer, cache number `index`."""
+        if not self.config.family.attention_gate:
+            return self.attention(self.linear(x, layer + "qkv_proj"), index)
+        config, qkv, gate = self.config, f"qkv_{index}", f"attention_gate_{index}"
+        sizes = self.constant([config.q_size + 2 * config.kv_size, config.q_size])
+        self.node("Split", [self.linear(x, layer + "qkv_gate_proj"), sizes], qkv, gate, axis=-1)
+        return self.node("Mul", [self.attention(qkv, index), self.node("Sigmoid", [gate])])
 
     def attention(self, qkv: str, layer: int) -> str:
         """Rotary attention over the layer's cache, extended in place; heads are padded to the cache's width."""

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.loop_program import loop_program
 from ouro_edge.arch.weights import Array
 from ouro_edge.bundle.bundle import cache_head_dim
 from ouro_edge.errors import ContextOverflowError
@@ -31,10 +32,13 @@ _RESERVED_BYTES = 64 << 20  # memory that a growing cache leaves free
 
 
 def kv_bytes_per_token(config: ModelConfig, kv: str) -> int:
-    """Bytes of one token in the cache after all loops."""
-    return (
-        config.loops * config.num_layers * 2 * config.num_kv_heads * _width(config, kv) * np.dtype(_DTYPES[kv]).itemsize
-    )
+    """Bytes of one token in the caches after all passes."""
+    return loop_program(config).cached_layers * kv_bytes_per_layer(config, kv)
+
+
+def kv_bytes_per_layer(config: ModelConfig, kv: str) -> int:
+    """Bytes of one token's key and value in one layer."""
+    return 2 * config.num_kv_heads * _width(config, kv) * np.dtype(_DTYPES[kv]).itemsize
 
 
 def scales_of(ranges: Array, kv: str) -> Array:
@@ -46,13 +50,13 @@ def scales_of(ranges: Array, kv: str) -> Array:
 class KVBuffers:
     """Buffers [1, KV, capacity, D]: a key and a value per layer. The caller knows how many positions are valid."""
 
-    def __init__(self, config: ModelConfig, kv: str = "fp32", caches: int = 1) -> None:
-        self._config, self._kv = config, kv
-        self._siblings = caches  # caches of one sequence
+    def __init__(self, config: ModelConfig, layers: int, kv: str = "fp32", all_layers: int | None = None) -> None:
+        self._config, self._kv, self._layers = config, kv, layers
+        self._all_layers = all_layers or layers  # of all caches of a sequence
         self.capacity = 0
         self._growing = False  # buffers differ in size, or some are not bound: an exception has ended `reserve`
         # Key of layer 0, value of layer 0, key of layer 1, ...
-        self.arrays: list[NDArray[Any]] = [np.empty(0)] * (2 * config.num_layers)
+        self.arrays: list[NDArray[Any]] = [np.empty(0)] * (2 * layers)
 
     def reserve(self, length: int, valid: int, bind: Callable[[str, Any], None]) -> None:
         """Make room for `length` positions, keeping the first `valid`.
@@ -68,7 +72,7 @@ class KVBuffers:
         ort = import_onnxruntime()
         shape = (1, self._config.num_kv_heads, capacity, _width(self._config, self._kv))
         self._growing = True
-        for i in range(2 * self._config.num_layers):
+        for i in range(2 * self._layers):
             if self.arrays[i].shape != shape:
                 grown = np.empty(shape, _DTYPES[self._kv])
                 if valid:
@@ -104,17 +108,19 @@ class KVBuffers:
         return capacity
 
     def _fits(self, capacity: int) -> bool:
-        return (capacity - self.capacity) * self._per_token <= max(0, available_memory() - _RESERVED_BYTES)
+        more = (capacity - self.capacity) * self._layers * self._per_layer
+        return more <= max(0, available_memory() - _RESERVED_BYTES)
 
     def _too_much(self, capacity: int) -> str:
+        need, free = capacity * self._all_layers * self._per_layer, available_memory()
         return (
-            f"{capacity} tokens need {capacity * self._per_token * self._siblings / 1e9:.2g} GB of {self._kv} keys and "
-            f"values; {available_memory() / 1e9:.2g} GB are free: use --kv int8 or int4, or a smaller --ctx"
+            f"{capacity} tokens need {need / 1e9:.2g} GB of {self._kv} keys and values; {free / 1e9:.2g} GB are free: "
+            "use --kv int8 or int4, or a smaller --ctx"
         )
 
     @property
-    def _per_token(self) -> int:
-        return kv_bytes_per_token(self._config, self._kv) // self._config.loops
+    def _per_layer(self) -> int:
+        return kv_bytes_per_layer(self._config, self._kv)
 
 
 def _width(config: ModelConfig, kv: str) -> int:

@@ -1,8 +1,8 @@
 """The backend that onnxruntime computes: the sessions of a bundle's graphs, opened once and shared by all sequences.
 
-The block graph is stateless: the KV cache that it is given decides which loop it computes. One call runs at a time, in
-the order of arrival, because two calls at once would compete for the same cores; a graph with several slots computes
-groups of several generations in one call.
+The graph of a stack is stateless: the KV cache that it is given decides which pass it computes. One call runs at a
+time, in the order of arrival, because two calls at once would compete for the same cores; a graph with several slots
+computes groups of several generations in one call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ouro_edge.arch.loop_program import loop_program
+from ouro_edge.arch.loop_program import BLOCK, loop_program
 from ouro_edge.arch.reference import rope_tables
 from ouro_edge.arch.weights import Array
 from ouro_edge.bundle.batched_graphs import BatchedGraphs
@@ -66,20 +66,22 @@ class OnnxBackend:
         self.state_id = _state_id(bundle, ranges)
         self._gate = gate
         self.slots = 1 if batched is None else batched.slots
-        block = bundle.block_graph(kv, progress) if batched is None else batched.block(kv)
-        self._session = open_session(block, threads, parallel=parallel_packing)
+        self._sessions: dict[str, Any] = {}  # by graph
+        self._prefill: dict[str, PrefillSession] = {}
+        for stack in self.program.stacks:
+            graph = bundle.block_graph(kv, progress, stack.name) if batched is None else batched.block(kv, stack.name)
+            self._sessions[stack.name] = open_session(graph, threads, parallel=parallel_packing)
+            if prefill_copy is not None:
+                copy: Callable[[], Graph] = partial(prefill_graph, prefill_copy, kv, stack.name)
+                if batched is not None:
+                    copy = partial(batched.prefill, kv, prefill_copy, stack.name)
+                self._prefill[stack.name] = PrefillSession(copy, threads)
         self._head = None
         if open_head:
             self._head = open_session(bundle.head_graph(progress), threads, parallel=parallel_packing)
-        self._prefill: PrefillSession | None = None
-        if prefill_copy is not None:
-            if batched is None:
-                graph: Callable[[], Graph] = partial(prefill_graph, prefill_copy, kv)
-            else:
-                graph = partial(batched.prefill, kv, prefill_copy)
-            self._prefill = PrefillSession(graph, threads)
-        self.rows_per_call = ROWS_PER_CALL if self._prefill is None else PREFILL_ROWS
+        self.rows_per_call = PREFILL_ROWS if self._prefill else ROWS_PER_CALL
         self._embedding = bundle.embedding()
+        self._second = None if self.program.second is None else bundle.values(self.program.second)
         self._ort = import_onnxruntime()
         self._scales = [] if ranges is None else self._scale_values(ranges)
         self._rope: tuple[Any, Any] = (None, None)
@@ -87,8 +89,8 @@ class OnnxBackend:
         self._rope_lock = threading.Lock()
         self._shared: SharedCalls | None = None
         if self.slots > 1:
-            self._dummy = DummyCache(self)
-            self._shared = SharedCalls(self, self._dummy, self._run_head)
+            self._dummies = {stack.name: DummyCache(self, stack.name) for stack in self.program.stacks}
+            self._shared = SharedCalls(self, self._dummies, self._run_head)
             if prefill_copy is not None:
                 self._measure_crossover(prefill_copy)
 
@@ -103,19 +105,20 @@ class OnnxBackend:
         return [group.cache.run(group.rows, group.start, cancel) for group in groups]
 
     def embed(self, ids: Sequence[int]) -> Array:
-        """State rows [T, C] of token ids, gathered from the memory-mapped embedding."""
-        return self._embedding(np.asarray(ids))
+        """State rows [T, W] of token ids, made of rows of the memory-mapped embedding."""
+        return self.program.first_rows(self._embedding(np.asarray(ids)), self._second)
 
     def head(self, rows: Array) -> Array:
-        """Logits [T, V] of normed state rows [T, C]."""
+        """Logits [T, V] of normed state rows [T, W]."""
         return self._run_head(rows) if self._shared is None else self._shared.head(rows)
 
     def _run_head(self, rows: Array) -> Array:
         if self._head is None:
             raise RequestError("this model was opened without its head, so it has no logits")
+        rows = np.ascontiguousarray(self.program.output(rows, self.config.hidden_size), np.float32)
         try:
             with self.lock.hold():
-                logits: Array = self._head.run(["logits"], {"hidden": np.ascontiguousarray(rows, np.float32)})[0]
+                logits: Array = self._head.run(["logits"], {"hidden": rows})[0]
         except Exception as problem:
             raise BundleError(f"onnxruntime cannot run this model, export it again: {one_line(problem)}") from None
         return logits
@@ -123,12 +126,12 @@ class OnnxBackend:
     @property
     def has_prefill_session(self) -> bool:
         """Whether long prompts have their own session."""
-        return self._prefill is not None
+        return bool(self._prefill)
 
-    def session_for(self, rows: int) -> Any:
-        """The block's session that is fastest for this many rows."""
-        session = None if self._prefill is None else self._prefill.session_for(rows)
-        return self._session if session is None else session
+    def session_for(self, rows: int, graph: str = BLOCK) -> Any:
+        """The session of a graph that is fastest for this many rows."""
+        session = self._prefill[graph].session_for(rows) if self._prefill else None
+        return self._sessions[graph] if session is None else session
 
     def call(self, session: Any, binding: Any, cancel: Cancel | None) -> None:
         """Run one of the block's sessions on a binding. Cancelled when `cancel` fires before or during the call."""
@@ -173,22 +176,24 @@ class OnnxBackend:
             binding.bind_ortvalue_input(f"scale.{i}.key{suffix}", key)
             binding.bind_ortvalue_input(f"scale.{i}.value{suffix}", value)
 
-    def bind_spare_slots(self, session: Any, binding: Any) -> tuple[str, list[Any]]:
+    def bind_spare_slots(self, session: Any, binding: Any, graph: str) -> tuple[str, list[Any]]:
         """Bind all slots but the first to a dummy cache, for calls of one group.
 
         Returns the suffix of the first slot's names, and what must stay alive as long as the binding.
         """
         if self.slots == 1:
             return "", []
-        wrap = self._ort.OrtValue.ortvalue_from_numpy
+        wrap, dummy = self._ort.OrtValue.ortvalue_from_numpy, self._dummies[graph]
         numbers = {"slot_rows": np.zeros(self.slots + 1, np.int64), "total_rows": np.ones(1, np.int64)}
-        numbers["slots"] = np.array(int(session is self._session), np.int64)  # 0: a prompt, in the prefill session
+        numbers["slots"] = np.array(
+            int(session is self._sessions[graph]), np.int64
+        )  # 0: a prompt, in the prefill session
         for slot in range(1, self.slots):
             numbers[f"seqlens_k.{slot}"], numbers[f"total_length.{slot}"] = np.zeros(1, np.int32), np.array(1, np.int32)
-            for name, value in self._dummy.buffers.items():
+            for name, value in dummy.buffers.items():
                 binding.bind_ortvalue_input(f"past.{name}.{slot}", value)
                 binding.bind_ortvalue_output(f"present.{name}.{slot}", value)
-            self.bind_scales(binding, 0, f".{slot}")
+            self.bind_scales(binding, dummy.index, f".{slot}")
         kept = {name: wrap(number) for name, number in numbers.items()}
         for name, value in kept.items():
             binding.bind_ortvalue_input(name, value)
@@ -196,15 +201,18 @@ class OnnxBackend:
 
     def _measure_crossover(self, copy: Path) -> None:
         """Open the prefill session, and let it serve calls of as few rows as it is faster for on this machine."""
-        assert self._prefill is not None
-        session, cache = self._prefill.open(), OnnxCache(self, 0)
+        cache = OnnxCache(self, 0)  # the stacks of a model have the same kind of layers, so one of them is measured
+        session = self._prefill[cache.graph].open()
         if session is None:
             return
         threads = session.get_session_options().intra_op_num_threads
         machine = f"{cpu_name()}, {threads} threads, onnxruntime {self._ort.__version__}, {self.kv}, {self.slots} slots"
-        self._prefill.min_rows = crossover(
-            copy, machine, lambda rows: (cache.time(self._session, rows), cache.time(session, rows)), MIN_PREFILL_ROWS
+        block = self._sessions[cache.graph]
+        rows = crossover(
+            copy, machine, lambda rows: (cache.time(block, rows), cache.time(session, rows)), MIN_PREFILL_ROWS
         )
+        for prefill in self._prefill.values():
+            prefill.min_rows = rows
 
     def _scale_values(self, ranges: Array) -> list[list[tuple[Any, Any]]]:
         """OrtValues of each cache's scales, a pair per layer; one cache for several passes gets the widest range."""
@@ -214,7 +222,13 @@ class OnnxBackend:
             ranges[[i for i, step in enumerate(passes) if step.cache == cache]].max(axis=0)
             for cache in range(self.program.num_caches)
         )
-        return [[(wrap(key), wrap(value)) for key, value in scales_of(reach, self.kv)] for reach in widest]
+        return [
+            [(wrap(key), wrap(value)) for key, value in scales_of(reach, self.kv)[: self._layers_of(cache)]]
+            for cache, reach in enumerate(widest)
+        ]
+
+    def _layers_of(self, cache: int) -> int:
+        return len(self.program.stack_of(cache).layers)
 
 
 def _state_id(bundle: Bundle, ranges: Array | None) -> str:

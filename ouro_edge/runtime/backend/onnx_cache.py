@@ -24,8 +24,11 @@ class OnnxCache:
 
     def __init__(self, backend: OnnxBackend, index: int) -> None:
         self._backend, self.index = backend, index
+        program = backend.program
+        self.graph = program.stack_of(index).name  # the stack whose keys and values these are
         self.version = 0  # changes when the buffers do
-        self._kv = KVBuffers(backend.config, backend.kv, backend.program.num_caches)
+        layers = len(program.stack(self.graph).layers)
+        self._kv = KVBuffers(backend.config, layers, backend.kv, program.cached_layers)
         self._calls: dict[int, _Call] = {}  # by session
         self.buffers: dict[str, Any] = {}  # OrtValues of the KV buffers, by name
 
@@ -40,13 +43,13 @@ class OnnxCache:
         return self._kv.capacity
 
     def run(self, rows: Array, start: int, cancel: Cancel | None = None) -> GroupOutput:
-        """Run the block on rows [T, C] at positions start..start+T, appending to the KV.
+        """Run the stack on rows [T, W] at positions start..start+T, appending to the KV.
 
         The output is made of views of buffers that the next call of the same length overwrites.
         """
         total = start + len(rows)
         self.grow(total, start)
-        return self._call_of(self._backend.session_for(len(rows)))(rows, total, cancel)
+        return self._call_of(self._backend.session_for(len(rows), self.graph))(rows, total, cancel)
 
     def time(self, session: Any, count: int, context: int = 128) -> float:
         """Seconds of a call of a session with `count` rows after `context` positions: the least of three."""
@@ -98,7 +101,7 @@ class _Call:
         self._wrap = import_onnxruntime().OrtValue.ortvalue_from_numpy
         self._binding = backend.new_binding(session)
         # The suffix ends the names of what belongs to a cache.
-        self._suffix, self._kept = backend.bind_spare_slots(session, self._binding)
+        self._suffix, self._kept = backend.bind_spare_slots(session, self._binding, cache.graph)
         backend.bind_scales(self._binding, cache.index, self._suffix)
         self._seqlens = np.zeros(1, np.int32)
         self._total = np.zeros((), np.int32)

@@ -43,6 +43,7 @@ class RowGroup:
     start: int  # position of the first row; the cache holds every position before it
     rows: Array  # [T, W]
     version: int = 0  # of the sequence, which refuses outputs of groups that it has dropped since
+    bidirectional: bool = False  # whether the rows, which then start at position 0, also see the rows behind them
 
 
 @dataclass(frozen=True, slots=True)

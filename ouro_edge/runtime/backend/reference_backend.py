@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ouro_edge.arch import reference
 from ouro_edge.arch.config import ModelConfig
-from ouro_edge.arch.loop_program import loop_program
+from ouro_edge.arch.loop_program import Stack, loop_program
 from ouro_edge.arch.weights import Array
 from ouro_edge.runtime.backend.cancel import Cancel
 from ouro_edge.runtime.backend.protocol import GroupOutput, RowGroup
@@ -30,8 +30,8 @@ class ReferenceBackend:
         self._weights = weights
 
     def new_cache(self, index: int) -> ReferenceCache:
-        """An empty cache; all caches of a model are alike."""
-        return ReferenceCache(self.config)
+        """An empty cache number `index` of the loop program."""
+        return ReferenceCache(self.config, self.program.stack_of(index))
 
     def run(self, groups: Sequence[RowGroup], cancel: Cancel | None = None) -> list[GroupOutput]:
         """Compute the groups one after the other."""
@@ -41,7 +41,11 @@ class ReferenceBackend:
                 cancel.check()
             stop = group.start + len(group.rows)
             cos, sin = (table[group.start :] for table in reference.rope_tables(self.config, stop))
-            states = reference.block(self.config, self._weights, group.rows, cos, sin, group.cache.extends(group.start))
+            cache: ReferenceCache = group.cache
+            prefix = stop if group.bidirectional else 0
+            states = reference.run_pass(
+                self.config, self._weights, cache.stack, group.rows, cos, sin, cache.extends(group.start), prefix
+            )
             gates = np.full(len(states), np.nan)
             if self.config.has_gate:
                 gates = reference.gate(self._weights, states)
@@ -49,20 +53,21 @@ class ReferenceBackend:
         return outputs
 
     def embed(self, ids: Sequence[int]) -> Array:
-        """State rows [T, C] of token ids."""
+        """State rows [T, W] of token ids."""
+        second = self.program.second
         rows: Array = self._weights["embedding"][np.asarray(ids)].astype(np.float32)
-        return rows
+        return self.program.first_rows(rows, self._weights[second] if second else None)
 
     def head(self, rows: Array) -> Array:
-        """Logits [T, V] of normed state rows [T, C]."""
-        return reference.head(self._weights, rows)
+        """Logits [T, V] of normed state rows [T, W]."""
+        return reference.head(self._weights, self.program.output(rows, self.config.hidden_size))
 
 
 class ReferenceCache:
     """Keys and values of one pass of one sequence, in float32 arrays [S, KV, D], a pair per layer."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        self._config = config
+    def __init__(self, config: ModelConfig, stack: Stack) -> None:
+        self._config, self.stack = config, stack
         self._arrays: list[Array] = []
         self.reserve(0)
 
@@ -74,7 +79,7 @@ class ReferenceCache:
     def reserve(self, length: int) -> None:
         """Make room for `length` positions that the caller will fill; earlier contents are lost."""
         shape = (length, self._config.num_kv_heads, self._config.head_dim)
-        self._arrays = [np.zeros(shape, np.float32) for _ in range(2 * self._config.num_layers)]
+        self._arrays = [np.zeros(shape, np.float32) for _ in range(2 * len(self.stack.layers))]
 
     def valid(self, length: int) -> list[NDArray[Any]]:
         """The first `length` positions of every array, as views [length, KV, D]."""
@@ -96,4 +101,4 @@ class ReferenceCache:
 
             return extend
 
-        return [extend_layer(layer) for layer in range(self._config.num_layers)]
+        return [extend_layer(layer) for layer in range(len(self.stack.layers))]

@@ -63,7 +63,7 @@ class ScriptedBackend:
 
     def embed(self, ids: Sequence[int]) -> Array:
         """State rows that carry nothing but the token ids."""
-        rows = np.zeros((len(ids), self.config.hidden_size), np.float32)
+        rows = np.zeros((len(ids), self.program.width), np.float32)
         rows[:, 0] = ids
         return rows
 

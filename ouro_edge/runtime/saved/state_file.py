@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ouro_edge.errors import ContextOverflowError, RequestError
-from ouro_edge.runtime.backend.kv import kv_bytes_per_token
+from ouro_edge.runtime.backend.kv import kv_bytes_per_layer
 from ouro_edge.runtime.checks import check_kind
 from ouro_edge.runtime.model import Model
 from ouro_edge.runtime.sequence.sequence import TokenSequence
@@ -122,15 +122,15 @@ def _read(model: Model, path: Path, file: IO[bytes]) -> TokenSequence:
         digest.update(view)
         return array
 
-    config = model.config
+    width, passes = sequence.backend.program.width, len(sequence.backend.program.passes)
     tokens = read(np.empty(frontier[0], "<i4"))
-    if ((tokens < 0) | (tokens >= config.vocab_size)).any():
+    if ((tokens < 0) | (tokens >= model.config.vocab_size)).any():
         raise RequestError(f"{path} is damaged: it holds token ids outside the vocabulary")
-    sequence.load_state(tokens.tolist(), frontier, [np.empty((0, config.hidden_size), np.float32)] * (config.loops - 1))
+    sequence.load_state(tokens.tolist(), frontier, [np.empty((0, width), np.float32)] * (passes - 1))
     for cache, valid in sequence.caches():
         cache.fill(valid, (read(np.empty(array.shape, array.dtype)) for array in cache.valid(valid)))
     _, counts = sequence.layout(frontier)
-    waiting = [read(np.empty((count, config.hidden_size), "<f4")) for count in counts]
+    waiting = [read(np.empty((count, width), "<f4")) for count in counts]
     if file.read(_CHECKSUM_BYTES) != digest.digest():
         raise RequestError(f"{path} is damaged: it differs from its checksum")
     sequence.load_waiting(waiting)
@@ -147,15 +147,20 @@ def _content(sequence: TokenSequence) -> Iterator[NDArray[Any]]:
 
 def _size(model: Model, sequence: TokenSequence, frontier: Any) -> int | None:
     """Bytes of the arrays for a frontier; None when it is not a valid frontier."""
-    config = model.config
-    if not isinstance(frontier, list) or len(frontier) != config.loops + 1 or any(type(n) is not int for n in frontier):
+    program = sequence.backend.program
+    if (
+        not isinstance(frontier, list)
+        or len(frontier) != len(program.passes) + 1
+        or any(type(n) is not int for n in frontier)
+    ):
         return None
     falls = all(a >= b for a, b in pairwise(frontier))
-    if not falls or frontier[-1] < 0 or frontier[0] > config.max_positions:
+    if not falls or frontier[-1] < 0 or frontier[0] > model.config.max_positions:
         return None
     try:
-        cached, waiting = map(sum, sequence.layout(frontier))
+        valid, waiting = sequence.layout(frontier)
     except RequestError:
         return None
-    per_loop = kv_bytes_per_token(config, sequence.backend.kv) // config.loops
-    return 4 * frontier[0] + cached * per_loop + 4 * waiting * config.hidden_size
+    layers = sum(count * len(program.stack_of(cache).layers) for cache, count in enumerate(valid))
+    per_layer = kv_bytes_per_layer(model.config, sequence.backend.kv)
+    return 4 * frontier[0] + layers * per_layer + 4 * sum(waiting) * program.width

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ouro_edge.arch.config import ModelConfig, parse_json_object
+from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.json_object import parse_json_object
 from ouro_edge.errors import CheckpointError
 from ouro_edge.export.gguf.text.tokenizer import CONTROL, NORMAL, UNUSED, USER, pre_of
 

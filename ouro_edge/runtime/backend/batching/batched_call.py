@@ -121,10 +121,11 @@ def _nothing() -> None:
 class DummyCache:
     """The cache of slots that have no group: one position, written and never read."""
 
-    index = version = 0
+    version = 0
 
-    def __init__(self, backend: OnnxBackend) -> None:
+    def __init__(self, backend: OnnxBackend, graph: str) -> None:
         self.buffers: dict[str, Any] = {}
-        kv = KVBuffers(backend.config, backend.kv)
+        self.index = next(step.cache for step in backend.program.passes if step.graph == graph)  # whose scales it has
+        kv = KVBuffers(backend.config, len(backend.program.stack(graph).layers), backend.kv)
         kv.reserve(1, 0, self.buffers.__setitem__)
         self._kv = kv

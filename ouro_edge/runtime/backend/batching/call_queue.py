@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -23,13 +23,14 @@ from ouro_edge.runtime.backend.protocol import GroupOutput, RowGroup
 # time; a group that misses a call costs another read of the weights, so a longer call is worth a longer wait.
 _MIN_WAIT_SECONDS, _MAX_WAIT_SECONDS = 0.004, 0.03
 _WAIT_TO_CALL_RATIO = 0.25
+_BLOCK, _HEAD = "block", ""  # kinds of work: the name of a graph, or the head
 _CANCEL_POLL_SECONDS = 0.02  # a Cancel may fire in a signal handler, which may take no locks and can wake no thread
 
 
 class _Job:
-    """One submission: row groups for the block, or rows for the head."""
+    """One submission: row groups for a graph, or rows for the head."""
 
-    def __init__(self, kind: Literal["block", "head"], work: Any, cancel: Cancel | None) -> None:
+    def __init__(self, kind: str, work: Any, cancel: Cancel | None) -> None:
         self.kind, self.work, self.cancel = kind, work, cancel
         self.thread = threading.get_ident()
         self.result: Any = None
@@ -55,16 +56,19 @@ class CallQueue:
         self._recent: set[int] = set()  # threads whose groups were in the last block call
         self._wait_seconds = _MIN_WAIT_SECONDS
 
-    def block(self, groups: Sequence[RowGroup], cancel: Cancel | None) -> list[GroupOutput]:
-        """The outputs of these groups. Raises Cancelled when `cancel` fires before or during the call."""
-        outputs: list[GroupOutput] = self._submit(_Job("block", list(groups), cancel))
+    def block(self, groups: Sequence[RowGroup], cancel: Cancel | None, graph: str = _BLOCK) -> list[GroupOutput]:
+        """The outputs of these groups, which share calls with others for the same graph.
+
+        Raises Cancelled when `cancel` fires before or during the call.
+        """
+        outputs: list[GroupOutput] = self._submit(_Job(graph, list(groups), cancel))
         if cancel is not None:
             cancel.check()
         return outputs
 
     def head(self, rows: Array) -> Array:
         """Logits [T, V] of rows [T, W]."""
-        logits: Array = self._submit(_Job("head", rows, None))
+        logits: Array = self._submit(_Job(_HEAD, rows, None))
         return logits
 
     def _submit(self, job: _Job) -> Any:
@@ -131,7 +135,7 @@ class CallQueue:
 
     def _run_heads(self) -> bool:
         """Run the head rows that wait; False if there are none."""
-        jobs = self._take("head", 1 << 30)
+        jobs = self._take(_HEAD, 1 << 30)
         if jobs:
             self._finish(jobs, lambda: self._split(jobs))
         return bool(jobs)
@@ -142,7 +146,7 @@ class CallQueue:
         return list(np.split(logits, ends))
 
     def _run_groups(self, own: _Job) -> None:
-        jobs = self._take("block", self._max_groups, own)
+        jobs = self._take(own.kind, self._max_groups, own)
         if not jobs:
             return
         self._recent = {job.thread for job in jobs}

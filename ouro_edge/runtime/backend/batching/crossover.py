@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ouro_edge.arch.config import read_json_object
+from ouro_edge.arch.json_object import read_json_object
 from ouro_edge.errors import BundleError
 from ouro_edge.system.files import atomic_write
 

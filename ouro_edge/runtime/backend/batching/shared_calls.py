@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ouro_edge.arch.weights import Array
@@ -19,21 +19,27 @@ if TYPE_CHECKING:
 class SharedCalls:
     """Runs groups that threads submit meanwhile in one call of the block's session that is fastest for all rows."""
 
-    def __init__(self, backend: OnnxBackend, dummy: DummyCache, run_head: Callable[[Array], Array]) -> None:
-        self._backend, self._dummy = backend, dummy
+    def __init__(
+        self, backend: OnnxBackend, dummies: Mapping[str, DummyCache], run_head: Callable[[Array], Array]
+    ) -> None:
+        self._backend, self._dummies = backend, dummies  # by graph
         self._calls: dict[int, BatchedCall] = {}  # by id of the session
         self._queue = CallQueue(self._run, run_head, backend.slots)
 
     def run(self, groups: Sequence[RowGroup], cancel: Cancel | None) -> list[GroupOutput]:
         """Compute the groups, together with others; long prompts have calls of their own."""
-        if any(len(group.rows) >= MIN_PREFILL_ROWS for group in groups) and self._backend.has_prefill_session:
+        long = self._backend.has_prefill_session and any(len(group.rows) >= MIN_PREFILL_ROWS for group in groups)
+        if long or any(group.bidirectional for group in groups):
             return [group.cache.run(group.rows, group.start, cancel) for group in groups]
         for group in groups:
             length = group.start + len(group.rows)
             if length > group.cache.capacity:
                 self._release(group.cache)
             group.cache.grow(length, group.start)
-        return self._queue.block(groups, cancel)
+        graphs = {group.cache.graph for group in groups}
+        if len(graphs) > 1:
+            return [output for group in groups for output in self._queue.block([group], cancel, group.cache.graph)]
+        return self._queue.block(groups, cancel, *graphs)
 
     def head(self, rows: Array) -> Array:
         """Logits [T, V] of rows [T, W]."""
@@ -44,7 +50,7 @@ class SharedCalls:
             call.release(growing)
 
     def _run(self, groups: list[RowGroup], cancel: Cancel | None) -> list[GroupOutput]:
-        """Calls of at most as many groups as there are slots."""
+        """Calls of at most as many groups, all of one graph, as there are slots."""
         if len(groups) == 1:
             self._release()
             (group,) = groups
@@ -52,11 +58,12 @@ class SharedCalls:
         outputs: list[GroupOutput] = []
         for first in range(0, len(groups), self._backend.slots):
             part = groups[first : first + self._backend.slots]
-            outputs += self._call(sum(len(group.rows) for group in part)).run(part, cancel)
+            outputs += self._call(sum(len(group.rows) for group in part), part[0].cache.graph).run(part, cancel)
         return outputs
 
-    def _call(self, rows: int) -> BatchedCall:
-        session = self._backend.session_for(rows)
+    def _call(self, rows: int, graph: str) -> BatchedCall:
+        session = self._backend.session_for(rows, graph)
         if id(session) not in self._calls:
-            self._calls[id(session)] = BatchedCall(self._backend, session, self._dummy, self._backend.slots)
+            dummy = self._dummies[graph]
+            self._calls[id(session)] = BatchedCall(self._backend, session, dummy, self._backend.slots)
         return self._calls[id(session)]

@@ -1,0 +1,39 @@
+"""What distinguishes the models of one family, as data and a few functions. The table of families is `families`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ouro_edge.arch.config import ModelConfig
+    from ouro_edge.arch.stacks import LoopProgram
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """What distinguishes the models of one `model_type`."""
+
+    architecture: str  # the class name in config.json
+    loops_field: str | None  # the field of config.json with the number of loops; None for a plain transformer
+    loops_key: str | None  # the same in a GGUF header, after the name of the architecture
+    sandwich_norms: bool = False
+    gate: bool = False  # an exit gate, and an exit threshold in config.json
+    derives_head_dim: bool = True  # whether an absent head_dim is hidden_size / num_attention_heads
+    exits: bool = True  # whether the model was trained to be read after fewer loops
+    norm_weights: bool = True  # whether norms have weights
+    attention_gate: bool = False  # a projection whose sigmoid multiplies the output of attention
+    interleaved_gguf: bool = True  # whether GGUF files interleave the halves of the heads of Q and K
+    state_init: bool = False  # a tensor [C] that is part of the first state row
+    stop_ids: frozenset[int] = frozenset()  # ends of an answer besides those in the config
+    fields: frozenset[str] = frozenset()  # other fields of config.json that are read
+    only_values: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # fields -> values that are implemented
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # documented defaults of absent fields
+    num_stacks: int = 0  # stacks of layers, if there are several
+    num_cycles: int = 0  # numbers that say how often stacks are repeated
+    # For families whose passes are not "all layers, R times": the program; fields of ModelConfig out of those of
+    # config.json, and the other way round.
+    program: Callable[[ModelConfig], LoopProgram] | None = None
+    read: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    write: Callable[[ModelConfig], dict[str, Any]] | None = None
