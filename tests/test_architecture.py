@@ -35,7 +35,7 @@ ROWS: dict[str, list[set[str]]] = {
     "export": [
         {"checkpoint", "model_card", "data_file", "graphs"},
         {"gguf", "prefill_copy"},
-        {"sentencepiece"},
+        {"sentencepiece", "tensor_names"},
         {"huggingface", "exporter", "batched_block", "float_activations"},
         {"open_checkpoint"},
     ],

@@ -12,6 +12,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GgufKeys:
+    """The keys of a family in a GGUF header, after the name of the architecture, and what they mean."""
+
+    types: Mapping[str, type]  # key -> type of its value, int, float or bool; all are required
+    read: Callable[[Mapping[str, Any]], dict[str, Any]]  # values by key -> fields of ModelConfig
+    write: Callable[[ModelConfig], dict[str, Any]]  # the other way round
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """What distinguishes the models of one `model_type`."""
 
@@ -37,3 +46,4 @@ class Family:
     program: Callable[[ModelConfig], LoopProgram] | None = None
     read: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     write: Callable[[ModelConfig], dict[str, Any]] | None = None
+    gguf: GgufKeys | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ouro_edge.arch.family import Family
+from ouro_edge.arch.family import Family, GgufKeys
 from ouro_edge.arch.stacks import LoopPass, LoopProgram, Stack
 from ouro_edge.errors import ConfigError
 
@@ -76,6 +76,33 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _read_gguf(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`block_count` is the number of layers of all passes together."""
+    found = sizes(values["hrm.layers_per_stack"], values["hrm.h_cycles"], values["hrm.l_cycles"])
+    if values["block_count"] != (slots := found["num_layers"] // 2 * found["loops"]):
+        raise ConfigError(
+            f"hrm_text.block_count is {values['block_count']}; expected {slots}, the layers of all passes"
+        )
+    return {**found, "embedding_scale": values["embedding_scale"], "prefix_lm": values["hrm.prefix_lm"]}
+
+
+def _write_gguf(config: ModelConfig) -> dict[str, Any]:
+    h_cycles, l_cycles = config.cycles
+    return {
+        "block_count": config.stack_layers[0] * config.loops,
+        "embedding_scale": config.embedding_scale,
+        "hrm.layers_per_stack": config.stack_layers[0],
+        "hrm.h_cycles": h_cycles,
+        "hrm.l_cycles": l_cycles,
+        "hrm.prefix_lm": config.prefix_lm,
+    }
+
+
+_KEYS: dict[str, type] = {
+    "block_count": int, "embedding_scale": float, "hrm.layers_per_stack": int, "hrm.h_cycles": int,
+    "hrm.l_cycles": int, "hrm.prefix_lm": bool,
+}  # fmt: skip
+
 HRM_TEXT = Family(
     architecture="HrmTextForCausalLM",
     loops_field=None,
@@ -103,4 +130,5 @@ HRM_TEXT = Family(
     program=program,
     read=_read,
     write=_write,
+    gguf=GgufKeys(types=_KEYS, read=_read_gguf, write=_write_gguf),
 )

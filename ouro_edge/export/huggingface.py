@@ -19,6 +19,7 @@ from ouro_edge.arch.weights import Array, TensorReader, Weights
 from ouro_edge.errors import CheckpointError
 from ouro_edge.export.checkpoint import Checkpoint, is_present
 from ouro_edge.export.sentencepiece import convert
+from ouro_edge.export.tensor_names import Part, is_ignored, parts_of
 
 _TEXT_FILES = (
     "config.json",
@@ -33,35 +34,6 @@ _MAX_TEXT_FILE_BYTES = 64 << 20
 _DTYPES = ("F32", "F16", "BF16")
 _INDEX_FILE = "model.safetensors.index.json"
 
-_MODEL_TENSORS = {
-    "model.embed_tokens.weight": "embedding",
-    "model.norm.weight": "norm",
-    "model.early_exit_gate.weight": "exit_gate.weight",
-    "model.early_exit_gate.bias": "exit_gate.bias",
-    "lm_head.weight": "head",
-}
-_LAYER_TENSORS = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "q_proj",
-    "self_attn.k_proj": "k_proj",
-    "self_attn.v_proj": "v_proj",
-    "self_attn.o_proj": "o_proj",
-    "mlp.gate_proj": "gate_proj",
-    "mlp.up_proj": "up_proj",
-    "mlp.down_proj": "down_proj",
-}
-# Ouro's sandwich norms: `post_attention_layernorm` precedes the MLP, the `_2` norms follow attention and the MLP.
-_LAYER_NORMS = {
-    True: {
-        "input_layernorm_2": "attn_post_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "post_attention_layernorm_2": "ffn_post_norm",
-    },
-    False: {"post_attention_layernorm": "ffn_norm"},
-}
-# Buffers in old checkpoints that follow from the config.
-_IGNORED_BUFFERS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-
 
 def open_directory(path: Path) -> Checkpoint:
     """Open a checkpoint directory. ConfigError or CheckpointError names what is missing, unexpected or damaged."""
@@ -72,10 +44,14 @@ def open_directory(path: Path) -> Checkpoint:
     types: Counter[str] = Counter()
     for file, names in _weight_files(path).items():
         for name, reader in _open_file(file, names).items():
-            if _IGNORED_BUFFERS.fullmatch(name) or (name == "lm_head.weight" and config.tie_word_embeddings):
+            if is_ignored(name, config):
                 continue
-            readers[canonical_name(name, config.sandwich_norms)] = reader
             types[reader.dtype] += 1
+            _check_rows(name, reader, parts := parts_of(name, config))
+            for part, rows in parts:
+                if part in readers:
+                    raise CheckpointError(f"{path} has the tensor {part} twice, alone and as a part of another one")
+                readers[part] = reader if rows is None else RowsReader(reader, *rows)
     notes = (
         [f"config.json has fields that are not known here and were ignored: {', '.join(unknown)}"] if unknown else []
     )
@@ -93,13 +69,22 @@ def open_directory(path: Path) -> Checkpoint:
     )
 
 
-def canonical_name(name: str, sandwich_norms: bool) -> str:
-    """The canonical name of a published tensor; an unknown name is returned as is, and reported as unexpected later."""
-    if name in _MODEL_TENSORS:
-        return _MODEL_TENSORS[name]
-    match = re.fullmatch(r"model\.layers\.(0|[1-9]\d*)\.(.+)\.weight", name)
-    part = match and (_LAYER_TENSORS | _LAYER_NORMS[sandwich_norms]).get(match[2])
-    return f"layers.{match[1]}.{part}" if match and part else name
+def _check_rows(name: str, reader: TensorReader, parts: list[Part]) -> None:
+    """CheckpointError unless a tensor that holds several has the rows of all of them."""
+    if (last := parts[-1].rows) is not None and (not reader.shape or reader.shape[0] != last[1]):
+        raise CheckpointError(f"{name} has shape {list(reader.shape)}; the config implies {last[1]} rows")
+
+
+class RowsReader:
+    """Some rows of a tensor that holds several."""
+
+    def __init__(self, whole: TensorReader, first: int, last: int) -> None:
+        self._whole, self._first = whole, first
+        self.shape = (max(0, min(last, whole.shape[0]) - first), *whole.shape[1:])
+
+    def read(self, start: int, stop: int) -> Array:
+        """Rows start..stop as float32."""
+        return self._whole.read(self._first + start, self._first + stop)
 
 
 class SafetensorsReader:

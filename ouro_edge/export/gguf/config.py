@@ -46,6 +46,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "tensor_data_layout": ("Meta AI original pth",),
     "use_parallel_residual": (False,),
 }
+_EXPECTED: dict[tuple[type, ...], str] = {(int,): "an integer", (bool,): "true or false"}
 _STOPS = ("eos", "eot", "eom")
 
 
@@ -81,7 +82,8 @@ def read_config(header: Header, divisors: Array | None = None) -> tuple[ModelCon
     vocab = embedding.shape[0]
     if integer("vocab_size", vocab) != vocab:
         raise ConfigError(f"{arch}.vocab_size is {integer('vocab_size')}, but token_embd.weight has {vocab} rows")
-    if (layers := integer("block_count")) > len(tensors):
+    passes = _passes(metadata, arch, family)
+    if (layers := passes["num_layers"]) > len(tensors):
         raise ConfigError(f"{arch}.block_count is {layers}, but the file has {len(tensors)} tensors in all")
     has_gate = family.gate and (GATE_WEIGHT in metadata or GATE_BIAS in metadata)
     ids, notes = _token_ids(metadata, vocab)
@@ -90,11 +92,9 @@ def read_config(header: Header, divisors: Array | None = None) -> tuple[ModelCon
         vocab_size=vocab,
         hidden_size=hidden,
         intermediate_size=integer("feed_forward_length"),
-        num_layers=layers,
         num_heads=heads,
         num_kv_heads=integer("attention.head_count_kv", heads),
         head_dim=head_dim,
-        loops=_loops(metadata, f"{arch}.{family.loops_key}") if family.loops_key else 1,
         max_positions=integer("context_length"),
         rope_theta=_float(metadata, f"{arch}.rope.freq_base", 10000.0),
         rms_norm_eps=_float(metadata, f"{arch}.attention.layer_norm_rms_epsilon"),
@@ -112,10 +112,23 @@ def read_config(header: Header, divisors: Array | None = None) -> tuple[ModelCon
             head_dim=head_dim,
             divisors=divisors,
         ),
+        **passes,
     )
     if family.gate and not has_gate:
         notes.append(NO_GATE)
     return config, notes
+
+
+def _passes(metadata: Metadata, arch: str, family: Family) -> dict[str, Any]:
+    """Fields of ModelConfig about layers and passes."""
+    if family.gguf is None:
+        loops = _loops(metadata, f"{arch}.{family.loops_key}") if family.loops_key else 1
+        return {"num_layers": _number(metadata, f"{arch}.block_count", None, (int,)), "loops": loops}
+    values = {
+        key: _float(metadata, f"{arch}.{key}") if kind is float else _number(metadata, f"{arch}.{key}", None, (kind,))
+        for key, kind in family.gguf.types.items()
+    }
+    return family.gguf.read(values)
 
 
 def _loops(metadata: Metadata, key: str) -> int:
@@ -129,6 +142,7 @@ def _loops(metadata: Metadata, key: str) -> int:
 def _check_keys(metadata: Metadata, prefix: str, family: Family) -> None:
     fixed = _FIXED | ({"skip_loop_final_norm": (False,)} if family.loops_key else {})
     known = _KNOWN | ({family.loops_key} if family.loops_key else set())
+    known |= family.gguf.types.keys() if family.gguf is not None else set()
     for key in metadata:
         name = key.removeprefix(prefix)
         if name == key or name in known:
@@ -176,7 +190,7 @@ def _number(metadata: Metadata, key: str, default: Any, types: tuple[type, ...])
     if value is None:
         raise ConfigError(f"{key} is missing; the model cannot be run without it, so convert it again")
     if type(value) not in types:
-        raise ConfigError(f"{key} is {brief(value)}; expected {'an integer' if types == (int,) else 'a number'}")
+        raise ConfigError(f"{key} is {brief(value)}; expected {_EXPECTED.get(types, 'a number')}")
     return value
 
 

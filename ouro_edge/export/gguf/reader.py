@@ -36,12 +36,18 @@ CHUNK_VALUES = 1 << 20  # dequantised per step; gguf's temporaries need several 
 
 _MAX_PAIRS = 1 << 16  # half of a head's dimensions
 
-_TOP = {"token_embd.weight": "embedding", "output_norm.weight": "norm", "output.weight": "head"}
+_TOP = {
+    "token_embd.weight": "embedding",
+    "output_norm.weight": "norm",
+    "output.weight": "head",
+    "hrm.z_l_init": "state_init",
+}
 _LAYER = {
     "attn_norm": "attn_norm",
     "attn_q": "q_proj",
     "attn_k": "k_proj",
     "attn_v": "v_proj",
+    "attn_gate": "attn_gate_proj",
     "attn_output": "o_proj",
     "ffn_norm": "ffn_norm",
     "ffn_gate": "gate_proj",
@@ -181,7 +187,7 @@ def tensor_readers(source: Path | SourceFile, header: Header, config: ModelConfi
         if tensor.name == ROPE_FREQS:  # part of the config
             continue
         name = canonical_name(tensor.name, config.sandwich_norms)
-        rotated = name.endswith((".q_proj", ".k_proj")) and len(tensor.shape) == 2
+        rotated = name.endswith((".q_proj", ".k_proj")) and len(tensor.shape) == 2 and config.family.interleaved_gguf
         readers[name] = GgufReader(source, tensor, config.head_dim if rotated else None)
     if config.has_gate:
         for name, key in (("exit_gate.weight", GATE_WEIGHT), ("exit_gate.bias", GATE_BIAS)):

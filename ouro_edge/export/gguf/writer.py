@@ -176,7 +176,9 @@ def _tensor(config: ModelConfig, tensors: TensorSource, name: str, shape: tuple[
     step = max(1, _PIECE_VALUES // shape[1])
     pieces = [tensors.rows(name, i, min(shape[0], i + step)) for i in range(0, shape[0], step)]
     whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-    if name.endswith(("q_proj", "k_proj")):  # llama.cpp rotates adjacent rows: interleave the halves of each head
+    if (
+        name.endswith(("q_proj", "k_proj")) and config.family.interleaved_gguf
+    ):  # llama.cpp rotates adjacent rows: interleave the halves of each head
         whole = whole.reshape(-1, 2, config.head_dim // 2, whole.shape[1]).swapaxes(1, 2).reshape(whole.shape)
     return np.ascontiguousarray(whole)
 
@@ -196,6 +198,10 @@ def _config_metadata(config: ModelConfig) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
     } | ({config.family.loops_key: config.loops} if config.family.loops_key else {})
     pairs: dict[str, Any] = {f"{arch}.{key}": np.uint32(value) for key, value in counts.items()}
+    if config.family.gguf is not None:
+        own = config.family.gguf.write(config)
+        kinds = {bool: bool, int: np.uint32, float: np.float32}
+        pairs |= {f"{arch}.{key}": kinds[type(value)](value) for key, value in own.items()}
     pairs[f"{arch}.attention.layer_norm_rms_epsilon"] = np.float32(config.rms_norm_eps)
     pairs[f"{arch}.rope.freq_base"] = np.float32(config.rope_theta)
     return pairs | {f"{arch}.skip_loop_final_norm": False} if config.family.loops_key else pairs
