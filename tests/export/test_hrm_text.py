@@ -47,9 +47,9 @@ def checkpoint(path: Path, tensors: dict[str, np.ndarray] | None = None, **chang
     return path
 
 
-def cycles(h: int, l: int) -> dict[str, int]:
+def cycles(high: int, low: int) -> dict[str, int]:
     """Fields for other numbers of cycles."""
-    return {"H_cycles": h, "L_cycles": l, "num_hidden_layers": 2 * h * (l + 1)}
+    return {"H_cycles": high, "L_cycles": low, "num_hidden_layers": 2 * high * (low + 1)}
 
 
 def split(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -103,15 +103,15 @@ def test_reference(expected, source, row):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("h", "l"), CYCLES)
-def test_numbers_of_cycles(expected, tmp_path, h, l):
-    source = checkpoint(tmp_path / "model", **cycles(h, l))
-    wanted, ids = expected[f"logits_causal_H{h}_L{l}"], expected["input_ids"]
+@pytest.mark.parametrize(("high", "low"), CYCLES)
+def test_numbers_of_cycles(expected, tmp_path, high, low):
+    source = checkpoint(tmp_path / "model", **cycles(high, low))
+    wanted, ids = expected[f"logits_causal_H{high}_L{low}"], expected["input_ids"]
     np.testing.assert_allclose(logits(source, ids[0]), wanted[0], atol=1e-4)
     out = ouro_edge.export(source, tmp_path / "out", precision="fp32", calibration=None).path
     with ouro_edge.load(out) as loaded:
         np.testing.assert_allclose(loaded.forward(ids[1].tolist()).logits, wanted[1], atol=1e-3)
-        assert loaded.states(ids[0].tolist()).hidden.shape == (h * (l + 1), 24, 128)
+        assert loaded.states(ids[0].tolist()).hidden.shape == (high * (low + 1), 24, 128)
 
 
 @pytest.mark.parametrize("row", [0, 1])
