@@ -87,6 +87,8 @@ class ModelConfig:
                               f"{self.family.num_stacks} and {self.family.num_cycles} numbers")  # fmt: skip
         if self.family.program is not None:
             self.family.program(self)  # refuses numbers that do not go together
+        if self.prefix_lm and self.num_heads != self.num_kv_heads:
+            raise ConfigError("prefix_lm is implemented for models with as many key heads as query heads only")
         if not 0.0 < self.embedding_scale < 1e12:
             raise ConfigError(f"embedding_scale is {self.embedding_scale}; expected a positive number")
         if not 0.0 <= self.exit_threshold <= 1.0:

@@ -32,16 +32,19 @@ _OPERATORS: dict[tuple[str, str], set[str]] = {
     ("", "SimplifiedLayerNormalization"): {"axis", "epsilon"},
     ("", "Slice"): set(),
     ("", "Split"): {"axis", "num_outputs"},
+    ("", "Where"): set(),
     ("com.microsoft", "FusedMatMul"): {"transB"},
     ("com.microsoft", "GroupQueryAttention"): {
         "do_rotary", "rotary_interleaved", "num_heads", "kv_num_heads", "scale", "k_quant_type", "v_quant_type",
         "kv_cache_bit_width",
     },
     ("com.microsoft", "MatMulNBits"): {"K", "N", "bits", "block_size", "accuracy_level"},
+    ("com.microsoft", "MultiHeadAttention"): {"num_heads", "scale"},
     ("com.microsoft", "QuickGelu"): {"alpha"},
+    ("com.microsoft", "RotaryEmbedding"): {"num_heads"},
     ("com.microsoft", "SkipSimplifiedLayerNormalization"): {"epsilon"},
 }  # fmt: skip
-_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7}  # TensorProto.DataType
+_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bool": 9}  # TensorProto.DataType
 _CACHE_TYPES = {"fp32": "float32", "int8": "int8", "int4": "uint8"}
 _ONE = b"\0\0\x80\x3f"  # as a float32
 _EXTERNAL = 1  # TensorProto.DataLocation
@@ -72,6 +75,8 @@ def _block_values(
     inputs: Values = {"hidden": states, "seqlens_k": ("int32", (0,)), "total_length": ("int32", ())}
     inputs |= dict.fromkeys(("cos_cache", "sin_cache"), ("float32", (0, padded // 2)))
     outputs: Values = {"hidden_out": states}
+    if config.prefix_lm:
+        inputs["bidirectional"] = ("bool", (1,))
     for layer in range(len(program.stack(stack).layers)):
         for part in ("key", "value"):
             cache = (_CACHE_TYPES[kv], (0, heads, 0, padded // 2 if kv == "int4" else padded))

@@ -50,9 +50,11 @@ def command(
             ids = loaded.tokenizer.encode_text(prompt)
         else:
             ids = loaded.tokenizer.encode(loaded.render([{"role": "user", "content": prompt}]))
+        prefix = loaded.prefix_of(ids) if options.prefix is None else options.prefix
+        arguments["prefix"] = prefix
         answer = [event.id for event in loaded.generate(ids, **arguments) if isinstance(event, Token)]
         start = 1 if whole else len(ids)
-        traced = trace(loaded, ids + answer, start=start, exit=arguments["exit"], candidates=candidates)
+        traced = trace(loaded, ids + answer, start=start, exit=arguments["exit"], candidates=candidates, prefix=prefix)
     if page is None:
         click.echo(_table(traced))
         return

@@ -30,18 +30,24 @@ class TracedToken:
 
 
 def trace(
-    model: Model, ids: Sequence[int], *, start: int = 1, exit: ExitPolicy | None = None, candidates: int = 3
+    model: Model,
+    ids: Sequence[int],
+    *,
+    start: int = 1,
+    exit: ExitPolicy | None = None,
+    candidates: int = 3,
+    prefix: int = 0,
 ) -> list[TracedToken]:
     """Trace the tokens ids[start:], running all loops; `exit` says which depth is reported.
 
-    Nothing predicts the first token of a text, so `start` is at least 1.
+    Nothing predicts the first token of a text, so `start` is at least 1. `prefix` is that of `Model.forward`.
     """
     start, loops = max(1, start), model.config.loops
     policy = exit or model.default_exit()
     count = len(ids) - start
     if count < 1:
         return []
-    states = model.states(ids[:-1])  # nothing follows the last token
+    states = model.states(ids[:-1], prefix=prefix)  # nothing follows the last token
     at = slice(start - 1, start - 1 + count)
     gates, hidden = states.gate_logits[at], states.hidden[:, at]
     depths = exit_depths(policy, model, gates, hidden)

@@ -58,7 +58,7 @@ class AllStates:
 
 
 def run_forward(
-    sequence: TokenSequence, ids: Sequence[int], policy: ExitPolicy, cancel: Cancel | None = None
+    sequence: TokenSequence, ids: Sequence[int], policy: ExitPolicy, cancel: Cancel | None = None, prefix: int = 0
 ) -> States:
     """Make the sequence hold exactly `ids` and loop over all positions until the exit rule has stopped each.
 
@@ -66,7 +66,7 @@ def run_forward(
     """
     config = sequence.config
     sequence.truncate(0)
-    sequence.set_prompt(ids)
+    sequence.set_prompt(ids, prefix)
     depth = np.zeros(len(ids), np.int64)
     hidden = np.empty((len(ids), sequence.backend.program.width), np.float32)
     probs = np.full((len(ids), config.loops), np.nan)
@@ -78,10 +78,10 @@ def run_forward(
     return States(hidden, depth, probs)
 
 
-def run_states(sequence: TokenSequence, ids: Sequence[int], cancel: Cancel | None = None) -> AllStates:
+def run_states(sequence: TokenSequence, ids: Sequence[int], cancel: Cancel | None = None, prefix: int = 0) -> AllStates:
     """Make the sequence hold exactly `ids` and run all loops over all positions."""
     sequence.truncate(0)
-    sequence.set_prompt(ids)
+    sequence.set_prompt(ids, prefix)
     *_, last = sequence.run_positions(range(len(ids)), FullDepth(), cancel)
     hidden = np.stack([last.states[loop].hidden for loop in range(1, last.states.loop + 1)])
     return AllStates(hidden, last.states.gate_logits)

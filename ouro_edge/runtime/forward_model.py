@@ -105,6 +105,10 @@ class ForwardModel:
         """An empty sequence on this model, to be kept between calls of `generate`."""
         return new_sequence(self.backend)
 
+    def prefix_of(self, ids: Sequence[int]) -> int:
+        """How many tokens of a prompt that was a text see each other in both directions: all, in a prefix-LM."""
+        return len(ids) if self.config.prefix_lm else 0
+
     def default_exit(self) -> ExitPolicy:
         """The fitted gate's exit threshold, else the checkpoint's; full depth when it is 1.0 or there is no gate."""
         threshold = self.config.exit_threshold
@@ -112,26 +116,34 @@ class ForwardModel:
             threshold = self.gate.threshold
         return ExitThreshold(threshold) if self.config.has_gate and threshold < 1.0 else FullDepth()
 
-    def forward(self, ids: Sequence[int], *, exit: ExitPolicy | None = None, cancel: Cancel | None = None) -> Forward:
+    def forward(
+        self, ids: Sequence[int], *, exit: ExitPolicy | None = None, cancel: Cancel | None = None, prefix: int = 0
+    ) -> Forward:
         """Logits of every position, each at the depth where the policy stops it.
 
-        A loop runs only as far as the last position that wants it. Raises Cancelled when `cancel` fires.
+        A loop runs only as far as the last position that wants it. The first `prefix` positions see each other in both
+        directions, in a model with prefix_lm. Raises Cancelled when `cancel` fires.
         """
-        states = self._forward(ids, exit, cancel)
+        states = self._forward(ids, exit, cancel, prefix=prefix)
         return Forward(self.logits(states.hidden), states.depth, states.exit_probs, states.hidden)
 
     def states(
-        self, ids: Sequence[int], *, cancel: Cancel | None = None, sequence: TokenSequence | None = None
+        self,
+        ids: Sequence[int],
+        *,
+        cancel: Cancel | None = None,
+        sequence: TokenSequence | None = None,
+        prefix: int = 0,
     ) -> AllStates:
         """States of every position after every loop: hidden [R, T, W], gate logits [T, R]. All loops run.
 
-        A `sequence`, whose buffers are reused, is emptied first. RequestError and its kinds; Cancelled when `cancel`
-        fires.
+        A `sequence`, whose buffers are reused, is emptied first; `prefix` is that of `forward`. RequestError and its
+        kinds; Cancelled when `cancel` fires.
         """
         check_kind("cancel", cancel, Cancel, optional=True)
         ids = check_ids(ids, self.config.vocab_size)
         token_budget(len(ids), None, self.config.max_positions)
-        return run_states(self._own(sequence), ids, cancel)
+        return run_states(self._own(sequence), ids, cancel, prefix)
 
     def score(
         self,
@@ -144,7 +156,8 @@ class ForwardModel:
     ) -> Score:
         """Log-probability of every token after those before it, and the `top` most probable tokens there.
 
-        Logits are never held for more than 256 positions. A `sequence` is emptied and then holds ids[:-1], so that
+        Every token sees those before it only, also in a model with prefix_lm. Logits are never held for more than 256
+        positions. A `sequence` is emptied and then holds ids[:-1], so that
         `generate` with the same ids and sequence goes on without computing them again. RequestError and its kinds.
         """
         top = check_count("top", top, self.config.vocab_size)
@@ -164,12 +177,14 @@ class ForwardModel:
     ) -> Array:
         """Vectors [N, C] of length 1, one for each text or list of token ids; a single string counts as one text.
 
-        A vector is the mean of the normed states, each at its exit. RequestError when a text has no token.
+        A vector is the mean of the normed states, each at its exit. A model with prefix_lm reads a text, but not token
+        ids, in both directions. RequestError when a text has no token.
         """
         texts = [texts] if isinstance(texts, str) else list(check_items("texts", texts, "texts or lists of token ids"))
         vectors = np.empty((len(texts), self.config.hidden_size), np.float32)
         for vector, text in zip(vectors, texts, strict=True):
-            states = self._forward(self._ids("a text", text), exit, cancel)
+            ids = self._ids("a text", text)
+            states = self._forward(ids, exit, cancel, prefix=self.prefix_of(ids) if isinstance(text, str) else 0)
             vector[:] = pool(self.backend.program.output(states.hidden, self.config.hidden_size))
         return vectors
 
@@ -193,13 +208,14 @@ class ForwardModel:
         exit: ExitPolicy | None,
         cancel: Cancel | None,
         sequence: TokenSequence | None = None,
+        prefix: int = 0,
     ) -> States:
         """The states of all positions, each at its exit."""
         check_kind("exit", exit, ExitPolicy, optional=True)
         check_kind("cancel", cancel, Cancel, optional=True)
         ids = check_ids(ids, self.config.vocab_size)
         token_budget(len(ids), None, self.config.max_positions)
-        return run_forward(self._own(sequence), ids, exit or self.default_exit(), cancel)
+        return run_forward(self._own(sequence), ids, exit or self.default_exit(), cancel, prefix)
 
     def _own(self, sequence: TokenSequence | None) -> TokenSequence:
         """The sequence, or a new one. RequestError when it belongs to another model."""

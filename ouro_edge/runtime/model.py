@@ -24,7 +24,7 @@ from ouro_edge.runtime.request import GenerateOptions, Request, make_request
 from ouro_edge.runtime.sampling.constraint import Constraint
 from ouro_edge.runtime.sampling.generation_config import sampler_settings
 from ouro_edge.runtime.sampling.sampler import Sampler
-from ouro_edge.runtime.sequence.sequence import TokenSequence
+from ouro_edge.runtime.sequence.sequence import TokenSequence, check_prefix
 from ouro_edge.runtime.sequence.shared_prompt import SharedPrompt
 from ouro_edge.runtime.speculation.eligibility import check_speculate
 from ouro_edge.runtime.text.chat_template import check_variables
@@ -69,6 +69,7 @@ class Model(ForwardModel, AsyncTwins):
         sequence: TokenSequence | None = None,
         speculate: Speculate = "auto",
         new_text: bool = False,
+        prefix: int | None = None,
         lens: int | None = None,
     ) -> Iterator[Event]:
         """Continue a text or a list of token ids; yields a Token for each id and then one Done.
@@ -78,14 +79,17 @@ class Model(ForwardModel, AsyncTwins):
         `top_logprobs` most probable ids at their depth, and the `logit_lens` most probable ids of every loop, which
         costs a head call per loop. A new `constraint` restricts the tokens of this answer. `speculate` affects only the
         time. With `new_text`, as for the answer in a chat, the text does not continue the prompt's: a space at its
-        start that only separates words is left out. `lens` is the old name of `logit_lens`. RequestError before
-        anything runs.
+        start that only separates words is left out. In a model with prefix_lm, the first `prefix` tokens of the prompt
+        see each other in both directions; default: all of a text, none of a list of ids. `lens` is the old name of
+        `logit_lens`. RequestError before anything runs.
         """
         if lens is not None:
             warnings.warn("lens is now logit_lens", DeprecationWarning, stacklevel=2)
             logit_lens = lens
         state = self._own(sequence)
         ids = tuple(self._ids("prompt", prompt))
+        if prefix is None:
+            prefix = self.prefix_of(ids) if isinstance(prompt, str) else 0
         if not self.has_tokenizer and stop:
             raise NoTokenizerError("stop strings need a tokenizer, which this model lacks: use stop_ids")
         request = make_request(
@@ -102,6 +106,7 @@ class Model(ForwardModel, AsyncTwins):
             cancel=cancel,
             speculate=speculate,
             new_text=new_text,
+            prefix=prefix,
         )
         can_draft = check_speculate(speculate, self.config, request.exit, constraint, state.can_draft)
         return self._events(state, replace(request, speculate=can_draft))
@@ -139,12 +144,16 @@ class Model(ForwardModel, AsyncTwins):
                 yield partial(self.generate, prompt)
                 continue
             exit, sampler = options.get("exit") or self.default_exit(), options.get("sampler") or self.default_sampler()
-            ids = tuple(self._ids("prompt", prompt))
-            yield from samples_of(self.generate, SharedPrompt(ids, exit, samples, self.new_sequence), samples, sampler)
+            ids, prefix = tuple(self._ids("prompt", prompt)), options.get("prefix")
+            if prefix is None:
+                prefix = self.prefix_of(ids) if isinstance(prompt, str) else 0
+            check_prefix(self.config, prefix, len(ids))
+            shared = SharedPrompt(ids, exit, samples, self.new_sequence, prefix)
+            yield from samples_of(partial(self.generate, prefix=prefix), shared, samples, sampler)
 
     def _events(self, sequence: TokenSequence, request: Request) -> Iterator[Event]:
         """Run a request; a generator, so that nothing runs before the first event is requested."""
-        cached = sequence.set_prompt(request.ids)
+        cached = sequence.set_prompt(request.ids, request.prefix)
         yield from generate_events(sequence, self.text.tokenizer, request, cached)
 
     def chat(
@@ -158,9 +167,11 @@ class Model(ForwardModel, AsyncTwins):
 
         `template` are variables of the chat template, such as enable_thinking.
         """
-        prompt = self.render(messages, **check_variables(template))
+        ids = self.tokenizer.encode(self.render(messages, **check_variables(template)))
         options.setdefault("new_text", True)
-        return self.generate(self.tokenizer.encode(prompt), **options)
+        if options.get("prefix") is None:
+            options["prefix"] = self.prefix_of(ids)
+        return self.generate(ids, **options)
 
     def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
         """The prompt text of messages, by the model's chat template.

@@ -86,6 +86,11 @@ class GenerationOptions:
         None, "Generate at most N tokens.",
         "-n", "--max-tokens", metavar="N", group="answer", minimum=1, default_text="what the context holds",
     )  # fmt: skip
+    prefix: int | None = option(
+        None, "Prefix-LM: the first N tokens of the prompt see each other in both directions; 0 reads it causally.",
+        "--prefix", metavar="N", group="answer", minimum=0,
+        default_text="the whole prompt, none of a prompt of token ids",
+    )  # fmt: skip
     speculate: bool | None = option(
         None, "Draft tokens with the first loops and verify them together; the answer stays the same.",
         "--speculate/--no-speculate", group="answer", interfaces=frozenset({"cli", "set", "llm"}),
@@ -133,6 +138,8 @@ class GenerationOptions:
         }
         if self.top_logprobs:
             found["top_logprobs"] = self.top_logprobs
+        if self.prefix is not None:
+            found["prefix"] = self.prefix
         if self.logit_lens:
             found["logit_lens"] = self.logit_lens
         return found

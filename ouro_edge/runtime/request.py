@@ -15,7 +15,7 @@ from ouro_edge.runtime.checks import check_ids, check_kind, check_whole
 from ouro_edge.runtime.exits.policies import ExitPolicy
 from ouro_edge.runtime.sampling.constraint import Constraint
 from ouro_edge.runtime.sampling.sampler import Sampler
-from ouro_edge.runtime.sequence.sequence import TokenSequence
+from ouro_edge.runtime.sequence.sequence import TokenSequence, check_prefix
 from ouro_edge.runtime.text.stop_strings import StopStrings
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class GenerateOptions(TypedDict, total=False):
     sequence: TokenSequence | None
     speculate: Speculate
     new_text: bool
+    prefix: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Request:
     constraint: Constraint | None
     speculate: Speculate
     new_text: bool = False  # the answer is a text by itself, not the prompt's continuation
+    prefix: int = 0  # tokens at the start of the prompt that see each other in both directions
 
 
 def make_request(
@@ -74,6 +76,7 @@ def make_request(
     cancel: Cancel | None,
     speculate: Speculate = False,
     new_text: bool = False,
+    prefix: int = 0,
 ) -> Request:
     """Check all arguments of a generation except `ids`, which the caller has checked. RequestError or a subclass."""
     size = config.vocab_size
@@ -98,6 +101,7 @@ def make_request(
         constraint=constraint,
         speculate=speculate,
         new_text=new_text,
+        prefix=check_prefix(config, prefix, len(ids)),
     )
 
 

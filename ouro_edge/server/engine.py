@@ -49,6 +49,7 @@ class GenerationJob:
     top_logprobs: int = 0
     new_text: bool = False  # the answer is a text by itself, as in a chat
     score: int | None = None  # score the prompt first, with this number of candidates per position
+    prefix: int = 0  # tokens at the start of the prompt that see each other in both directions
     constraint: Callable[[], Constraint] | None = None  # creates a constraint for each answer
 
 
@@ -101,7 +102,7 @@ class Engine:
         """The n answers of a job; they share the keys and values of the prompt, unless it is scored for each."""
         options, prompt = job.options, None
         if options.choices > 1 and job.max_tokens and job.score is None:
-            prompt = SharedPrompt(job.ids, options.exit, options.choices, partial(self._sequence, job))
+            prompt = SharedPrompt(job.ids, options.exit, options.choices, partial(self._sequence, job), job.prefix)
         yield from ((job, choice, prompt) for choice in range(options.choices))
 
     async def _answer(
@@ -153,6 +154,7 @@ class Engine:
                 cancel=cancel,
                 sequence=sequence,
                 new_text=job.new_text,
+                prefix=job.prefix,
                 top_logprobs=job.top_logprobs,
                 logit_lens=options.lens,
                 constraint=job.constraint() if job.constraint else None,

@@ -48,6 +48,7 @@ class Options:
     stream: bool
     include_usage: bool
     cache_prompt: bool  # whether the prefix cache may be used; without it an answer does not depend on earlier requests
+    prefix: int | None  # tokens of the prompt that see each other in both directions; None: the default
     lens: int  # candidates per loop and token; 0 for none
     rollout: bool  # report ids, log-probabilities and depths for training
 
@@ -72,6 +73,7 @@ def read_options(fields: Fields, model: Model, default_exit: ExitPolicy, least_t
         stream=stream,
         include_usage=_include_usage(fields, stream),
         cache_prompt=fields.flag("cache_prompt", True),
+        prefix=_read(fields, GENERATION_OPTIONS["prefix"]),
         lens=_read(fields, GENERATION_OPTIONS["logit_lens"]) or 0,
         rollout=fields.flag("rollout"),
     )

@@ -94,6 +94,8 @@ class Conversation:
         opened = opened_by(prompt, self.tags)
         answer, said = Answer(), [opened]
         ids = self._encode(prompt)
+        if options.get("prefix") is None:
+            options["prefix"] = self.model.prefix_of(ids)
         events = self.model.generate(ids, sequence=self.sequence, cancel=cancel, new_text=True, **options)
         splitter = ReasoningParser(self.tags, in_reasoning=bool(opened))
         try:

@@ -39,6 +39,8 @@ def block_graph(
     g.length_inputs()
     for name in ("cos_cache", "sin_cache"):
         g.inputs(name, "float32", ["positions", cache_head_dim(config) // 2])
+    if config.prefix_lm:
+        g.inputs("bidirectional", "bool", [1])
     residual, kept = _entry(g, part)
     normed = g.norm(residual, f"layers.{part.layers[0]}.attn_norm")
     for i, number in enumerate(part.layers):

@@ -30,6 +30,7 @@ _ONNX_TYPES = {
     "int8": TensorProto.INT8,
     "int32": TensorProto.INT32,
     "int64": TensorProto.INT64,
+    "bool": TensorProto.BOOL,
 }
 CACHE_TYPES = {"fp32": "float32", "int8": "int8", "int4": "uint8"}
 # MatMulNBits accuracy_level: activations rounded to int8 in blocks; float32 (level 0) on CPUs without such a kernel.
@@ -164,15 +165,36 @@ class GraphBuilder:
         """Rotary attention over the layer's cache, extended in place; heads are padded to the cache's width."""
         config, padded = self.config, cache_head_dim(self.config)
         if padded == config.head_dim:
-            return self.attend(qkv, layer)
+            return self.attend_both(qkv, layer)
         heads = config.num_heads + 2 * config.num_kv_heads
         halves = self.node("Reshape", [qkv, self.constant([0, 0, heads, 2, config.head_dim // 2])])
         halves = self.node("Pad", [halves, self.constant([0] * 9 + [(padded - config.head_dim) // 2])])
-        mixed = self.attend(self.node("Reshape", [halves, self.constant([0, 0, heads * padded])]), layer)
+        mixed = self.attend_both(self.node("Reshape", [halves, self.constant([0, 0, heads * padded])]), layer)
         halves = self.node("Reshape", [mixed, self.constant([0, 0, config.num_heads, 2, padded // 2])])
         ends, axes = self.constant([config.head_dim // 2]), self.constant([4])
         halves = self.node("Slice", [halves, self.constant([0]), ends, axes])
         return self.node("Reshape", [halves, self.constant([0, 0, config.q_size])])
+
+    def attend_both(self, qkv: str, layer: int) -> str:
+        """Causal attention, or that of a prefix: rows from position 0 on that see each other in both directions.
+
+        GroupQueryAttention, which is causal, extends the cache in both cases; the input `bidirectional` chooses.
+        """
+        mixed, config = self.attend(qkv, layer), self.config
+        if not config.prefix_lm:
+            return mixed
+        assert config.num_heads == config.num_kv_heads  # see `ModelConfig`
+        heads = config.num_heads
+        q, k, v = (f"prefix_{part}_{layer}" for part in "qkv")
+        self.node("Split", [qkv], q, k, v, axis=-1, num_outputs=3)
+        start = self.constant([0])
+        turned = [
+            self.node("RotaryEmbedding", [x, start, "cos_cache", "sin_cache"], domain=MICROSOFT, num_heads=heads)
+            for x in (q, k)
+        ]
+        attributes: dict[str, Any] = {"num_heads": heads, "scale": config.head_dim**-0.5}
+        block = self.node("MultiHeadAttention", [*turned, v], domain=MICROSOFT, **attributes)
+        return self.node("Where", ["bidirectional", block, mixed])
 
     def attend(self, qkv: str, layer: int) -> str:
         """Attention [B, T, H * D] of the layer's concatenated queries, keys and values [B, T, (H + 2 KV) * D]."""

@@ -102,7 +102,7 @@ class OnnxBackend:
         """Compute the groups; with several slots, together with groups that other threads submit meanwhile."""
         if self._shared is not None:
             return self._shared.run(groups, cancel)
-        return [group.cache.run(group.rows, group.start, cancel) for group in groups]
+        return [group.cache.run(group.rows, group.start, cancel, group.bidirectional) for group in groups]
 
     def embed(self, ids: Sequence[int]) -> Array:
         """State rows [T, W] of token ids, made of rows of the memory-mapped embedding."""

@@ -42,14 +42,14 @@ class OnnxCache:
         """Positions that the buffers have room for."""
         return self._kv.capacity
 
-    def run(self, rows: Array, start: int, cancel: Cancel | None = None) -> GroupOutput:
+    def run(self, rows: Array, start: int, cancel: Cancel | None = None, bidirectional: bool = False) -> GroupOutput:
         """Run the stack on rows [T, W] at positions start..start+T, appending to the KV.
 
         The output is made of views of buffers that the next call of the same length overwrites.
         """
         total = start + len(rows)
         self.grow(total, start)
-        return self._call_of(self._backend.session_for(len(rows), self.graph))(rows, total, cancel)
+        return self._call_of(self._backend.session_for(len(rows), self.graph))(rows, total, cancel, bidirectional)
 
     def time(self, session: Any, count: int, context: int = 128) -> float:
         """Seconds of a call of a session with `count` rows after `context` positions: the least of three."""
@@ -106,13 +106,16 @@ class _Call:
         self._seqlens = np.zeros(1, np.int32)
         self._total = np.zeros((), np.int32)
         self._binding.bind_ortvalue_input("seqlens_k" + self._suffix, self._wrap(self._seqlens))
+        self._bidirectional = np.zeros(1, bool)
+        if backend.config.prefix_lm:
+            self._binding.bind_ortvalue_input("bidirectional", self._wrap(self._bidirectional))
         self._total_value = self._wrap(self._total)
         self._binding.bind_ortvalue_input("total_length" + self._suffix, self._total_value)
         self._rope: Any = None
         self._shape: tuple[int, ...] = ()
         self._hidden = self._out = self._gate = np.empty((0, 0, 0), np.float32)
 
-    def __call__(self, rows: Array, total: int, cancel: Cancel | None) -> GroupOutput:
+    def __call__(self, rows: Array, total: int, cancel: Cancel | None, bidirectional: bool = False) -> GroupOutput:
         rope = self._backend.rope(total)
         if rope is not self._rope:
             self._binding.bind_ortvalue_input("cos_cache", rope[0])
@@ -123,6 +126,7 @@ class _Call:
         self._hidden[0] = rows
         self._seqlens[0] = total - 1
         self._total[...] = total
+        self._bidirectional[0] = bidirectional
         self._backend.call(self._session, self._binding, cancel)
         return GroupOutput(self._out[0], self._gate[0, :, 0])
 

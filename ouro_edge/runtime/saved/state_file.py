@@ -38,7 +38,7 @@ def save_sequence(sequence: TokenSequence, path: str | os.PathLike[str]) -> None
     header = {
         "format": _FORMAT, "version": _VERSION, "model": sequence.backend.state_id, "kv": sequence.backend.kv,
         "shared": sequence.kv_share == "last", "frontier": sequence.frontier,
-    }  # fmt: skip
+    } | ({"prefix": sequence.prefix} if sequence.prefix else {})  # fmt: skip
     path = _checked(path)
     if path.exists() and not path.is_file():
         raise RequestError(f"{path} exists and is not a file: choose another name")
@@ -113,6 +113,10 @@ def _read(model: Model, path: Path, file: IO[bytes]) -> TokenSequence:
     size = _size(model, sequence, frontier)
     if size is None or len(line) + size + _CHECKSUM_BYTES != os.fstat(file.fileno()).st_size:
         raise RequestError(f"{path} is damaged: its size does not fit its header")
+    prefix = header.get("prefix", 0)
+    whole = type(prefix) is int and 0 <= prefix <= frontier[0] and (model.config.prefix_lm or not prefix)
+    if not whole or any(0 < at < prefix for at in frontier):
+        raise RequestError(f"{path} is damaged: its prefix does not fit its header")
     digest = hashlib.sha256(line)
 
     def read(array: NDArray[Any]) -> NDArray[Any]:
@@ -126,7 +130,7 @@ def _read(model: Model, path: Path, file: IO[bytes]) -> TokenSequence:
     tokens = read(np.empty(frontier[0], "<i4"))
     if ((tokens < 0) | (tokens >= model.config.vocab_size)).any():
         raise RequestError(f"{path} is damaged: it holds token ids outside the vocabulary")
-    sequence.load_state(tokens.tolist(), frontier, [np.empty((0, width), np.float32)] * (passes - 1))
+    sequence.load_state(tokens.tolist(), frontier, [np.empty((0, width), np.float32)] * (passes - 1), prefix)
     for cache, valid in sequence.caches():
         cache.fill(valid, (read(np.empty(array.shape, array.dtype)) for array in cache.valid(valid)))
     _, counts = sequence.layout(frontier)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from ouro_edge.arch.config import ModelConfig
 from ouro_edge.arch.weights import Array
 from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.runtime.backend.cancel import Cancel
@@ -58,6 +59,7 @@ class TokenSequence:
         program = backend.program
         self.backend, self.config = backend, backend.config
         self.tokens: list[int] = []
+        self.prefix = 0  # positions at the start that see each other in both directions, in a model with prefix_lm
         self.frontier = [0] * (len(program.passes) + 1)
         self.work = Work()
         self.generation_id = 0  # counts `set_prompt`: a generation notices when another one has taken over
@@ -97,9 +99,11 @@ class TokenSequence:
         """The rows [n, W] that wait as input of loop 2, 3, ..., as views."""
         return [rows.peek(len(rows)) for rows in self._waiting]
 
-    def load_state(self, tokens: Sequence[int], frontier: Sequence[int], waiting: Sequence[Array]) -> None:
+    def load_state(
+        self, tokens: Sequence[int], frontier: Sequence[int], waiting: Sequence[Array], prefix: int = 0
+    ) -> None:
         """Take over this state; caches get room for their valid positions, which the caller then fills."""
-        self.tokens, self.frontier = list(tokens), list(frontier)
+        self.tokens, self.frontier, self.prefix = list(tokens), list(frontier), prefix
         self._version += 1
         self.load_waiting(waiting)
         for cache, valid in self.caches():
@@ -116,11 +120,11 @@ class TokenSequence:
         self._repair()
         most = len(self.tokens)
         length = most if length is None else check_whole("length", length, 0, most, ", the tokens of the sequence")
-        frontier = [min(at, length) for at in self.frontier]
+        frontier = self._clipped(length)
         _, counts = self.layout(frontier)
         waiting = [rows[:count] for rows, count in zip(self.waiting(), counts, strict=True)]
         child = type(self)(self.backend)
-        child.load_state(self.tokens[:length], frontier, waiting)
+        child.load_state(self.tokens[:length], frontier, waiting, min(self.prefix, length))
         for (mine, _), (copy, valid) in zip(self.caches(), child.caches(), strict=True):
             copy.fill(valid, mine.valid(valid))
         return child
@@ -144,13 +148,22 @@ class TokenSequence:
         self._version += 1
         self._changing = True
         del self.tokens[length:]
-        self.frontier = [min(at, length) for at in self.frontier]
+        self.frontier, self.prefix = self._clipped(length), min(self.prefix, length)
         for r, rows in enumerate(self._waiting, start=1):
             rows.clip(self.frontier[r] - self.frontier[r + 1])
         self._changing = False
 
-    def set_prompt(self, ids: Sequence[int]) -> int:
-        """Make the sequence hold exactly `ids`, keeping what is computed of the longest common prefix.
+    def _clipped(self, length: int) -> list[int]:
+        """The frontiers when only `length` positions are kept; nothing is computed of a prefix that is cut."""
+        if length < self.prefix:
+            return [length] + [0] * (len(self.frontier) - 1)
+        return [min(at, length) for at in self.frontier]
+
+    def set_prompt(self, ids: Sequence[int], prefix: int = 0) -> int:
+        """Make the sequence hold exactly `ids`, keeping what is computed of the longest common beginning.
+
+        The first `prefix` positions see each other in both directions, so they are computed in one call, and kept as a
+        whole or not at all. RequestError for a prefix in a model without prefix_lm, or longer than `ids`.
 
         The last tokens are always left to compute: the state of the last one is what a caller needs next, and with
         `TAIL_TOKENS` of them a prompt's end goes through the kernels in the same way whether or not its beginning was
@@ -158,17 +171,21 @@ class TokenSequence:
         """
         self._repair()
         ids = check_ids(ids, self.config.vocab_size)
+        prefix = check_prefix(self.config, prefix, len(ids))
         kept = min(common_prefix(self.tokens, ids[:-TAIL_TOKENS]), self.frontier[1])
+        if prefix != self.prefix or kept < prefix:
+            kept = 0
         self.generation_id += 1
         self.truncate(kept)
         self.append(ids[kept:])
+        self.prefix = prefix
         return kept
 
     def pending(self, loop: int, upto: int | None = None) -> RowGroup | None:
         """The next group of rows that wait for a loop (counted from 1), or None; positions before `upto` only.
 
-        A group has at most `backend.rows_per_call` rows; more waiting rows are split into even parts, because a short
-        rest would take the slower path. It stays pending until `commit`.
+        A group has at most `backend.rows_per_call` rows, unless it is a prefix; more waiting rows are split into even
+        parts, because a short rest would take the slower path. It stays pending until `commit`.
         """
         return self._pending(loop, self._target(loop, upto))
 
@@ -220,13 +237,16 @@ class TokenSequence:
         start = self.frontier[loop]
         if start >= target:
             return None
-        calls = -(-(target - start) // self.backend.rows_per_call)
-        count = -(-(target - start) // calls)
+        if start < self.prefix:  # never split: every row needs the keys of all
+            count = self.prefix
+        else:
+            calls = -(-(target - start) // self.backend.rows_per_call)
+            count = -(-(target - start) // calls)
         if loop == 1:
             rows = self.backend.embed(self.tokens[start : start + count])
         else:
             rows = self._waiting[loop - 2].peek(count)
-        return RowGroup(self.kv_of(loop), start, rows, self._version)
+        return RowGroup(self.kv_of(loop), start, rows, self._version, start < self.prefix)
 
     def run_positions(
         self, positions: Sequence[int], policy: ExitPolicy, cancel: Cancel | None = None
@@ -258,6 +278,15 @@ class TokenSequence:
     resume = renamed("resume", "set_prompt")
     rewind = renamed("rewind", "truncate")
     fork = renamed("fork", "copy_prefix")
+
+
+def check_prefix(config: ModelConfig, prefix: int, length: int) -> int:
+    """The length of a prefix that sees itself in both directions. RequestError unless the model and prompt allow it."""
+    check_whole("prefix", prefix, 0, length, ", the tokens of the prompt")
+    if prefix and not config.prefix_lm:
+        raise RequestError(f"prefix is {prefix}; this model's config does not say prefix_lm, so its prompts are "
+                           "causal: leave it out")  # fmt: skip
+    return prefix
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -37,9 +37,9 @@ class SharedKVSequence(TokenSequence):
         """Loops that no token has needed since `set_prompt`; they are never computed."""
         return self._skipped
 
-    def set_prompt(self, ids: Sequence[int]) -> int:
+    def set_prompt(self, ids: Sequence[int], prefix: int = 0) -> int:
         self._skipped = 0
-        return super().set_prompt(ids)
+        return super().set_prompt(ids, prefix)
 
     def layout(self, frontier: Sequence[int]) -> tuple[list[int], list[int]]:
         """One cache and no waiting rows. RequestError for frontiers that differ, which no saved sequence has."""

@@ -18,14 +18,20 @@ class SharedPrompt:
     """Hands out a sequence with the prompt's keys and values to each of `samples` samples. Thread-safe.
 
     All loops that the exit rule allows are computed for the prompt: some token of some sample needs them almost always,
-    and later every sample would compute them for itself. `start` makes the sequence to begin with. Where all loops
-    share one KV cache, every sample computes the prompt: the rest of a prompt that is split gets other states there.
+    and later every sample would compute them for itself. `start` makes the sequence to begin with. Every sample
+    computes the prompt where all loops share one KV cache, because the rest of a prompt that is split gets other states
+    there, and where a `prefix` includes the last positions, because a prefix is computed as a whole.
     """
 
     def __init__(
-        self, ids: tuple[int, ...], exit: ExitPolicy, samples: int, start: Callable[[], TokenSequence]
+        self,
+        ids: tuple[int, ...],
+        exit: ExitPolicy,
+        samples: int,
+        start: Callable[[], TokenSequence],
+        prefix: int = 0,
     ) -> None:
-        self.ids = ids
+        self.ids, self._prefix = ids, prefix
         self._exit, self._left, self._start = exit, samples, start
         self._lock = threading.Lock()  # held while the prompt is computed: the other samples wait for it
         self._sequence: TokenSequence | None = None
@@ -62,10 +68,10 @@ class SharedPrompt:
     def _compute(self, cancel: Cancel | None) -> TokenSequence:
         """All but the last positions, which `set_prompt` leaves to every generation."""
         began, sequence, ids = time.perf_counter(), self._start(), self.ids[:-TAIL_TOKENS]
-        if not ids or sequence.kv_share != "none":
+        if not ids or sequence.kv_share != "none" or self._prefix > len(ids):
             return sequence
         depth = sequence.backend.program.exit_at(position_rule(self._exit).limit(sequence.config))
-        self._cached = sequence.set_prompt(ids)
+        self._cached = sequence.set_prompt(ids, self._prefix)
         rows, calls, pending = sequence.work.rows, sequence.work.calls, sequence.pending_loops
         sequence.run_until_exit(FixedDepth(depth), cancel)
         self._rows, self._calls = sequence.work.rows - rows, sequence.work.calls - calls

@@ -17,7 +17,7 @@ from ouro_edge.server.limits import MAX_ALTERNATIVES
 from ouro_edge.server.openai.constraints import Schemas
 from ouro_edge.server.openai.messages import read_format, read_messages, read_template_variables, render
 from ouro_edge.server.openai.reasoning import ReasoningText
-from ouro_edge.server.openai.replies import ResponseHeader, budget
+from ouro_edge.server.openai.replies import ResponseHeader, budget, prefix_of
 from ouro_edge.server.openai.tokens import chat_logprobs, depth_of, depths_of, rollout_of, usage_of
 from ouro_edge.server.openai.tools import read_tools
 from ouro_edge.server.options import IGNORED, read_options
@@ -63,7 +63,13 @@ class Chat:
                 )
 
             job = GenerationJob(
-                ids=ids, options=options, max_tokens=most, new_text=True, top_logprobs=top or 0, constraint=constraint
+                ids=ids,
+                options=options,
+                max_tokens=most,
+                new_text=True,
+                top_logprobs=top or 0,
+                prefix=prefix_of(model, options, ids),
+                constraint=constraint,
             )
             return job, text
 

@@ -14,7 +14,7 @@ from ouro_edge.server.http.errors import bad_field
 from ouro_edge.server.http.fields import Fields
 from ouro_edge.server.limits import MAX_ALTERNATIVES, MAX_INPUTS
 from ouro_edge.server.openai.prompts import Prompt, read_prompts
-from ouro_edge.server.openai.replies import ResponseHeader, budget
+from ouro_edge.server.openai.replies import ResponseHeader, budget, prefix_of
 from ouro_edge.server.openai.tokens import CompletionLogprobs, depth_of, depths_of, rollout_of, usage_of
 from ouro_edge.server.options import IGNORED, Options, read_options
 
@@ -64,9 +64,11 @@ class Completions:
         wanted = _USUAL if form.options.max_tokens is None else form.options.max_tokens
         most = budget(len(prompt.ids), wanted, self._engine.model.config.max_positions)
         scored = form.logprobs if form.echo else None
+        prefix = prefix_of(self._engine.model, form.options, prompt.ids, is_text=prompt.is_text)
         return GenerationJob(
-            ids=prompt.ids, options=form.options, max_tokens=most, top_logprobs=form.logprobs or 0, score=scored
-        )
+            ids=prompt.ids, options=form.options, max_tokens=most, top_logprobs=form.logprobs or 0, score=scored,
+            prefix=prefix,
+        )  # fmt: skip
 
     async def _whole(
         self, jobs: list[GenerationJob], prompts: list[Prompt], form: _Form, header: dict[str, Any]

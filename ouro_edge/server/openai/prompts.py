@@ -20,6 +20,7 @@ class Prompt:
     ids: tuple[int, ...]
     text: str
     added: int = 0  # ids at the start that are not in the text
+    is_text: bool = True  # whether the request had a text, not token ids
 
 
 def read_prompts(fields: Fields, name: str, model: Model, most: int) -> list[Prompt]:
@@ -35,7 +36,7 @@ def read_prompts(fields: Fields, name: str, model: Model, most: int) -> list[Pro
 
 
 def _prompt(item: Any, name: str, model: Model) -> Prompt:
-    added = 0
+    added, is_text = 0, isinstance(item, str)
     if isinstance(item, str):
         ids = model.tokenizer.encode_text(item)
         added = len(ids) - len(model.tokenizer.encode(item))
@@ -46,4 +47,4 @@ def _prompt(item: Any, name: str, model: Model) -> Prompt:
         raise bad_field(name, "has the wrong type; expected text or a list of token ids")
     if not ids:
         raise bad_field(name, "is empty; expected at least one token")
-    return Prompt(tuple(ids), item, added)
+    return Prompt(tuple(ids), item, added, is_text)

@@ -1,14 +1,20 @@
-"""Fields common to all answers (id, time, model name), and the token budget of an answer."""
+"""Fields common to all answers (id, time, model name); the token budget and the prefix of an answer."""
 
 from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ouro_edge.runtime.request import token_budget
+from ouro_edge.runtime.sequence.sequence import check_prefix
+from ouro_edge.server.options import Options
 from ouro_edge.version import __version__
+
+if TYPE_CHECKING:
+    from ouro_edge.runtime.model import Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +41,13 @@ def budget(prompt: int, requested: int | None, context: int) -> int:
     """
     room = token_budget(prompt, None, context)
     return room if requested is None else min(requested, room)
+
+
+def prefix_of(model: Model, options: Options, ids: Sequence[int], *, is_text: bool = True) -> int:
+    """Tokens of the prompt that see each other in both directions: as requested, else all of a text, none of ids.
+
+    RequestError when the model or the prompt does not allow the requested number.
+    """
+    if options.prefix is not None:
+        return check_prefix(model.config, options.prefix, len(ids))
+    return model.prefix_of(ids) if is_text else 0

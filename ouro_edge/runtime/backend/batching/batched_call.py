@@ -34,6 +34,8 @@ class BatchedCall:
         self._values: dict[str, Any] = {}  # OrtValues of the arrays above
         for name, array in (("slot_rows", self._slot_rows), ("total_rows", self._total_rows), ("slots", self._used)):
             self._bind(name, array)
+        if backend.config.prefix_lm:
+            self._bind("bidirectional", np.zeros(1, bool))  # prefixes have calls of their own
         self._lock = threading.Lock()  # of the binding
         # Cache and its version, by slot. The binding keeps the cache's buffers alive, the weak reference tells when the
         # sequence itself no longer does.

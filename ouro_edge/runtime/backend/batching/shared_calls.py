@@ -30,7 +30,7 @@ class SharedCalls:
         """Compute the groups, together with others; long prompts have calls of their own."""
         long = self._backend.has_prefill_session and any(len(group.rows) >= MIN_PREFILL_ROWS for group in groups)
         if long or any(group.bidirectional for group in groups):
-            return [group.cache.run(group.rows, group.start, cancel) for group in groups]
+            return [group.cache.run(group.rows, group.start, cancel, group.bidirectional) for group in groups]
         for group in groups:
             length = group.start + len(group.rows)
             if length > group.cache.capacity:
