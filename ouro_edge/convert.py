@@ -1,15 +1,13 @@
 """From a checkpoint to an exported model. Above export and runtime: the last step, calibration, runs the model.
 
-One pipeline, for `ouro_edge.export`, the command line and the cache of conversions alike: read the checkpoint and
-validate its text files, quantise and build the graphs, calibrate the KV ranges, and only then publish the directory
-under its name. Until then everything is in a hidden directory that nothing takes for a model.
+One pipeline, for `ouro_edge.export`, the command line and the cache of conversions (`cached_export`): read the
+checkpoint and validate its text files, quantise and build the graphs, calibrate the KV ranges, and only then publish
+the directory under its name. Until then everything is in a hidden directory that nothing takes for a model.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -17,10 +15,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ouro_edge.bundle.directory import is_bundle, open_bundle
-from ouro_edge.bundle.manifest import VERSION, Manifest
-from ouro_edge.errors import BundleError, CheckpointError, ExportError, RequestError, TemplateError
+from ouro_edge.bundle.manifest import Manifest
+from ouro_edge.errors import BundleError, CheckpointError, RequestError, TemplateError
 from ouro_edge.export.checkpoint import Checkpoint, with_gate
 from ouro_edge.export.exporter import Step, export_bundle
+from ouro_edge.export.hf.bundle_checkpoint import open_to_publish
+from ouro_edge.export.hf.writer import write_huggingface
 from ouro_edge.export.open_checkpoint import open_checkpoint
 from ouro_edge.fitting.calibrate_kv import Calibration, calibrate, calibration_ids
 from ouro_edge.fitting.calibrate_weights import WeightCalibration
@@ -30,14 +30,18 @@ from ouro_edge.runtime.checks import check_kind
 from ouro_edge.runtime.text.chat_template import ChatTemplate
 from ouro_edge.runtime.text.model_text import fitting_tokenizer
 from ouro_edge.runtime.text.tokenizer import Tokenizer
-from ouro_edge.system.cache_dir import cache_directory, record_use
 from ouro_edge.system.hub import Resolved, resolve
 from ouro_edge.system.progress import Progress, stages
 
 T = TypeVar("T")
 
-Format = Literal["bundle", "gguf"]
+Format = Literal["bundle", "gguf", "hf"]
 BUILT_IN_TEXT = Calibration()
+_NO_OPTION = {
+    "gguf": "a .gguf file takes no {}: its blocks are those of its type, and KV ranges come with an exported model as "
+    "source",
+    "hf": "a checkpoint takes no {}, only a dtype: its weights are numbers, not codes",
+}
 _QUANTISING, _CALIBRATING = 2, 1  # shares of the time of an export
 
 
@@ -64,25 +68,31 @@ def export(
     gate_from: str | os.PathLike[str] | None = None,
     calibration: Calibration | None = BUILT_IN_TEXT,
     rounding: WeightCalibration | None = None,
+    dtype: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Turn a checkpoint into an exported model: a directory that `load` opens, or one .gguf file. All or nothing.
 
+    With format "hf", the other direction: a checkpoint in Hugging Face form, with the fitted gate of the source.
+
     Args:
-        src: A checkpoint directory in Hugging Face form, a .gguf file or a hub id; for a .gguf file also an exported
-            directory, which keeps its number format, its fitted gate and its KV ranges.
+        src: A checkpoint directory in Hugging Face form, a .gguf file or a hub id; for a .gguf file or a checkpoint
+            also an exported directory, which keeps its number format and KV ranges (.gguf) and its fitted gate.
         out: The directory or the .gguf file to write. With format "gguf" a name without that ending is a directory,
             in which the file is named after model and type.
         precision: int4 (default), int8 or fp32; for a .gguf file also q4_0, q4_1, q8_0, f16, f32.
         block_size: Weights per scale, 16 to 256, a power of two. Default: 128, for int8 32. Not for .gguf files.
         symmetric: Whether blocks have no zero point. Default: True, for int8 False. Not for .gguf files.
-        format: "bundle" for a directory or "gguf" for a file. Default: what the name of `out` says.
+        format: "bundle" for a directory, "gguf" for a file, "hf" for a checkpoint. Default: bundle or gguf, as the name
+            of `out` says.
         revision: Branch, tag or commit of a hub id.
         gate_from: A checkpoint whose exit gate a source without one gets.
         calibration: What KV ranges are measured on, so that the cache can be int8 or int4; None measures none.
         rounding: Round the weights of the block by calibration, which takes minutes, instead of to the nearest value,
             None. A calibration that was interrupted continues when the same export is run again.
+        dtype: Type of the tensors of a checkpoint: float32, bfloat16 or float16. Default: the type in which the source
+            stores a tensor, and float32 for quantised ones.
         overwrite: Replace an exported model at `out`. Nothing else is ever deleted.
         progress: Called as `Progress` says: a job for a download, one for the conversion.
 
@@ -95,17 +105,26 @@ def export(
     check_kind("rounding", rounding, WeightCalibration, optional=True)
     out = Path(out)
     kind = _format(out, format)
-    if kind == "gguf":
-        text = None if calibration is None else calibration.text
-        given = {"block size": block_size, "symmetry": symmetric, "calibration text": text}
-        if extra := [name for name, value in given.items() if value is not None]:
-            raise RequestError(f"a .gguf file takes no {extra[0]}: its blocks are those of its type, and KV ranges "
-                               "come with an exported model as source")  # fmt: skip
-        recipe = None
-    else:
+    if dtype is not None and kind != "hf":
+        raise RequestError("dtype is for checkpoints: add the format hf, or choose a precision")
+    recipe = None
+    if kind == "bundle":
         recipe = preset("int4" if precision is None else precision, block_size=block_size, symmetric=symmetric)
+    else:
+        text = None if calibration is None else calibration.text
+        given: dict[str, Any] = {"block size": block_size, "symmetry": symmetric, "calibration text": text}
+        if kind == "hf":
+            given |= {"precision": precision, "rounding": rounding}
+        if extra := [name for name, value in given.items() if value is not None]:
+            raise RequestError(_NO_OPTION[kind].format(extra[0]))
     found = resolve(src, revision=revision, progress=progress)
     donor = None if gate_from is None else resolve(gate_from, progress=progress)
+    if kind == "hf":
+        checkpoint, repository = open_to_publish(found, donor)
+        size, notes = write_huggingface(
+            checkpoint, out, dtype=dtype, repo_id=repository, overwrite=overwrite, progress=progress
+        )
+        return ExportResult(out, size, notes)
     if recipe is None:
         return _export_gguf(found, out, precision, donor, rounding, overwrite, progress)
     return export_directory(
@@ -152,48 +171,17 @@ def export_directory(
     return ExportResult(out, size, checkpoint.notes, manifest, count)
 
 
-def cached_export(found: Resolved, progress: Progress | None = None) -> Path:
-    """The cached int4 export of a checkpoint, made if it is absent or damaged, or the source has changed."""
-    out, source = cache_directory() / _key(found), found.repo_id or str(found.path.resolve())
-    if _is_usable(out):
-        record_use(out, source)
-        return out
-    shutil.rmtree(out, ignore_errors=True)  # damaged, and in the cache nothing is lost by that
-    try:
-        export_directory(found, out, preset("int4"), progress=progress)
-    except ExportError:
-        if not _is_usable(out):  # else another process was faster
-            raise
-    record_use(out, source)
-    return out
-
-
-def _is_usable(path: Path) -> bool:
-    try:
-        return open_bundle(path).has_kv_ranges
-    except BundleError:
-        return False
-
-
-def _key(found: Resolved) -> str:
-    """A name that changes when the source does: its files' names, sizes and times."""
-    path = found.path.resolve()
-    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    digest = hashlib.sha256(repr((str(path), found.revision, stats, VERSION)).encode()).hexdigest()[:12]
-    name = found.repo_id.replace("/", "--") if found.repo_id else path.stem
-    return f"{name}-int4-{digest}"
-
-
-def _format(out: Path, format: str | None) -> Format:
+def _format(out: Path, format: Format | None) -> Format:
     """The kind of output that is asked for. RequestError when the name of a directory is that of a file."""
-    if format not in (None, "bundle", "gguf"):
-        raise RequestError(f"format is {format!r}; expected bundle or gguf")
+    if format not in (None, "bundle", "gguf", "hf"):
+        raise RequestError(f"format is {format!r}; expected bundle, gguf or hf")
     is_file_name = out.suffix.lower() == ".gguf"
-    if format == "bundle" and is_file_name:
-        raise RequestError(f"an exported model is a directory, and {out} is the name of a file: choose another name or "
-                           "the format gguf")  # fmt: skip
-    return "gguf" if format == "gguf" or is_file_name else "bundle"
+    if format in ("bundle", "hf") and is_file_name:
+        raise RequestError(f"the format {format} is a directory, and {out} is the name of a file: choose another name "
+                           "or the format gguf")  # fmt: skip
+    if format is not None:
+        return format
+    return "gguf" if is_file_name else "bundle"
 
 
 def _export_gguf(

@@ -1,7 +1,7 @@
 """Resolves a user's MODEL to a loaded model; combines export and runtime.
 
 A bundle is opened directly. A .gguf file is run directly: `export` builds graphs in memory and `runtime` opens them. A
-checkpoint is exported once by `convert` to the user's cache, and opened there. So every command that runs a model
+checkpoint is exported once by `cached_export` to the user's cache, and opened there. So every command that runs a model
 accepts every kind of MODEL.
 """
 
@@ -112,7 +112,7 @@ def resolve_model(model: str | os.PathLike[str] | None = None, progress: Progres
     found = resolve(named_or_built_in(model), progress=progress)
     if is_gguf(found.path) or is_bundle(found.path):
         return found.path
-    from ouro_edge.convert import cached_export
+    from ouro_edge.cached_export import cached_export
 
     made = cached_export(found, progress)
     for old in older_entries(made):  # of an earlier revision, or of files that have changed since

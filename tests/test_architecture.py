@@ -27,17 +27,19 @@ ROWS: dict[str, list[set[str]]] = {
         {"export", "runtime"},
         {"fitting", "evaluation"},
         {"prefill_weights", "convert"},
+        {"cached_export"},
         {"loading"},
         {"measure", "terminal", "server", "integrations", "testing"},
         {"cli"},
         {"__main__"},
     ],
     "export": [
-        {"checkpoint", "model_card", "data_file", "graphs"},
+        {"checkpoint", "model_card", "data_file", "graphs", "output_directory"},
         {"gguf", "prefill_copy"},
         {"sentencepiece", "tensor_names"},
         {"huggingface", "exporter", "batched_block", "float_activations"},
         {"open_checkpoint"},
+        {"hf"},
     ],
     "runtime": [
         {"checks", "events"},
@@ -139,7 +141,7 @@ def test_packages_are_small_and_have_a_docstring() -> None:
         assert (folder / "__init__.py").is_file(), f"{folder} has no __init__.py"
         if folder.name != "cli":
             assert len(list(folder.glob("*.py"))) <= MOST_FILES, folder
-    assert len(list(PACKAGE.glob("*.py"))) <= 8
+    assert len(list(PACKAGE.glob("*.py"))) <= 9
 
 
 def test_other_packages_import_only_what_a_package_lists() -> None:

@@ -47,6 +47,7 @@ PAGES = {
     "docs/long-contexts.md": 2,
     "docs/running.md": 3,
     "docs/new-weights.md": 4,
+    "docs/huggingface.md": 4,
 }
 
 

@@ -98,7 +98,7 @@ def test_a_file_for_llama_cpp_from_a_checkpoint_and_from_an_exported_model(tmp_p
     [
         ({"precision": "int3"}, "precision is 'int3'"),
         ({"block_size": 48}, "block_size is 48"),
-        ({"format": "onnx"}, "format is 'onnx'; expected bundle or gguf"),
+        ({"format": "onnx"}, "format is 'onnx'; expected bundle, gguf or hf"),
         ({"format": "gguf", "block_size": 32}, "takes no block size"),
         ({"format": "gguf", "symmetric": True}, "takes no symmetry"),
         ({"format": "gguf", "calibration": ouro_edge.Calibration("some text")}, "takes no calibration text"),

@@ -1,4 +1,4 @@
-"""`ouro-edge export`: checkpoint -> bundle or .gguf file, bundle -> .gguf file."""
+"""`ouro-edge export`: checkpoint -> bundle or .gguf file, bundle -> .gguf file, any of them -> checkpoint."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ from ouro_edge.errors import RequestError
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["onnx", "gguf"]),
-    help="Kind of output; gguf: a file in OUT named after model and type, unless OUT ends in .gguf. "
-    "Default: depends on the name OUT.",
+    type=click.Choice(["onnx", "gguf", "hf"]),
+    help="Kind of output; gguf: a file in OUT named after model and type, unless OUT ends in .gguf; hf: a checkpoint "
+    "in Hugging Face form. Default: onnx or gguf, as the name OUT says.",
 )
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
+              help="Type of all weights of --format hf. Default: as stored in SRC; float32 if quantised.")  # fmt: skip
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--gate-from", metavar="CHECKPOINT", help="Source of the exit gate, for .gguf files without one.")
 @click.option("--calibration", "calibration_file", type=click.Path(path_type=Path),
@@ -48,6 +50,7 @@ def command(
     block_size: int | None,
     symmetric: bool | None,
     format_: str | None,
+    dtype: str | None,
     revision: str | None,
     gate_from: str | None,
     calibration_file: Path | None,
@@ -59,16 +62,18 @@ def command(
 ) -> None:
     """Turn the checkpoint SRC into a model in the directory OUT, or into a file OUT.gguf.
 
-    SRC is a directory in Hugging Face form, a .gguf file, a hub id, or for a .gguf file also an exported model.
+    SRC is a directory in Hugging Face form, a .gguf file, a hub id, or for a .gguf file also an exported model. With
+    --format hf, OUT becomes a checkpoint in Hugging Face form, for other programs.
     """
     from ouro_edge.cli.tables import error_table, file_size
-    from ouro_edge.convert import export
+    from ouro_edge.convert import Format, export
     from ouro_edge.fitting.calibrate_kv import Calibration
     from ouro_edge.fitting.calibrate_weights import WeightCalibration
 
     is_gguf = format_ == "gguf" or (format_ is None and out.suffix.lower() == ".gguf")
-    if is_gguf and report:
-        raise RequestError("a .gguf file takes no --report: its blocks are those of its type")
+    kind: Format = "gguf" if is_gguf else "hf" if format_ == "hf" else "bundle"
+    if report and kind != "bundle":
+        raise RequestError("--report is for exported directories; .gguf files and checkpoints have no error report")
     if memory is not None and rounding == "nearest":
         raise RequestError("--memory limits calibrated rounding: add --rounding calibrated")
     text = None if calibration_file is None else read_text(calibration_file)
@@ -78,7 +83,7 @@ def command(
     with conversion_progress("Exporting") as progress:
         result = export(
             src, out, precision=precision, block_size=block_size, symmetric=symmetric,
-            format="gguf" if is_gguf else "bundle", revision=revision, gate_from=gate_from,
+            format=kind, revision=revision, gate_from=gate_from, dtype=dtype,
             calibration=None if no_calibration else Calibration(text),
             rounding=weights, overwrite=overwrite, progress=progress,
         )  # fmt: skip

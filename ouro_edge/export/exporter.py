@@ -1,19 +1,12 @@
 """Writes a checkpoint as a bundle, all or nothing.
 
-All files are written to a hidden directory, the manifest last, and the directory is renamed at the end. A failed or
-interrupted export removes it. A killed export leaves it without a manifest, so it is not mistaken for a model; a later
-export to the same place removes it when it is a day old.
+All files are written to a hidden directory, the manifest last, and the directory is renamed at the end
+(`output_directory`). A killed export leaves it without a manifest, so it is not mistaken for a model.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import secrets
-import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,14 +21,12 @@ from ouro_edge.export.checkpoint import Checkpoint
 from ouro_edge.export.data_file import DataFile, store
 from ouro_edge.export.graphs.block_graph import block_graph, head_graph
 from ouro_edge.export.model_card import model_card
+from ouro_edge.export.output_directory import fresh_directory
 from ouro_edge.quant import Recipe, Rounded
-from ouro_edge.system.files import parent_directories
 from ouro_edge.system.progress import Progress
 from ouro_edge.version import __version__
 
 Step = Callable[[DirectoryBundle], object]  # adds files to a bundle that lacks only its manifest
-
-_STALE_SECONDS = 24 * 3600  # age after which a working directory is abandoned
 
 
 def export_bundle(
@@ -59,7 +50,7 @@ def export_bundle(
     cannot be written, CheckpointError when a tensor is damaged. `overwrite` replaces an exported model, including its
     KV ranges and fitted gate, and deletes nothing else.
     """
-    with _fresh_directory(out, overwrite, checkpoint.path) as work:
+    with fresh_directory(out, checkpoint.path, _owned, last=MANIFEST_FILE, overwrite=overwrite) as work:
         manifest = _write(work, checkpoint, recipe, source or {}, rounded, rounding or {}, progress)
         for step in steps:
             try:
@@ -132,90 +123,9 @@ def _store_all(
     return tensors
 
 
-@contextmanager
-def _fresh_directory(out: Path, overwrite: bool, source: Path) -> Iterator[Path]:
-    """A working directory that is published as `out` at the end of the block; an error removes it and new parents.
-
-    It is a sibling of `out`, or inside `out` when `out` is empty: that may be a mount point, which cannot be renamed.
-    """
-    out = Path(os.path.realpath(out))
-    try:
-        _remove_stale(out)
-        home = out if _content(out, overwrite, source) == [] else out.parent
-        work = home / f".{out.name}.{secrets.token_hex(4)}.partial"
-        with parent_directories(work):
-            try:
-                work.mkdir()
-                yield work
-                _publish(work, out, overwrite, source)
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
-    except OSError as problem:
-        raise ExportError(f"{out} cannot be written: {problem.strerror or problem}; nothing was kept") from None
-
-
-def _content(out: Path, overwrite: bool, source: Path) -> list[str] | None:
-    """The names in `out`, or None when it does not exist. ExportError when it contains files of other origin."""
-    try:
-        names = sorted(os.listdir(out))
-    except FileNotFoundError:
+def _owned(path: Path) -> set[str] | None:
+    """The files of the exported model in a directory, or None without a manifest."""
+    if not (path / MANIFEST_FILE).is_file():
         return None
-    except NotADirectoryError:
-        raise ExportError(f"{out} exists as a file or is a path below a file; choose another name") from None
-    if not names:
-        return names
-    if not overwrite:
-        raise ExportError(f"{out} exists and is not empty; remove it, choose another name or pass --overwrite")
-    if not (out / MANIFEST_FILE).is_file():
-        raise ExportError(f"{out} is not an exported model, so it is not overwritten; choose another name")
-    if source.resolve().is_relative_to(out):
-        raise ExportError(f"{source} is inside {out}, which --overwrite would delete; choose another name")
-    listed = read_json_object(out / MANIFEST_FILE, ExportError).get("files")
-    expected = {MANIFEST_FILE, *ADDED_FILES, *(listed if isinstance(listed, dict) else ())}
-    if strange := [name for name in names if name not in expected]:
-        raise ExportError(f"{out} holds {strange[0]!r}, which is not part of the model there: move it or choose "
-                          "another name")  # fmt: skip
-    return names
-
-
-def _remove_stale(out: Path) -> None:
-    """Remove the working directories of exports to `out` that were killed at least a day ago."""
-    name = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{8}}\.(partial{'|old' if out.exists() else ''})")
-    for home in (out.parent, out):
-        with suppress(OSError):  # missing, or not readable
-            for entry in list(os.scandir(home)):
-                oldest = time.time() - _STALE_SECONDS
-                if name.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < oldest:
-                    shutil.rmtree(entry.path, ignore_errors=True)
-
-
-def _publish(work: Path, out: Path, overwrite: bool, source: Path) -> None:
-    """Move `work` to `out`; the old content is deleted when the new one is in place."""
-    if work.parent == out:
-        _move_up(work, out)
-    elif _content(out, overwrite, source):  # checked again, because the export took minutes
-        old = work.with_suffix(".old")
-        try:
-            os.rename(out, old)
-            os.rename(work, out)
-        except BaseException:
-            with suppress(OSError):  # `out` was not moved yet, or is already replaced
-                os.rename(old, out)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.rename(work, out)
-
-
-def _move_up(work: Path, out: Path) -> None:
-    """Move the files of `work` into its parent directory `out`, the manifest last."""
-    if strange := sorted(set(os.listdir(out)) - {work.name}):
-        raise ExportError(f"{out} was empty and now holds {strange[0]!r}; choose another name, nothing was kept")
-    names = sorted(os.listdir(work), key=lambda name: name == MANIFEST_FILE)
-    try:
-        for name in names:
-            os.rename(work / name, out / name)
-    except BaseException:
-        for name in names:
-            (out / name).unlink(missing_ok=True)
-        raise
+    listed = read_json_object(path / MANIFEST_FILE, ExportError).get("files")
+    return {MANIFEST_FILE, *ADDED_FILES, *(listed if isinstance(listed, dict) else ())}

@@ -21,7 +21,7 @@ from ouro_edge.export.checkpoint import Checkpoint, is_present
 from ouro_edge.export.sentencepiece import convert
 from ouro_edge.export.tensor_names import Part, is_ignored, parts_of
 
-_TEXT_FILES = (
+TEXT_FILES = (
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -32,7 +32,7 @@ _TEXT_FILES = (
 _SENTENCEPIECE = "tokenizer.model"
 _MAX_TEXT_FILE_BYTES = 64 << 20
 _DTYPES = ("F32", "F16", "BF16")
-_INDEX_FILE = "model.safetensors.index.json"
+INDEX_FILE = "model.safetensors.index.json"
 
 
 def open_directory(path: Path) -> Checkpoint:
@@ -101,10 +101,10 @@ class SafetensorsReader:
 
 def _weight_files(path: Path) -> dict[Path, list[str] | None]:
     """File -> its tensor names according to the index, or None for a single file without an index."""
-    single, index = path / "model.safetensors", path / _INDEX_FILE
+    single, index = path / "model.safetensors", path / INDEX_FILE
     if not is_present(index, _MAX_TEXT_FILE_BYTES):
         if not is_present(single):
-            raise CheckpointError(f"{path} has neither model.safetensors nor {_INDEX_FILE}; other formats are not read")
+            raise CheckpointError(f"{path} has neither model.safetensors nor {INDEX_FILE}; other formats are not read")
         return {single: None}
     weight_map = read_json_object(index, CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
@@ -124,7 +124,7 @@ def _open_file(file: Path, expected: list[str] | None) -> dict[str, SafetensorsR
     with _safe_open(file) as tensors:
         names = list(tensors.keys())
         if expected is not None and (wrong := sorted(set(names) ^ set(expected))):
-            raise CheckpointError(f"{_INDEX_FILE} and {file.name} disagree about {wrong[0]}")
+            raise CheckpointError(f"{INDEX_FILE} and {file.name} disagree about {wrong[0]}")
         for name in names:
             part = tensors.get_slice(name)
             if part.get_dtype() not in _DTYPES:
@@ -162,7 +162,7 @@ def _convert_tokenizer(path: Path, files: dict[str, bytes]) -> str:
 
 def _text_files(path: Path) -> dict[str, bytes]:
     files = {}
-    for name in _TEXT_FILES:
+    for name in TEXT_FILES:
         if is_present(path / name, _MAX_TEXT_FILE_BYTES):
             files[name] = (path / name).read_bytes()
     if "chat_template.jinja" not in files and "tokenizer_config.json" in files:

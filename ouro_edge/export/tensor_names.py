@@ -53,6 +53,13 @@ _HRM_LAYER = {
     "mlp.down_proj": ("down_proj",),
 }
 
+_HRM_TOP = {
+    "model.embed_tokens.weight": "embedding",
+    "model.z_L_init": "state_init",
+    "lm_head.weight": "head",
+}
+_FUSED_STYLE = ("attn.o_proj",)  # written beside fused tensors; beside split ones it is self_attn.o_proj
+
 
 class Part(NamedTuple):
     """A tensor in a published one: its canonical name, and its rows, or None for all of them."""
@@ -79,6 +86,23 @@ def parts_of(name: str, config: ModelConfig) -> list[Part]:
     return parts
 
 
+def published_name(name: str, config: ModelConfig) -> str:
+    """The published name of one tensor by its canonical name; HRM-Text's are those of transformers, not fused."""
+    tops = _HRM_TOP if config.model_type == "hrm_text" else _MODEL_TENSORS
+    for published, canonical in tops.items():
+        if canonical == name:
+            return published
+    _, number, part = name.split(".")
+    if config.model_type == "hrm_text":
+        stack, first = ("L", 0) if int(number) < config.stack_layers[0] else ("H", config.stack_layers[0])
+        [published] = [key for key, parts in _HRM_LAYER.items() if parts == (part,) and key not in _FUSED_STYLE]
+        return f"model.{stack}_module.layers.{int(number) - first}.{published}.weight"
+    parts = {
+        canonical: published for published, canonical in (_LAYER_TENSORS | _LAYER_NORMS[config.sandwich_norms]).items()
+    }
+    return f"model.layers.{number}.{parts[part]}.weight"
+
+
 def _one(name: str, config: ModelConfig) -> list[str]:
     if name in _MODEL_TENSORS:
         return [_MODEL_TENSORS[name]]
@@ -89,9 +113,8 @@ def _one(name: str, config: ModelConfig) -> list[str]:
 
 def _hrm_text(name: str, config: ModelConfig) -> list[str]:
     """Layers of the stack H follow those of L."""
-    top = {"model.z_L_init": "state_init", **{key: _MODEL_TENSORS[key] for key in _TOP}}
-    if name in top:
-        return [top[name]]
+    if name in _HRM_TOP:
+        return [_HRM_TOP[name]]
     match = re.fullmatch(r"model\.([LH])_module\.layers\.(0|[1-9]\d{0,5})\.(.+)\.weight", name)
     if match is None or match[3] not in _HRM_LAYER or int(match[2]) >= config.stack_layers[match[1] == "H"]:
         return [name]
@@ -99,5 +122,4 @@ def _hrm_text(name: str, config: ModelConfig) -> list[str]:
     return [f"layers.{number}.{part}" for part in _HRM_LAYER[match[3]]]
 
 
-_TOP = ("model.embed_tokens.weight", "lm_head.weight")
 _FAMILIES: Mapping[str, Callable[[str, ModelConfig], list[str]]] = {"hrm_text": _hrm_text}

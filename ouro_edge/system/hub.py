@@ -46,8 +46,8 @@ _CHECKPOINT_WEIGHTS = (".safetensors",)
 _BUNDLE_WEIGHTS = (".onnx", ".onnx.data")
 
 _NAME_PART = r"[A-Za-z0-9_][\w.-]*"
-_REPO = re.compile(rf"{_NAME_PART}/{_NAME_PART}", re.ASCII)
-_FILE_IN_REPO = re.compile(rf"({_NAME_PART}/{_NAME_PART})[:/]((?:[^/\\:\0]+/)*[^/\\:\0]+\.gguf)", re.ASCII | re.I)
+REPO_ID = re.compile(rf"{_NAME_PART}/{_NAME_PART}", re.ASCII)
+_FILE_INREPO_ID = re.compile(rf"({_NAME_PART}/{_NAME_PART})[:/]((?:[^/\\:\0]+/)*[^/\\:\0]+\.gguf)", re.ASCII | re.I)
 _PATH = re.compile(r"[./~]|[A-Za-z]:|.*\\|.*/.*/|.*\.gguf$", re.DOTALL | re.IGNORECASE)
 _UNRESOLVED = "neither a directory nor a .gguf file nor a hub id such as ByteDance/Ouro-1.4B"
 
@@ -80,9 +80,9 @@ def resolve(
         return Resolved(path)
     if not isinstance(model, str):
         raise HubError(f"{text} does not exist; give a directory or a .gguf file, or a hub id as a string")
-    if (chosen := _FILE_IN_REPO.fullmatch(text)) and _may_be_remote(text, chosen[2]):
+    if (chosen := _FILE_INREPO_ID.fullmatch(text)) and _may_be_remote(text, chosen[2]):
         return _from_hub(chosen[1], chosen[2], revision, progress)
-    if _PATH.match(text) or not _REPO.fullmatch(text):
+    if _PATH.match(text) or not REPO_ID.fullmatch(text):
         raise HubError(f"{text!r} is {_UNRESOLVED}; check the spelling")
     return _from_hub(text, None, revision, progress)
 

@@ -189,7 +189,7 @@ def test_config_is_written_as_it_is_read():
         ({"embedding_scale": -1.0}, "embedding_scale is -1.0"),
         ({"embedding_scale": None, "initializer_range": None}, "lacks 'embedding_scale'"),
         ({"attention_bias": True}, "attention_bias = True"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4}}, "rope_parameters"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 4}}, "rope_parameters"),
     ],
 )
 def test_configs_that_are_refused(changes, says):
