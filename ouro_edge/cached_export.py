@@ -1,4 +1,8 @@
-"""The int4 conversion of a checkpoint in the user's cache, made when it is first needed."""
+"""The int4 conversion of a checkpoint in the user's cache, made when it is first needed.
+
+Of several processes that need the same conversion one makes it, and the others wait. If it is killed, one of them
+continues.
+"""
 
 from __future__ import annotations
 
@@ -12,24 +16,37 @@ from ouro_edge.convert import export_directory
 from ouro_edge.errors import BundleError, ExportError
 from ouro_edge.quant import preset
 from ouro_edge.system.cache_dir import cache_directory, record_use
+from ouro_edge.system.file_lock import file_lock
 from ouro_edge.system.hub import Resolved
-from ouro_edge.system.progress import Progress
+from ouro_edge.system.progress import WAITING, Progress
 
 
 def cached_export(found: Resolved, progress: Progress | None = None) -> Path:
-    """The cached int4 export of a checkpoint, made if it is absent or damaged, or the source has changed."""
+    """The cached int4 export of a checkpoint, made if it is absent or damaged, or the source has changed.
+
+    While another process makes it, `progress` is called once, with 0 of 1 steps done.
+    """
     out, source = cache_directory() / _key(found), found.repo_id or str(found.path.resolve())
-    if _is_usable(out):
-        record_use(out, source)
-        return out
-    shutil.rmtree(out, ignore_errors=True)  # damaged, and in the cache nothing is lost by that
+
+    def waiting() -> None:
+        if progress is not None:
+            progress(0, 1, WAITING)
+
+    if not _is_usable(out):
+        with file_lock(out.with_name(f".{out.name}.lock"), waiting):
+            if not _is_usable(out):  # another process may have made it meanwhile
+                shutil.rmtree(out, ignore_errors=True)  # damaged, and in the cache nothing is lost by that
+                _export(found, out, progress)
+    record_use(out, source)
+    return out
+
+
+def _export(found: Resolved, out: Path, progress: Progress | None) -> None:
     try:
         export_directory(found, out, preset("int4"), progress=progress)
     except ExportError:
-        if not _is_usable(out):  # else another process was faster
+        if not _is_usable(out):  # without locks, another process can have been faster
             raise
-    record_use(out, source)
-    return out
 
 
 def _is_usable(path: Path) -> bool:

@@ -18,6 +18,7 @@ from ouro_edge.bundle.bundle import Bundle, GraphFile
 from ouro_edge.bundle.prefill_copy import PROBE_FILE, VERSION, is_complete, prefill_copy_bytes
 from ouro_edge.errors import ExportError, OuroEdgeError, RequestError, one_line
 from ouro_edge.system.cache_dir import cache_directory, discard_entry, older_entries, record_use
+from ouro_edge.system.file_lock import file_lock
 from ouro_edge.system.memory import available_memory
 from ouro_edge.system.progress import Progress
 
@@ -124,7 +125,9 @@ def _copy(bundle: Bundle, rule: AutoRule | None, progress: Progress | None) -> P
         ) from None
     if not multiplies_exactly(probe_in_memory()):
         raise _inexact()
-    write_prefill_copy(bundle, path, progress)
+    with file_lock(path.with_name(f".{path.name}.lock")):
+        if not is_complete(path):  # else another process has just made it
+            write_prefill_copy(bundle, path, progress)
     record_use(path, source)
     for old in older_entries(path):
         discard_entry(old)

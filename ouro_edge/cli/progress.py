@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ouro_edge.system.progress import Progress
+from ouro_edge.system.progress import WAITING, Progress
 
 
 @contextmanager
@@ -18,6 +18,9 @@ def conversion_progress(label: str = "Preparing") -> Iterator[Progress]:
     bars: list[Any] = []
 
     def show(done: int, total: int, what: str, /) -> None:
+        if what == WAITING:
+            click.echo(f"{what[0].upper()}{what[1:]}.", err=True)
+            return
         if sys.stderr is None or not sys.stderr.isatty() or not total:
             return
         if bars and done < bars[0].pos:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
@@ -19,15 +20,15 @@ from ouro_edge.server.http.errors import ApiError
 from ouro_edge.server.http.guard import HostGuard, KeyGuard
 from ouro_edge.server.http.page import page_endpoint
 from ouro_edge.server.limits import Access
-from ouro_edge.server.metrics import CONTENT_TYPE
+from ouro_edge.server.metrics import CONTENT_TYPE, Samples, render
 from ouro_edge.server.openai.replies import ResponseHeader
 
 if TYPE_CHECKING:
     from ouro_edge.runtime.model import Model
 
 
-def make_app(engine: Engine, access: Access) -> Starlette:
-    """The ASGI application over an engine."""
+def make_app(engine: Engine, access: Access, totals: Callable[[Samples], Samples] = lambda own: own) -> Starlette:
+    """The ASGI application over an engine; `totals` adds the metrics of other processes to its own."""
     model, metrics = engine.model, engine.metrics
     header = new_header(engine)
 
@@ -54,7 +55,7 @@ def make_app(engine: Engine, access: Access) -> Starlette:
         return _json({"status": "ok", "running": engine.queue.running, "waiting": engine.queue.waiting})
 
     async def measured(request: Request) -> Response:
-        return Response(metrics.text(engine.queue), headers={"Content-Type": CONTENT_TYPE})
+        return Response(render(totals(metrics.samples(engine.queue))), headers={"Content-Type": CONTENT_TYPE})
 
     app = Starlette(
         routes=[

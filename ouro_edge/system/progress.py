@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import accumulate, pairwise
 from typing import Protocol
 
+WAITING = "another process converts this model: waiting"  # reported instead of a step, with 0 of 1 steps done
 _STEPS = 1000  # of a stage with a share of 1
 
 
