@@ -24,7 +24,8 @@ from ouro_edge.runtime.request import GenerateOptions, Request, make_request
 from ouro_edge.runtime.sampling.constraint import Constraint
 from ouro_edge.runtime.sampling.generation_config import sampler_settings
 from ouro_edge.runtime.sampling.sampler import Sampler
-from ouro_edge.runtime.sequence.sequence import TokenSequence, check_prefix
+from ouro_edge.runtime.sequence.prefix import check_prefix
+from ouro_edge.runtime.sequence.sequence import TokenSequence
 from ouro_edge.runtime.sequence.shared_prompt import SharedPrompt
 from ouro_edge.runtime.speculation.eligibility import check_speculate
 from ouro_edge.runtime.text.chat_template import check_variables

@@ -15,7 +15,8 @@ from ouro_edge.runtime.checks import check_ids, check_kind, check_whole
 from ouro_edge.runtime.exits.policies import ExitPolicy
 from ouro_edge.runtime.sampling.constraint import Constraint
 from ouro_edge.runtime.sampling.sampler import Sampler
-from ouro_edge.runtime.sequence.sequence import TokenSequence, check_prefix
+from ouro_edge.runtime.sequence.prefix import check_prefix
+from ouro_edge.runtime.sequence.sequence import TokenSequence
 from ouro_edge.runtime.text.stop_strings import StopStrings
 
 if TYPE_CHECKING:

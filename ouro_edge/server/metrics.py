@@ -75,7 +75,9 @@ class Metrics:
                 f'path="{path}",status="{status}"': n for (path, status), n in sorted(self.requests.items())
             },
             "ouro_edge_generations_total": {f'reason="{reason}"': n for reason, n in sorted(self.endings.items())},
-            "ouro_edge_tokens_total": {f'kind="{kind}"': self.tokens[kind] for kind in ("prompt", "cached", "completion")},
+            "ouro_edge_tokens_total": {
+                f'kind="{kind}"': self.tokens[kind] for kind in ("prompt", "cached", "completion")
+            },
             "ouro_edge_loops_total": {f'kind="{kind}"': self.loops[kind] for kind in ("run", "full")},
         }
         found: dict[str, float] = {f"{name}{{{key}}}": n for name, kinds in counts.items() for key, n in kinds.items()}

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from ouro_edge.errors import RequestError
 from ouro_edge.runtime.checks import check_ids, check_kind, shown
 from ouro_edge.runtime.sequence.old_names import renamed
-from ouro_edge.runtime.sequence.sequence import TokenSequence, common_prefix
+from ouro_edge.runtime.sequence.prefix import common_prefix
+from ouro_edge.runtime.sequence.sequence import TokenSequence
 
 if TYPE_CHECKING:
     from ouro_edge.runtime.model import Model

@@ -12,10 +12,8 @@ weights once. No position is computed twice in a loop.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
-from ouro_edge.arch.config import ModelConfig
 from ouro_edge.arch.weights import Array
 from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.runtime.backend.cancel import Cancel
@@ -23,30 +21,15 @@ from ouro_edge.runtime.backend.protocol import Backend, Cache, GroupOutput, RowG
 from ouro_edge.runtime.checks import check_ids, check_kind, check_whole
 from ouro_edge.runtime.exits.loop_states import LoopStates
 from ouro_edge.runtime.exits.policies import ExitPolicy
+from ouro_edge.runtime.sequence.chunks import LoopChunk, Work
 from ouro_edge.runtime.sequence.depth_run import DepthRun, Exited
 from ouro_edge.runtime.sequence.hidden_queue import HiddenQueue
 from ouro_edge.runtime.sequence.old_names import renamed
+from ouro_edge.runtime.sequence.prefix import check_prefix, common_prefix
 
 # Positions at the end of a prompt that are computed in one call. One row takes another kernel than two or more, with
 # another rounding of activations; from two on the number of rows makes no difference.
 TAIL_TOKENS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class LoopChunk:
-    """What one loop computed for consecutive positions; the arrays belong to the caller."""
-
-    start: int  # position of the first row
-    states: Array  # [T, W], normed
-    gates: Array  # [T] exit logits; NaN without a gate
-
-
-@dataclass(slots=True)
-class Work:
-    """What a sequence has cost so far."""
-
-    calls: int = 0  # block calls: each reads all weights of the block once
-    rows: int = 0  # positions processed, summed over loops
 
 
 class TokenSequence:
@@ -278,20 +261,3 @@ class TokenSequence:
     resume = renamed("resume", "set_prompt")
     rewind = renamed("rewind", "truncate")
     fork = renamed("fork", "copy_prefix")
-
-
-def check_prefix(config: ModelConfig, prefix: int, length: int) -> int:
-    """The length of a prefix that sees itself in both directions. RequestError unless the model and prompt allow it."""
-    check_whole("prefix", prefix, 0, length, ", the tokens of the prompt")
-    if prefix and not config.prefix_lm:
-        raise RequestError(f"prefix is {prefix}; this model's config does not say prefix_lm, so its prompts are "
-                           "causal: leave it out")  # fmt: skip
-    return prefix
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Number of leading items that are equal."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))

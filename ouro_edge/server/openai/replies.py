@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ouro_edge.runtime.request import token_budget
-from ouro_edge.runtime.sequence.sequence import check_prefix
+from ouro_edge.runtime.sequence.prefix import check_prefix
 from ouro_edge.server.options import Options
 from ouro_edge.version import __version__
 
