@@ -100,6 +100,11 @@ class ModelConfig:
         return FAMILIES[self.model_type]
 
     @property
+    def depths(self) -> tuple[int, ...]:
+        """The numbers of loops that the model was trained to be read after: all of 1 to R, or R only."""
+        return tuple(range(1 if self.family.exits else self.loops, self.loops + 1))
+
+    @property
     def q_size(self) -> int:
         """Width of the concatenated query heads, H * D."""
         return self.num_heads * self.head_dim

@@ -175,6 +175,11 @@ def run(config: ModelConfig, weights: Mapping[str, Array], ids: NDArray[np.integ
     return Steps(np.stack(hidden), gate_logits)
 
 
+def logits(config: ModelConfig, weights: Mapping[str, Array], rows: Array) -> Array:
+    """Logits [..., V] of normed state rows [..., W]."""
+    return head(weights, loop_program(config).output(rows, config.hidden_size))
+
+
 def head(weights: Mapping[str, Array], hidden: Array) -> Array:
     """Logits [..., V] of normed hidden states [..., C]."""
     return hidden @ weights["head"].T

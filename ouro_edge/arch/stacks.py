@@ -76,7 +76,7 @@ class LoopProgram:
 
     def stack(self, graph: str) -> Stack:
         """The stack of a graph."""
-        return next(stack for stack in self.stacks if stack.name == graph)
+        return {stack.name: stack for stack in self.stacks}[graph]
 
     def stack_of(self, cache: int) -> Stack:
         """The stack that appends to a cache."""

@@ -76,7 +76,7 @@ def command(model: str | None, against: str | None, tokens: int, quick: bool) ->
             _print(finding)
     if not quick:
         click.echo()
-        for finding in doctor.speed(path, bundle.config.loops):
+        for finding in doctor.speed(path, bundle.config.depths):
             _print(finding)
     if failed:
         raise VerificationError(f"{printable(bundle.name)} is not as published: {', '.join(failed)}")

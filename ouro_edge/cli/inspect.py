@@ -92,17 +92,35 @@ def _model_facts(config: ModelConfig) -> dict[str, Any]:
     return {
         "parameters": sum(map(prod, tensor_shapes(config).values())),
         "loops": config.loops,
-        "layers in the block": config.num_layers,
-        "exit gate": "yes" if config.has_gate else "none: all loops, or a number of them",
-        "exit threshold": config.exit_threshold,
+        **_passes(config),
+        **_exits(config),
         "hidden size": config.hidden_size,
         "feed-forward size": config.intermediate_size,
         "attention": heads,
         "vocabulary": config.vocab_size,
         "context": config.max_positions,
+        **({"prefix-LM": "yes: a prompt that is a text sees itself in both directions"} if config.prefix_lm else {}),
         "stop ids": list(config.stop_token_ids),
         "KV per token": kv,
     }
+
+
+def _passes(config: ModelConfig) -> dict[str, Any]:
+    """The layers of the block, or of every stack and how often it runs."""
+    from ouro_edge.arch.loop_program import loop_program
+
+    program = loop_program(config)
+    if len(program.stacks) == 1:
+        return {"layers in the block": config.num_layers}
+    graphs = Counter(step.graph for step in program.passes)
+    return {"stacks": {s.name: f"{len(s.layers)} layers x {graphs[s.name]}" for s in program.stacks}}
+
+
+def _exits(config: ModelConfig) -> dict[str, Any]:
+    if not config.family.exits:
+        return {"exits": f"none: trained for {config.loops} loops only"}
+    gate = "yes" if config.has_gate else "none: all loops, or a number of them"
+    return {"exit gate": gate, "exit threshold": config.exit_threshold}
 
 
 def _show(value: Any) -> str:

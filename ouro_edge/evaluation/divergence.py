@@ -33,11 +33,11 @@ class States(Protocol):
     def config(self) -> ModelConfig: ...
 
     def hidden(self, ids: Sequence[int]) -> Array:
-        """States [R, T, C] after every loop."""
+        """State rows [R, T, W] after every loop."""
         ...
 
     def logits(self, hidden: Array) -> Array:
-        """Logits [T, V] of states [T, C]."""
+        """Logits [T, V] of state rows [T, W]."""
         ...
 
 
@@ -67,7 +67,7 @@ class OriginalWeights:
     def logits(self, hidden: Array) -> Array:
         if self._head is None:
             self._head = self._weights["head"]
-        return reference.head({"head": self._head}, hidden)
+        return reference.logits(self.config, {"head": self._head}, hidden)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,16 +149,18 @@ def compare(
 ) -> list[Score]:
     """Scores at every depth, and with every exit rule, whose tokens are compared with the other model at full depth.
 
+    A model that was trained to be read after all loops only has one depth. Every token sees those before it only.
+
     RequestError when the models differ in vocabulary or loops.
     """
     own, rules = LoadedModel(model), list(exits)
-    loops = own.config.loops
+    depths = own.config.depths
     if other is not None:
         for name in ("vocab_size", "loops"):
             mine, theirs = getattr(own.config, name), getattr(other.config, name)
             if mine != theirs:
                 raise RequestError(f"the models cannot be compared: {name} is {mine} here and {theirs} there")
-    sums = [_Sums() for _ in range(loops + len(rules))]
+    sums = [_Sums() for _ in (*depths, *rules)]
     for number, ids in enumerate(windows):
         if progress:
             progress(number, len(windows), "text")
@@ -168,16 +170,16 @@ def compare(
         hidden = own.hidden(ids)
         theirs = None if other is None else other.hidden(ids)
         logits: Array | None = None
-        for loop in range(loops):
+        for depth, total in zip(depths, sums, strict=False):
             if other is not None and theirs is not None:
-                logits = other.logits(theirs[loop, scored])
-            sums[loop].add(own.logits(hidden[loop, scored]), targets, logits, loop + 1)
-        for total, (_, rule) in zip(sums[loops:], rules, strict=True):
+                logits = other.logits(theirs[depth - 1, scored])
+            total.add(own.logits(hidden[depth - 1, scored]), targets, logits, depth)
+        for total, (_, rule) in zip(sums[len(depths) :], rules, strict=True):
             run = model.forward(list(ids), exit=rule)
             total.add(np.asarray(run.logits)[scored], targets, logits, float(run.depth[scored].mean()))
     if progress:
         progress(len(windows), len(windows), "")
-    names = [f"depth {loop + 1}" for loop in range(loops)] + [name for name, _ in rules]
+    names = [f"depth {depth}" for depth in depths] + [name for name, _ in rules]
     return [total.score(name) for total, name in zip(sums, names, strict=True)]
 
 

@@ -57,20 +57,22 @@ def exact_match(
     exits: Iterable[tuple[str, ExitPolicy]] = (),
     progress: Progress | None = None,
 ) -> list[float]:
-    """The share of right answers at depth 1 to R, then with each exit rule. Needs a tokenizer."""
-    rules, loops = list(exits), model.config.loops
-    right = np.zeros(loops + len(rules))
+    """The share of right answers at every depth, then with each exit rule. Needs a tokenizer."""
+    rules, depths = list(exits), model.config.depths
+    right = np.zeros(len(depths) + len(rules))
     for number, question in enumerate(questions):
         if progress and number % 16 == 0:
             progress(number, len(questions), "questions")
         prompt = model.tokenizer.encode(model.render([{"role": "user", "content": question.prompt}]))
         answer = model.tokenizer.encode(question.answer)
         ids, scored = prompt + answer, slice(len(prompt) - 1, len(prompt) + len(answer))
-        hidden = model.states(ids).hidden
-        for loop in range(loops):
-            right[loop] += _is_right(model.logits(hidden[loop, scored]), answer, model.stop_ids)
-        for at, (_, rule) in enumerate(rules, start=loops):
-            right[at] += _is_right(model.forward(ids, exit=rule).logits[scored], answer, model.stop_ids)
+        prefix = model.prefix_of(prompt)
+        hidden = model.states(ids, prefix=prefix).hidden
+        for at, depth in enumerate(depths):
+            right[at] += _is_right(model.logits(hidden[depth - 1, scored]), answer, model.stop_ids)
+        for at, (_, rule) in enumerate(rules, start=len(depths)):
+            logits = model.forward(ids, exit=rule, prefix=prefix).logits
+            right[at] += _is_right(logits[scored], answer, model.stop_ids)
     if progress:
         progress(len(questions), len(questions), "")
     return (right / len(questions)).tolist()

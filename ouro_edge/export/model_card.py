@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.loop_program import loop_program
 from ouro_edge.bundle.manifest import Manifest
 
 
@@ -16,8 +18,9 @@ def model_card(manifest: Manifest) -> str:
     name = re.sub(r"[^\w.() -]", "", manifest.name)  # the name comes from an untrusted file
     model, origin = manifest.model, repository or "a local checkpoint"
     revision = f" at revision {manifest.source['revision']}" if manifest.source.get("revision") else ""
-    loops = "no loops" if model.loops == 1 else f"one block of {model.num_layers} layers, {model.loops} loops"
+    loops = "no loops" if model.loops == 1 else f"{_stacks(model)}, {model.loops} loops"
     gate = "with its exit gate" if model.has_gate else "without exit gate"
+    gate = gate if model.family.exits else "all of which every token runs"
     lines = [
         "---",
         *front,
@@ -38,6 +41,13 @@ def model_card(manifest: Manifest) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _stacks(model: ModelConfig) -> str:
+    stacks = loop_program(model).stacks
+    if len(stacks) == 1:
+        return f"one block of {model.num_layers} layers"
+    return f"{len(stacks)} stacks of " + " and ".join(str(len(stack.layers)) for stack in stacks) + " layers"
 
 
 def _rounding(manifest: Manifest) -> list[str]:

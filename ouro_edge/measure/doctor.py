@@ -67,7 +67,8 @@ def config_findings(bundle: Bundle) -> Iterator[Finding]:
     yield Finding("model", f"{bundle.name}: {config.model_type}, {sizes}, vocabulary {config.vocab_size}")
     found = compare(config)
     if found is None:
-        yield Finding("config", "not one of the published Ouro models")
+        of = "Ouro " if config.model_type == "ouro" else ""
+        yield Finding("config", f"not one of the published {of}models whose sizes are known here")
     elif found.differences:
         yield Finding("config", f"differs from {found.names[0]}: {'; '.join(found.differences)}", False)
     else:
@@ -104,7 +105,7 @@ def depth_errors(model: Model, weights: Mapping[str, Array], ids: Sequence[int])
 
 def answers(model: Model) -> Iterator[Finding]:
     """Short greedy answers to a few prompts at every depth, and by the model's own rule."""
-    rules: dict[str, ExitPolicy] = {f"depth {n}": FixedDepth(n) for n in range(1, model.config.loops + 1)}
+    rules: dict[str, ExitPolicy] = {f"depth {n}": FixedDepth(n) for n in model.config.depths}
     for prompt in PROMPTS if model.has_tokenizer else ():
         for name, rule in {**rules, "default": model.default_exit()}.items():
             *_, done = answer(model, prompt, rule)
@@ -120,9 +121,9 @@ def answer(model: Model, prompt: str, rule: ExitPolicy) -> Iterator[object]:
     return iter(model.chat(messages, exit=rule, max_tokens=_ANSWER_TOKENS, sampler=Sampler()))
 
 
-def speed(path: Path, loops: int) -> Iterator[Finding]:
+def speed(path: Path, depths: tuple[int, ...]) -> Iterator[Finding]:
     """Loading, memory, and tokens per second at every depth, in a process of its own."""
-    plan = Plan((_SPEED_PROMPT,), (_SPEED_TOKENS,), tuple(range(1, loops + 1)), (0,), 1)
+    plan = Plan((_SPEED_PROMPT,), (_SPEED_TOKENS,), depths, (0,), 1)
     for event in in_own_process(time_model, path, "auto", default_threads(), "none", plan):
         match event:
             case Loading():

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from ouro_edge.arch.loop_program import loop_program
 from ouro_edge.arch.weights import block_tensors, head_tensor
 from ouro_edge.bundle.bundle import Bundle
 from ouro_edge.errors import ContextOverflowError, RequestError
@@ -132,7 +133,7 @@ def time_model(path: Path, kv: str, threads: int, prefill: str, plan: Plan) -> I
 def check_plan(bundle: Bundle, plan: Plan) -> tuple[tuple[int, ...], int]:
     """The depths to time and the positions that a test needs besides its context; errors when the model has too few."""
     config = bundle.config
-    depths = plan.depths or tuple(range(1, config.loops + 1))
+    depths = plan.depths or config.depths
     if not 1 <= min(depths) <= max(depths) <= config.loops:
         raise RequestError(f"depths are {', '.join(map(str, depths))}; expected 1 to {config.loops} loops")
     room = max((*plan.prompts, *plan.tokens, 2))
@@ -143,9 +144,15 @@ def check_plan(bundle: Bundle, plan: Plan) -> tuple[tuple[int, ...], int]:
 
 
 def weight_bytes(bundle: Bundle) -> tuple[int, int]:
-    """Bytes of weights read by a call of the block, and by a call of the head."""
-    tensors = bundle.tensors
-    return sum(tensors[name].size for name in block_tensors(tensors)), tensors[head_tensor(tensors)].size
+    """Bytes of weights read by a call of a stack, on average over the passes, and by a call of the head."""
+    tensors, program = bundle.tensors, loop_program(bundle.config)
+    layers = [number for step in program.passes for number in program.stack(step.graph).layers]
+
+    def uses(name: str) -> int:  # of a tensor in all passes of a token
+        return layers.count(int(name.split(".")[1])) if name.startswith("layers.") else len(program.passes)
+
+    block = sum(uses(name) * tensors[name].size for name in block_tensors(tensors)) // len(program.passes)
+    return block, tensors[head_tensor(tensors)].size
 
 
 def _run(model: Model, sequence: TokenSequence, test: Test, rng: np.random.Generator) -> Done:
@@ -155,7 +162,7 @@ def _run(model: Model, sequence: TokenSequence, test: Test, rng: np.random.Gener
     *_, done = model.generate(
         ids,
         max_tokens=count,
-        exit=FixedDepth(test.depth),
+        exit=FixedDepth(test.depth, force=True),  # times, not texts
         sampler=Sampler(),
         stop_ids=(),
         sequence=sequence,

@@ -71,7 +71,7 @@ def _rate(model: Model, streams: int, tokens: int, depth: int, context: int) -> 
         events = model.generate(
             list(sequence.tokens),
             max_tokens=tokens + 1,
-            exit=FixedDepth(depth),
+            exit=FixedDepth(depth, force=True),
             sampler=Sampler(),
             stop_ids=(),
             sequence=sequence,
