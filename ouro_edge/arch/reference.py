@@ -128,14 +128,25 @@ def run_pass(
     prefix: int = 0,
 ) -> Array:
     """One pass of state rows [T, W] through a stack. `extends` holds the earlier positions by layer of the stack."""
-    first, second = rows[:, : config.hidden_size], rows[:, config.hidden_size :]
-    h = first + second if stack.reads == "sum" else first
+    h = entry(config, stack, rows)
     for i, number in enumerate(stack.layers):
         extend = None if extends is None else extends[i]
         h = block_layer(config, _Layer(weights, number), h, cos, sin, extend, prefix)
+    return written(config, weights, stack, rows, h)
+
+
+def entry(config: ModelConfig, stack: Stack, rows: Array) -> Array:
+    """What enters the first layer of a stack [..., C], of state rows [..., W]."""
+    first, second = rows[..., : config.hidden_size], rows[..., config.hidden_size :]
+    return first + second if stack.reads == "sum" else first
+
+
+def written(config: ModelConfig, weights: Mapping[str, Array], stack: Stack, rows: Array, h: Array) -> Array:
+    """State rows [..., W] after a pass: `rows` were those before it, h [..., C] is the output of the last layer."""
+    first, second = rows[..., : config.hidden_size], rows[..., config.hidden_size :]
     out = norm(config, h, weights, "norm")
     parts = {"row": [out], "first": [out, second], "second": [first, out], "both": [h, out]}[stack.writes]
-    return np.concatenate(parts, axis=1)
+    return np.concatenate(parts, axis=-1)
 
 
 def block_layer(

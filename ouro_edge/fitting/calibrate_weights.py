@@ -2,7 +2,8 @@
 
 First all loops run with the original weights, which gives the states that each loop starts from. Then the layers are
 walked once: the rows of all loops pass a layer together, because they use the same weights, and its matrices are
-rounded on the way (`layer_walk`). A loop of the rounded stream starts from the original states of that loop.
+rounded on the way (`layer_walk`). A loop of the rounded stream starts from the original states of that loop. Where a
+model has several stacks of layers, they are walked one after the other, each with the rows of its own passes.
 
 After each layer its matrices and both streams are saved, so that a calibration that was killed continues there.
 """
@@ -18,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ouro_edge.arch.config import ModelConfig
-from ouro_edge.arch.reference import exit_probabilities, rms_norm
+from ouro_edge.arch.loop_program import BLOCK, LoopProgram, Stack, loop_program
+from ouro_edge.arch.reference import entry, exit_probabilities, written
 from ouro_edge.arch.reference import gate as exit_gate
 from ouro_edge.arch.weights import Array, Weights
 from ouro_edge.errors import RequestError
@@ -114,20 +116,21 @@ def round_weights(
     """
     config = weights.config
     folder.mkdir(parents=True, exist_ok=True)
-    total = config.num_layers * (config.loops + 4)
-    state = _resume(folder, config.num_layers)
-    if state is None:
-        exact, use = _loop_starts(weights, windows, progress, total)
-        own = exact.copy()
-        own[: len(windows)] = _embedded(weights, windows, embedding)
-        state = 0, Streams(exact, own, np.repeat(use, len(windows)).astype(np.float32))
-        _save(folder, *state)
-    first, streams = state
-    for i in range(first, config.num_layers):
-        if progress:
-            progress(config.num_layers * config.loops + 4 * i, total, f"layer {i + 1} of {config.num_layers}")
-        _round_layer(weights, i, streams, grid_of, folder)
-        _save(folder, i + 1, streams)
+    program = loop_program(config)
+    run = sum(len(program.stack(step.graph).layers) for step in program.passes)
+    total = run + 4 * config.num_layers
+    if any(_resume(folder, stack) is None for stack in program.stacks):
+        for stack, streams in _starts(weights, windows, embedding, progress, total):
+            _save(folder, stack, stack.layers.start, streams)
+    for stack in program.stacks:
+        state = _resume(folder, stack)
+        assert state is not None
+        first, streams = state
+        for i in range(first, stack.layers.stop):
+            if progress:
+                progress(run + 4 * i, total, f"layer {i + 1} of {config.num_layers}")
+            _round_layer(weights, i, streams, grid_of, folder)
+            _save(folder, stack, i + 1, streams)
     if progress:
         progress(total, total, "")
 
@@ -183,29 +186,48 @@ def _layer(weights: Weights, i: int) -> dict[str, Array]:
     return {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
 
 
-def _loop_starts(
-    weights: Weights, windows: NDArray[np.int64], progress: Progress | None, total: int
-) -> tuple[Array, Array]:
-    """States before each loop [R * n, S, C], loop after loop, and how often each loop is used [R]."""
-    config, starts = weights.config, []
-    states, left = _rows(weights, windows), np.ones(windows.shape)
-    use = [1.0]
+def _starts(
+    weights: Weights, windows: NDArray[np.int64], embedding: Scheme | None, progress: Progress | None, total: int
+) -> list[tuple[Stack, Streams]]:
+    """The states [passes * n, S, C] that enter each stack, pass after pass, weighted by how often a pass is used."""
+    config, program = weights.config, loop_program(weights.config)
+    second = None if program.second is None else weights[program.second]
+    starts: dict[str, list[Array]] = {stack.name: [] for stack in program.stacks}
+    use: dict[str, list[float]] = {stack.name: [] for stack in program.stacks}
+    rows, left, done = _state_rows(program, _rows(weights, windows), second), 1.0, 0
     gates: list[NDArray[np.float64]] = []
-    for loop in range(config.loops):
-        starts.append(states.copy())
-        if loop == config.loops - 1:
+    for number, step in enumerate(program.passes, start=1):
+        stack = program.stack(step.graph)
+        states = entry(config, stack, rows).copy()
+        starts[step.graph].append(states.copy())
+        use[step.graph].append(max(_MIN_USE, left))
+        if number == len(program.passes):
             break
-        for i in range(config.num_layers):
+        for i in stack.layers:
             if progress:
-                progress(loop * config.num_layers + i, total, f"original weights, loop {loop + 1}")
+                progress(done, total, f"original weights, loop {number}")
             run_layer(config, _layer(weights, i), states)
-        states = rms_norm(states, weights["norm"], config.rms_norm_eps)
+            done += 1
+        rows = written(config, weights, stack, rows, states)
         if config.has_gate:
-            gates.append(exit_gate(weights, states.reshape(-1, states.shape[-1])))
+            gates.append(exit_gate(weights, rows.reshape(-1, rows.shape[-1])))
             p = exit_probabilities(np.stack(gates, axis=1), config.loops)
-            left = 1 - p[:, : loop + 1].sum(axis=1)
-        use.append(max(_MIN_USE, float(left.mean())))
-    return np.concatenate(starts), np.array(use, np.float32)
+            left = float((1 - p[:, :number].sum(axis=1)).mean())
+    found = []
+    for stack in program.stacks:
+        exact = np.concatenate(starts.pop(stack.name))
+        own = exact.copy()
+        if stack.name == program.passes[0].graph:
+            rows = _state_rows(program, _embedded(weights, windows, embedding), second)
+            own[: len(windows)] = entry(config, stack, rows)
+        uses = np.array(use[stack.name], np.float32)
+        found.append((stack, Streams(exact, own, np.repeat(uses, len(windows)))))
+    return found
+
+
+def _state_rows(program: LoopProgram, embedded: Array, second: Array | None) -> Array:
+    """First state rows [n, S, W] of embedding rows [n, S, C]."""
+    return np.stack([program.first_rows(rows, second) for rows in embedded])
 
 
 def _rows(weights: Weights, windows: NDArray[np.int64]) -> Array:
@@ -229,18 +251,25 @@ def _embedded(weights: Weights, windows: NDArray[np.int64], scheme: Scheme | Non
     return dequantize(quantize(flat, scheme)).reshape(rows.shape)
 
 
-def _save(folder: Path, layers: int, streams: Streams) -> None:
-    with atomic_write(folder / "streams.npz", sync=False) as file:
+def _file(folder: Path, stack: Stack) -> Path:
+    return folder / ("streams.npz" if stack.name == BLOCK else f"streams-{stack.name}.npz")
+
+
+def _save(folder: Path, stack: Stack, layers: int, streams: Streams) -> None:
+    with atomic_write(_file(folder, stack), sync=False) as file:
         np.savez(file, layers=layers, exact=streams.exact, own=streams.own, weights=streams.weights)
 
 
-def _resume(folder: Path, layers: int) -> tuple[int, Streams] | None:
-    """What an interrupted calibration has saved: the number of finished layers and the streams."""
+def _resume(folder: Path, stack: Stack) -> tuple[int, Streams] | None:
+    """What an interrupted calibration has saved of a stack: the next layer and the streams."""
     try:
-        with np.load(folder / "streams.npz") as stored:
-            done = int(stored["layers"])
-            if 0 <= done <= layers and all((folder / f"layer-{i:04}.npz").is_file() for i in range(done)):
-                return done, Streams(stored["exact"], stored["own"], stored["weights"])
+        with np.load(_file(folder, stack)) as stored:
+            at = int(stored["layers"])
+            finished = range(stack.layers.start, at)
+            if at in (*stack.layers, stack.layers.stop) and all(
+                (folder / f"layer-{i:04}.npz").is_file() for i in finished
+            ):
+                return at, Streams(stored["exact"], stored["own"], stored["weights"])
     except (OSError, ValueError, KeyError, EOFError):
         pass
     return None

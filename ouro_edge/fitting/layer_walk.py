@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ouro_edge.arch.config import ModelConfig
-from ouro_edge.arch.reference import block_layer, gated_values, mixed_values, rms_norm, rope_tables
+from ouro_edge.arch.reference import block_layer, gated_values, mixed_values, norm, rope_tables
 from ouro_edge.arch.weights import Array
 
 # Names of matrices with the same inputs, their statistics -> the rounded matrices, dequantised.
@@ -53,12 +53,12 @@ class Moments:
 
 def walk_layer(config: ModelConfig, layer: Mapping[str, Array], streams: Streams, round_: Round) -> None:
     """Round the matrices of one layer, and take both streams through it, in place. `layer` has short names."""
-    eps, windows = config.rms_norm_eps, len(streams.exact)
+    windows = len(streams.exact)
     tables = rope_tables(config, streams.exact.shape[1])
     own = dict(layer)
 
     def both(name: str, window: int) -> tuple[Array, Array]:
-        exact, mine = (rms_norm(x[window], layer[name], eps) for x in (streams.exact, streams.own))
+        exact, mine = (norm(config, x[window], layer, name) for x in (streams.exact, streams.own))
         return exact, mine
 
     def measure(inputs: Callable[[int], tuple[Array, Array]], width: int, writes: str = "") -> Moments:
@@ -72,12 +72,13 @@ def walk_layer(config: ModelConfig, layer: Mapping[str, Array], streams: Streams
             moments.add(exact, mine, float(streams.weights[window]))
         return moments.mean()
 
-    def write(window: int, name: str, norm: str, exact: Array, mine: Array) -> None:
+    def write(window: int, name: str, post_norm: str, exact: Array, mine: Array) -> None:
         for stream, rows, weights in ((streams.exact, exact, layer), (streams.own, mine, own)):
             out = rows @ weights[name].T
-            stream[window] += rms_norm(out, layer[norm], eps) if config.sandwich_norms else out
+            stream[window] += norm(config, out, layer, post_norm) if config.sandwich_norms else out
 
-    own |= round_(("q_proj", "k_proj", "v_proj"), measure(lambda w: both("attn_norm", w), config.hidden_size))
+    names = ("q_proj", "k_proj", "v_proj", *(("attn_gate_proj",) if config.family.attention_gate else ()))
+    own |= round_(names, measure(lambda w: both("attn_norm", w), config.hidden_size))
     shape = (windows, streams.exact.shape[1], config.q_size)
     mixed = np.empty(shape, np.float32), np.empty(shape, np.float32)
     for window in range(windows):
