@@ -28,6 +28,7 @@ from ouro_edge.system.progress import Progress
 if TYPE_CHECKING:
     from ouro_edge.runtime.model import Model
 
+MAX_LOOPS = 64
 MAX_PARALLEL = 64  # more threads wait for a place in the next call
 
 
@@ -43,6 +44,7 @@ def load(
     parallel: int = 1,
     tokenizer: str | os.PathLike[str] | None = None,
     gguf_weights: GgufWeights = "auto",
+    loops: int | None = None,
     progress: Progress | None = None,
     prefill: str | None = None,
 ) -> Model:
@@ -58,7 +60,8 @@ def load(
     all; the free memory must hold that many sequences of 512 tokens. `tokenizer` is a tokenizer.json, or a directory
     with one, for a .gguf file without a tokenizer that can be used. `gguf_weights` (auto, exact, int8) is for tensors
     of a .gguf file whose type has no codes, such as F16 and BF16: exact runs them in float32, int8 as Q8_0, and auto in
-    float32 if that takes at most 2 GB and a quarter of the free memory. Raises subclasses of OuroEdgeError.
+    float32 if that takes at most 2 GB and a quarter of the free memory. `loops` above the number in the model's config
+    is possible, although it was not trained for that, with a float32 cache. Raises subclasses of OuroEdgeError.
     """
     from ouro_edge.runtime.backend.admission import check_parallel
     from ouro_edge.runtime.open_model import open_model
@@ -75,6 +78,10 @@ def load(
     check_whole("parallel", parallel, 1, MAX_PARALLEL)
     bundle = open_model_files(resolve_model(model, progress), tokenizer, gguf_weights)
     bundle = bundle if context is None else bundle.with_context(context)
+    if loops is not None and check_whole("loops", loops, 1, MAX_LOOPS) > bundle.config.loops:
+        if kv not in ("auto", "fp32"):
+            raise RequestError(f"keys and values were measured for {bundle.config.loops} loops: use --kv fp32 for more")
+        bundle, kv = bundle.with_loops(loops), "fp32"
     prefill_copy = prefill_copy_for(bundle, prefill_weights, progress)
     loaded = open_model(
         bundle,

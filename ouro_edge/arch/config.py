@@ -50,6 +50,7 @@ class ModelConfig:
     stack_layers: tuple[int, ...] = ()  # layers of each stack, in the order of L, where there are several
     cycles: tuple[int, ...] = ()  # how often stacks are repeated, as the family's program says
     embedding_scale: float = 1.0  # factor of the embedding where it enters the first pass
+    loop_norm: bool = True  # whether a loop starts from the normed output of the one before it
     prefix_lm: bool = False  # whether the positions of a prompt see each other in both directions
 
     def __post_init__(self) -> None:
@@ -148,6 +149,7 @@ _OPTIONAL: dict[str, Any] = {
     "stack_layers": (),
     "cycles": (),
     "embedding_scale": 1.0,
+    "loop_norm": True,
     "prefix_lm": False,
 }
 
@@ -199,6 +201,10 @@ def from_hf(data: dict[str, Any]) -> ModelConfig:
     else:
         loops = need(family.loops_field) if family.loops_field else 1
         passes = {"num_layers": need("num_hidden_layers"), "loops": loops}
+    if family.skips_loop_norm:
+        if type(skips := data.get("skip_loop_final_norm", False)) is not bool:
+            raise ConfigError(f"config.json has skip_loop_final_norm = {skips!r}; expected true or false")
+        passes["loop_norm"] = not skips
     return ModelConfig(
         model_type=model_type,
         vocab_size=need("vocab_size"),
@@ -257,6 +263,8 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         data[config.family.loops_field] = config.loops
     if config.family.gate:
         data["early_exit_threshold"] = config.exit_threshold
+    if config.family.skips_loop_norm:
+        data["skip_loop_final_norm"] = not config.loop_norm
     if config.family.write is not None:
         data |= config.family.write(config)
     return data

@@ -16,7 +16,7 @@ from ouro_edge.arch.hrm_text import HRM_TEXT
 _NANBEIGE_OFF = (
     "enable_double_loop_split loop_middle_layers loop_share_kv enable_hyper_connection enable_mhc "
     "enable_depth_attention qk_layernorm emb_neighbor_num insert_ngram_layer_idx ngram_insert_all_layers "
-    "loop_loss_weights skip_loop_final_norm"
+    "loop_loss_weights"
 ).split()
 
 FAMILIES: Mapping[str, Family] = {
@@ -37,7 +37,8 @@ FAMILIES: Mapping[str, Family] = {
         loops_key="num_loops",
         derives_head_dim=False,
         exits=False,
-        fields=frozenset(("num_loops", "kv_channels")),
+        skips_loop_norm=True,
+        fields=frozenset(("num_loops", "kv_channels", "skip_loop_final_norm")),
         only_values={name: (False, 0, []) for name in _NANBEIGE_OFF},
     ),
     "hrm_text": HRM_TEXT,

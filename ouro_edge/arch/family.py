@@ -34,6 +34,7 @@ class Family:
     norm_weights: bool = True  # whether norms have weights
     attention_gate: bool = False  # a projection whose sigmoid multiplies the output of attention
     interleaved_gguf: bool = True  # whether GGUF files interleave the halves of the heads of Q and K
+    skips_loop_norm: bool = False  # whether config.json may say that only the head sees normed states
     state_init: bool = False  # a tensor [C] that is part of the first state row
     stop_ids: frozenset[int] = frozenset()  # ends of an answer besides those in the config
     fields: frozenset[str] = frozenset()  # other fields of config.json that are read

@@ -21,4 +21,8 @@ def loop_program(config: ModelConfig, *, share_kv: bool = False) -> LoopProgram:
                                "leave --kv-share out")  # fmt: skip
         return make(config)
     passes = tuple(LoopPass(BLOCK, 0 if share_kv else loop) for loop in range(config.loops))
-    return LoopProgram(passes, config.hidden_size, (Stack(BLOCK, range(config.num_layers)),))
+    if config.loop_norm:
+        return LoopProgram(passes, config.hidden_size, (Stack(BLOCK, range(config.num_layers)),))
+    # A state row has the output of the block, where the next loop starts, and then the normed one for the head.
+    stack = Stack(BLOCK, range(config.num_layers), "first", "both")
+    return LoopProgram(passes, 2 * config.hidden_size, (stack,), output_at=config.hidden_size)

@@ -124,6 +124,14 @@ class Bundle(ABC):
         other.config = replace(self.config, max_positions=positions)
         return other
 
+    def with_loops(self, loops: int) -> Self:
+        """The same model with more loops than in its config. RequestError where the passes of a token are fixed."""
+        if self.config.family.program is not None or self.config.loops == 1:
+            raise RequestError(f"the number of loops of this model is fixed: {self.config.loops}")
+        other = copy.copy(self)
+        other.config = replace(self.config, loops=loops)
+        return other
+
     @property
     @abstractmethod
     def directory(self) -> Path | None:

@@ -64,7 +64,7 @@ def command(
             click.echo(f"{target}: {requests.done} of {len(requests)} lines are finished already", err=True)
         if requests.done < len(requests):
             logging.basicConfig(format="%(message)s", level=logging.WARNING)
-            with open_model(model, loading, parallel) as loaded:
+            with open_model(model, loading, parallel, options.forced_loops) as loaded:
                 if overwrite:
                     output.clear()  # not before the model is there
                 policy = options.exit_policy(loaded.default_exit())

@@ -51,8 +51,8 @@ def command(
     if resume is not None and system is not None:
         raise RequestError("--resume restores the saved system message: omit --system, or change it with /system")
     loading = take_load_options(settings)
-    GenerationOptions(**settings)  # report invalid values before the model is loaded
-    with open_model(model, loading) as loaded:
+    options = GenerationOptions(**settings)  # reports invalid values before the model is loaded
+    with open_model(model, loading, loops=options.forced_loops) as loaded:
 
         def build(values: Mapping[str, Any]) -> Mapping[str, Any]:
             return GenerationOptions(**values).arguments(loaded)

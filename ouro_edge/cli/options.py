@@ -97,15 +97,18 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def open_model(model: str | None, options: LoadOptions, parallel: int = 1) -> Model:
-    """Load MODEL. Shows the progress of a conversion, and prints notes about automatic choices."""
+def open_model(model: str | None, options: LoadOptions, parallel: int = 1, loops: int | None = None) -> Model:
+    """Load MODEL, for `loops` loops if that is more than its own number.
+
+    Shows the progress of a conversion, and prints notes about automatic choices.
+    """
     from ouro_edge.cli.progress import conversion_progress
     from ouro_edge.loading import load
 
     if model is None:
         say(BUILT_IN)
     with conversion_progress() as progress:
-        loaded = load(model, **options.arguments(), parallel=parallel, progress=progress)
+        loaded = load(model, **options.arguments(), parallel=parallel, loops=loops, progress=progress)
     for note in loaded.text.notes:
         say(f"Note: {note}")
     if loaded.kv_reason:

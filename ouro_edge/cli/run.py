@@ -43,7 +43,7 @@ def command(
     if settings["temperature"] is None:
         settings["temperature"] = 0.0
     loading, options = take_load_options(settings), GenerationOptions(**settings)
-    with open_model(model, loading) as loaded:
+    with open_model(model, loading, loops=options.forced_loops) as loaded:
         arguments = options.arguments(loaded)
         if ids is not None:
             events = loaded.generate(_parse_ids(ids), **arguments)

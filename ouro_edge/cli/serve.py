@@ -112,7 +112,7 @@ def command(
             raise RequestError(f"--cors is {origin!r}; expected an origin such as https://example.org")
     loading, options = take_load_options(settings), GenerationOptions(**settings)
     listener = open_socket(host, port)  # before the model is loaded, which may take a minute
-    with listener, open_model(model, loading, parallel) as loaded:
+    with listener, open_model(model, loading, parallel, options.forced_loops) as loaded:
         policy = options.exit_policy(loaded.default_exit())
         if policy is not None:
             policy.limit(loaded.config)

@@ -44,7 +44,7 @@ def command(
     loading, options = take_load_options(settings), GenerationOptions(**settings)
     if isinstance(options.exit_policy(), LoopBudget):
         raise RequestError("trace evaluates each token separately; a loop budget depends on earlier tokens: omit it")
-    with open_model(model, loading) as loaded:
+    with open_model(model, loading, loops=options.forced_loops) as loaded:
         arguments = options.arguments(loaded)
         if raw:
             ids = loaded.tokenizer.encode_text(prompt)

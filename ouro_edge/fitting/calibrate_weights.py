@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ouro_edge.arch.config import ModelConfig
-from ouro_edge.arch.loop_program import BLOCK, LoopProgram, Stack, loop_program
+from ouro_edge.arch.loop_program import LoopProgram, Stack, loop_program
 from ouro_edge.arch.reference import entry, exit_probabilities, written
 from ouro_edge.arch.reference import gate as exit_gate
 from ouro_edge.arch.weights import Array, Weights
 from ouro_edge.errors import RequestError
 from ouro_edge.fitting.layer_walk import Moments, Streams, run_layer, walk_layer
+from ouro_edge.fitting.saved_streams import resume, save
 from ouro_edge.quant import Grid, Objective, Rounded, Scheme, dequantize, quantize, round_matrix
 from ouro_edge.runtime.text.tokenizer import Tokenizer
 from ouro_edge.system.files import atomic_write
@@ -119,18 +120,18 @@ def round_weights(
     program = loop_program(config)
     run = sum(len(program.stack(step.graph).layers) for step in program.passes)
     total = run + 4 * config.num_layers
-    if any(_resume(folder, stack) is None for stack in program.stacks):
+    if any(resume(folder, stack) is None for stack in program.stacks):
         for stack, streams in _starts(weights, windows, embedding, progress, total):
-            _save(folder, stack, stack.layers.start, streams)
+            save(folder, stack, stack.layers.start, streams)
     for stack in program.stacks:
-        state = _resume(folder, stack)
+        state = resume(folder, stack)
         assert state is not None
         first, streams = state
         for i in range(first, stack.layers.stop):
             if progress:
                 progress(run + 4 * i, total, f"layer {i + 1} of {config.num_layers}")
             _round_layer(weights, i, streams, grid_of, folder)
-            _save(folder, stack, i + 1, streams)
+            save(folder, stack, i + 1, streams)
     if progress:
         progress(total, total, "")
 
@@ -249,27 +250,3 @@ def _embedded(weights: Weights, windows: NDArray[np.int64], scheme: Scheme | Non
         return rows
     flat = rows.reshape(-1, rows.shape[-1])
     return dequantize(quantize(flat, scheme)).reshape(rows.shape)
-
-
-def _file(folder: Path, stack: Stack) -> Path:
-    return folder / ("streams.npz" if stack.name == BLOCK else f"streams-{stack.name}.npz")
-
-
-def _save(folder: Path, stack: Stack, layers: int, streams: Streams) -> None:
-    with atomic_write(_file(folder, stack), sync=False) as file:
-        np.savez(file, layers=layers, exact=streams.exact, own=streams.own, weights=streams.weights)
-
-
-def _resume(folder: Path, stack: Stack) -> tuple[int, Streams] | None:
-    """What an interrupted calibration has saved of a stack: the next layer and the streams."""
-    try:
-        with np.load(_file(folder, stack)) as stored:
-            at = int(stored["layers"])
-            finished = range(stack.layers.start, at)
-            if at in (*stack.layers, stack.layers.stop) and all(
-                (folder / f"layer-{i:04}.npz").is_file() for i in finished
-            ):
-                return at, Streams(stored["exact"], stored["own"], stored["weights"])
-    except (OSError, ValueError, KeyError, EOFError):
-        pass
-    return None

@@ -47,6 +47,10 @@ class GenerationOptions:
         None, "Run exactly N loops for every token; short for the rule depth:N.",
         "--loops", metavar="N", group="depth", minimum=1,
     )  # fmt: skip
+    force_loops: bool = option(
+        False, "With --loops, accept a number of loops that the model was not trained for; texts may be wrong.",
+        "--force-loops", group="depth", interfaces=frozenset({"cli", "set", "http"}),
+    )  # fmt: skip
     loop_budget: float | None = option(
         None, "Run at most this many loops per token on average over an answer, with any exit rule.",
         "--loop-budget", metavar="MEAN", group="depth", minimum=1, maximum=1000,
@@ -116,7 +120,16 @@ class GenerationOptions:
         """The requested exit rule, None for the model's own; a budget without a rule applies to `default`."""
         from ouro_edge.runtime.exits.parse import exit_from_options
 
-        return exit_from_options(self.exit, self.exit_threshold, self.loops, self.loop_budget, default=default)
+        return exit_from_options(
+            self.exit, self.exit_threshold, self.loops, self.loop_budget,
+            force_loops=self.force_loops, default=default,
+        )  # fmt: skip
+
+    @property
+    def forced_loops(self) -> int | None:
+        """The number of loops to load a model for, with `force_loops`: its own number, or more."""
+        policy = self.exit_policy() if self.force_loops else None
+        return getattr(policy, "depth", None)
 
     def sampling(self) -> dict[str, Any]:
         """Arguments for `Model.default_sampler`: the options that were set."""

@@ -95,8 +95,9 @@ def read_exit(fields: Fields, model: Model, default: ExitPolicy) -> ExitPolicy:
     """The exit policy from exit, exit_threshold or loops, limited by loop_budget."""
     given = {name: _read(fields, GENERATION_OPTIONS[name], model.config.loops if name == "loops" else None)
              for name in (*EXIT_RULES, "loop_budget")}  # fmt: skip
+    force = fields.flag("force_loops")
     try:
-        policy = exit_from_options(**given, default=default) or default
+        policy = exit_from_options(**given, force_loops=force, default=default) or default
     except RequestError as problem:
         raise ApiError(400, str(problem), param="exit") from None
     policy.limit(model.config)

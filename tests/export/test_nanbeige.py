@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 from models import GOLDEN
 
 import ouro_edge
 from ouro_edge.arch import reference
 from ouro_edge.arch.config import from_hf
+from ouro_edge.cli import main
 from ouro_edge.errors import ConfigError, RequestError
 from ouro_edge.export.gguf.config import read_config
 from ouro_edge.export.gguf.header import read_header
@@ -72,7 +75,7 @@ def test_fewer_loops_need_force(model):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("loop_share_kv", True), ("loop_loss_weights", [0.5]), ("enable_mhc", True), ("emb_neighbor_num", 2),
-     ("skip_loop_final_norm", True), ("insert_ngram_layer_idx", [1]), ("kv_channels", 8), ("num_loops", None),
+     ("skip_loop_final_norm", 1), ("insert_ngram_layer_idx", [1]), ("kv_channels", 8), ("num_loops", None),
      ("head_dim", None)],
 )  # fmt: skip
 def test_what_is_not_implemented_is_refused_by_name(name, value):
@@ -87,3 +90,69 @@ def test_a_gguf_without_a_loop_count_is_refused(tmp_path):
     del header.metadata["nanbeige.num_loops"]
     with pytest.raises(ConfigError, match="num_loops is missing"):
         read_config(header)
+
+
+@pytest.mark.parametrize("loops", [2, 3])
+@pytest.mark.parametrize("source", ["checkpoint", "written gguf", "gguf"])
+def test_a_norm_after_the_last_loop_only(expected, tmp_path, loops, source):
+    """The head sees the normed states, the next loop those before the norm."""
+    copied = tmp_path / "model"
+    shutil.copytree(NANBEIGE, copied)
+    fields = json.loads((NANBEIGE / "config.json").read_text()) | {"num_loops": loops, "skip_loop_final_norm": True}
+    (copied / "config.json").write_text(json.dumps(fields))
+    opened, wanted = open_checkpoint(copied), expected[f"logits_skipnorm_loops{loops}"]
+    steps = reference.run(opened.config, opened.weights, expected["input_ids"][0])
+    np.testing.assert_allclose(reference.logits(opened.config, opened.weights, steps.hidden[-1]), wanted[0], atol=1e-4)
+    out = tmp_path / ("out.gguf" if "gguf" in source else "out")
+    ouro_edge.export(copied, out, precision="fp32", format="gguf" if "gguf" in source else "bundle")
+    if source == "gguf":  # the published file, with the two values changed
+        header = read_header(SourceFile(GGUF))
+        config, _ = read_config(
+            replace(header, metadata=header.metadata | {
+                "nanbeige.num_loops": loops, "nanbeige.skip_loop_final_norm": True,
+            })
+        )  # fmt: skip
+        assert replace(config, pad_token_id=0) == open_checkpoint(out).config and not config.loop_norm
+    for kv in ("fp32", "int8") if source == "checkpoint" else ("fp32",):
+        with ouro_edge.load(out, kv=kv) as loaded:
+            found = loaded.forward(expected["input_ids"][1].tolist()).logits
+            np.testing.assert_allclose(found, wanted[1], atol=1e-3 if kv == "fp32" else 0.3)
+
+
+@pytest.mark.parametrize("loops", [3, 4])
+@pytest.mark.parametrize("row", [0, 1])
+def test_more_loops_than_trained(expected, tmp_path, loops, row):
+    ids = expected["input_ids"][row].tolist()
+    exported = ouro_edge.export(NANBEIGE, tmp_path / "out", precision="fp32").path
+    for path in (exported, GGUF):
+        with ouro_edge.load(path, loops=loops) as loaded:
+            assert loaded.config.loops == loops
+            np.testing.assert_allclose(loaded.forward(ids).logits, expected[f"logits_loops{loops}"][row], atol=1e-3)
+    with pytest.raises(RequestError, match="measured for 2 loops: use --kv fp32"):
+        ouro_edge.load(exported, loops=3, kv="int8")
+    with ouro_edge.load(exported, loops=1) as loaded:
+        assert loaded.config.loops == 2
+
+
+def test_numbers_of_loops_on_the_command_line(expected):
+    ids = expected["input_ids"][0][:PROMPT].tolist()
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(main, ["run", str(GGUF), "--ids", " ".join(map(str, ids)), "-n", "4", *arguments])
+
+    for loops in (1, 3):
+        refused = run("--loops", str(loops))
+        assert refused.exit_code == 1 and "--force-loops" in refused.output
+        with ouro_edge.load(GGUF, loops=loops) as loaded:
+            rule = ouro_edge.FixedDepth(loops, force=True)
+            *tokens, _ = loaded.generate(ids, exit=rule, max_tokens=4, sampler=ouro_edge.Sampler())
+        wanted = " ".join(str(token.id) for token in tokens)
+        for rule in (("--loops", str(loops)), ("--exit", f"depth:{loops}")):
+            found = json.loads(run(*rule, "--force-loops", "--json").stdout)
+            assert " ".join(map(str, found["ids"])) == wanted
+            assert set(found["depth"]) == {loops}
+
+
+def test_a_number_of_loops_that_is_fixed():
+    with pytest.raises(RequestError, match="the number of loops of this model is fixed: 8"):
+        ouro_edge.load(NANBEIGE.parent / "hrm-tiny" / "hrm-tiny.gguf", loops=9)

@@ -112,6 +112,7 @@ def read_config(header: Header, divisors: Array | None = None) -> tuple[ModelCon
             head_dim=head_dim,
             divisors=divisors,
         ),
+        loop_norm=not _scalar(metadata.get(f"{arch}.skip_loop_final_norm", False)),
         **passes,
     )
     if family.gate and not has_gate:
@@ -140,7 +141,8 @@ def _loops(metadata: Metadata, key: str) -> int:
 
 
 def _check_keys(metadata: Metadata, prefix: str, family: Family) -> None:
-    fixed = _FIXED | ({"skip_loop_final_norm": (False,)} if family.loops_key else {})
+    skips = (False, True) if family.skips_loop_norm else (False,)
+    fixed = _FIXED | ({"skip_loop_final_norm": skips} if family.loops_key else {})
     known = _KNOWN | ({family.loops_key} if family.loops_key else set())
     known |= family.gguf.types.keys() if family.gguf is not None else set()
     for key in metadata:

@@ -204,7 +204,7 @@ def _config_metadata(config: ModelConfig) -> dict[str, Any]:
         pairs |= {f"{arch}.{key}": kinds[type(value)](value) for key, value in own.items()}
     pairs[f"{arch}.attention.layer_norm_rms_epsilon"] = np.float32(config.rms_norm_eps)
     pairs[f"{arch}.rope.freq_base"] = np.float32(config.rope_theta)
-    return pairs | {f"{arch}.skip_loop_final_norm": False} if config.family.loops_key else pairs
+    return pairs | {f"{arch}.skip_loop_final_norm": not config.loop_norm} if config.family.loops_key else pairs
 
 
 def _gate_metadata(config: ModelConfig, tensors: TensorSource) -> dict[str, Any]:

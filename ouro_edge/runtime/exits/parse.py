@@ -9,7 +9,7 @@ loop_budget) become a policy here too, so that all interfaces accept and refuse 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ouro_edge.errors import RequestError
@@ -134,11 +134,13 @@ def exit_from_options(
     loops: int | None = None,
     loop_budget: float | None = None,
     *,
+    force_loops: bool = False,
     default: ExitPolicy | None = None,
 ) -> ExitPolicy | None:
     """The policy that the exit rule or one of its shorthands asks for; None when nothing does.
 
-    A loop budget alone applies to `default`, or to full depth. RequestError when two options choose the rule.
+    A loop budget alone applies to `default`, or to full depth. `force_loops` allows numbers of loops that the model was
+    not trained for. RequestError when two options choose the rule.
     """
     choices = {"exit": exit, "exit_threshold": exit_threshold, "loops": loops}
     given = [name for name, value in choices.items() if value is not None]
@@ -152,6 +154,8 @@ def exit_from_options(
         policy = ExitThreshold(exit_threshold)
     elif loops is not None:
         policy = FixedDepth(loops)
+    if force_loops and isinstance(policy, FixedDepth):
+        policy = replace(policy, force=True)
     if loop_budget is None:
         return policy
     if isinstance(policy, LoopBudget):

@@ -54,10 +54,12 @@ class FixedDepth(ExitPolicy):
 
     def limit(self, config: ModelConfig) -> int:
         if self.depth > config.loops:
-            raise RequestError(f"depth is {self.depth}; this model was trained for 1 to {config.loops} loops")
+            raise RequestError(f"depth is {self.depth}; this model was trained for {_trained(config)} loops; more need "
+                               "--force-loops (in Python load(loops=))")  # fmt: skip
         if self.depth < config.loops and not config.family.exits and not self.force:
             raise RequestError(f"depth is {self.depth}; this model was trained for {config.loops} loops only; fewer "
-                               "give wrong text: leave the number out, or use FixedDepth(force=True)")  # fmt: skip
+                               "give wrong text: leave the number out, or insist with --force-loops (in Python "
+                               "FixedDepth(force=True))")  # fmt: skip
         return self.depth
 
     def stops(self, states: LoopStates) -> NDArray[np.bool_]:
@@ -179,6 +181,10 @@ class Agreement(BoundedPolicy):
             return np.zeros(len(states), bool)
         stopped: NDArray[np.bool_] = states.logits.argmax(axis=1) == states[states.loop - 1].logits.argmax(axis=1)
         return stopped
+
+
+def _trained(config: ModelConfig) -> str:
+    return f"1 to {config.loops}" if config.family.exits else f"{config.loops}"
 
 
 def check_gate(config: ModelConfig, what: str) -> None:

@@ -19,10 +19,10 @@ from ouro_edge.runtime.backend.cancel import Cancel
 from ouro_edge.runtime.exits.expected_logits import exit_states
 from ouro_edge.runtime.exits.loop_states import Head, LoopStates
 from ouro_edge.runtime.exits.policies import ExitPolicy
-from ouro_edge.runtime.sequence.chunks import LoopChunk
 
 if TYPE_CHECKING:
     from ouro_edge.runtime.sequence.sequence import TokenSequence
+    from ouro_edge.runtime.sequence.work import LoopChunk
 
 _ROWS_PER_DECISION = 128  # positions that a rule sees at a time: their logits take 24 MiB at a vocabulary of 49152
 _ROWS_WITH_KEPT_LOGITS = 16  # up to here logits that a rule has looked at are kept, as for tokens that are generated

@@ -1,4 +1,4 @@
-"""Beginnings of sequences: what two have in common, and how many positions see each other in both directions."""
+"""Beginnings of prompts: what two have in common, and how much of one sees itself in both directions."""
 
 from __future__ import annotations
 

@@ -21,11 +21,11 @@ from ouro_edge.runtime.backend.protocol import Backend, Cache, GroupOutput, RowG
 from ouro_edge.runtime.checks import check_ids, check_kind, check_whole
 from ouro_edge.runtime.exits.loop_states import LoopStates
 from ouro_edge.runtime.exits.policies import ExitPolicy
-from ouro_edge.runtime.sequence.chunks import LoopChunk, Work
 from ouro_edge.runtime.sequence.depth_run import DepthRun, Exited
 from ouro_edge.runtime.sequence.hidden_queue import HiddenQueue
 from ouro_edge.runtime.sequence.old_names import renamed
 from ouro_edge.runtime.sequence.prefix import check_prefix, common_prefix
+from ouro_edge.runtime.sequence.work import LoopChunk, Work
 
 # Positions at the end of a prompt that are computed in one call. One row takes another kernel than two or more, with
 # another rounding of activations; from two on the number of rows makes no difference.

@@ -23,9 +23,9 @@ from ouro_edge.runtime.exits.loop_states import LoopStates
 from ouro_edge.runtime.make_token import make_token
 from ouro_edge.runtime.request import Request
 from ouro_edge.runtime.sampling.sampler import Choice, Noise, check_logits
-from ouro_edge.runtime.sequence.chunks import LoopChunk
 from ouro_edge.runtime.sequence.depth_run import DepthRun, Exited
 from ouro_edge.runtime.sequence.sequence import TokenSequence
+from ouro_edge.runtime.sequence.work import LoopChunk
 from ouro_edge.runtime.speculation.draft_policy import DraftPlan, DraftPolicy
 
 

@@ -1,4 +1,4 @@
-"""What a sequence hands out: the results of one loop, and the cost so far."""
+"""What a loop computed, and what a sequence has cost."""
 
 from __future__ import annotations
 
