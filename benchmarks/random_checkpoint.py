@@ -1,7 +1,8 @@
-"""Writes a random Ouro checkpoint with the published shapes, to measure speed and memory without real weights.
+"""Writes a random checkpoint with published shapes, to measure speed and memory without real weights.
 
-    python benchmarks/random_checkpoint.py OUT --shape 1.4b|2.6b|tiny [--tokenizer DIR|tokenizer.json] [--seed 0]
+    python benchmarks/random_checkpoint.py OUT --shape NAME [--tokenizer DIR|tokenizer.json] [--seed 0]
 
+`--help` lists the names: 1.4b and 2.6b are Ouro's.
 Contains the published config, tensor names and safetensors layout; needs only NumPy and about 100 MB of memory.
 Sampling 1.4e9 normals would take minutes, so every matrix consists of pieces of one pool of four million bfloat16
 normals, at random offsets. Sizes and distributions are correct, but values repeat: do not measure compression or text
@@ -44,11 +45,32 @@ class Shape:
     head_dim: int = 128
     vocab: int = 49152
     positions: int = 65536
+    family: str = "ouro"  # model_type
+    kv_heads: int | None = None  # None: as many as heads
 
 
 SHAPES = {
     "1.4b": Shape(layers=24),
     "2.6b": Shape(layers=48),
+    "nanbeige4.2-3b": Shape(
+        layers=22,
+        hidden=3072,
+        intermediate=10752,
+        heads=48,
+        kv_heads=8,
+        vocab=166144,
+        positions=262144,
+        family="nanbeige",
+    ),
+    "hrm-text-1b": Shape(  # layers of one of the two stacks
+        layers=16,
+        hidden=1536,
+        intermediate=4096,
+        heads=12,
+        vocab=65536,
+        positions=4096,
+        family="hrm_text",
+    ),
     "tiny": Shape(layers=3, hidden=64, intermediate=176, heads=4, head_dim=16, vocab=384, positions=512),
 }
 
@@ -58,7 +80,66 @@ class CheckpointExists(Exception):
 
 
 def hf_config(shape: Shape) -> dict[str, Any]:
-    """config.json of the published base models: token ids 0, all loops; there is no generation_config.json."""
+    """The published config.json of the shape's family; there is no generation_config.json."""
+    return {"ouro": _ouro_config, "nanbeige": _nanbeige_config, "hrm_text": _hrm_config}[shape.family](shape)
+
+
+def _common_config(shape: Shape) -> dict[str, Any]:
+    return {
+        "model_type": shape.family,
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads or shape.heads,
+        "head_dim": shape.head_dim,
+        "max_position_embeddings": shape.positions,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "use_cache": True,
+    }
+
+
+def _nanbeige_config(shape: Shape) -> dict[str, Any]:
+    return _common_config(shape) | {
+        "architectures": ["NanbeigeForCausalLM"],
+        "num_hidden_layers": shape.layers,
+        "num_loops": 2,
+        "kv_channels": shape.head_dim,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 70000000.0,
+        "rope_scaling": None,
+        "skip_loop_final_norm": False,
+        "loop_loss_weights": [],
+        "bos_token_id": 166100,
+        "eos_token_id": 166101,
+        "pad_token_id": 0,
+        "torch_dtype": "bfloat16",
+    }
+
+
+def _hrm_config(shape: Shape) -> dict[str, Any]:
+    high, low = 2, 3
+    return _common_config(shape) | {
+        "architectures": ["HrmTextForCausalLM"],
+        "num_layers_per_stack": shape.layers,
+        "num_hidden_layers": shape.layers * high * (low + 1),
+        "H_cycles": high,
+        "L_cycles": low,
+        "L_bp_cycles": [0, 3],
+        "embedding_scale": 39.191835884530846,
+        "prefix_lm": True,
+        "rms_norm_eps": 1e-06,
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+        "bos_token_id": 6,
+        "eos_token_id": 11,
+        "pad_token_id": 5,
+        "dtype": "bfloat16",
+    }
+
+
+def _ouro_config(shape: Shape) -> dict[str, Any]:
+    """Of the base models: token ids 0, all loops."""
     return {
         "architectures": ["OuroForCausalLM"],
         "attention_dropout": 0.0,
@@ -98,16 +179,40 @@ def hf_config(shape: Shape) -> dict[str, Any]:
 
 def tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
     """Published name -> shape of every tensor, in the order of the model's modules."""
+    if shape.family == "hrm_text":
+        return _hrm_tensors(shape)
     c, f, q = shape.hidden, shape.intermediate, shape.heads * shape.head_dim
+    kv, ouro = (shape.kv_heads or shape.heads) * shape.head_dim, shape.family == "ouro"
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (shape.vocab, c)}
     for i in range(shape.layers):
-        parts = {f"self_attn.{name}_proj": (q, c) for name in "qkv"} | {"self_attn.o_proj": (c, q)}
+        parts = {f"self_attn.{name}_proj": (q if name == "q" else kv, c) for name in "qkv"}
+        parts["self_attn.o_proj"] = (c, q)
         parts |= {"mlp.gate_proj": (f, c), "mlp.up_proj": (f, c), "mlp.down_proj": (c, f)}
         found |= {f"model.layers.{i}.{name}.weight": size for name, size in parts.items()}
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            found[f"model.layers.{i}.{norm}.weight"] = found[f"model.layers.{i}.{norm}_2.weight"] = (c,)
+            found[f"model.layers.{i}.{norm}.weight"] = (c,)
+            if ouro:
+                found[f"model.layers.{i}.{norm}_2.weight"] = (c,)
     found["model.norm.weight"] = (c,)
-    found["model.early_exit_gate.weight"], found["model.early_exit_gate.bias"] = (1, c), (1,)
+    if ouro:
+        found["model.early_exit_gate.weight"], found["model.early_exit_gate.bias"] = (1, c), (1,)
+    found["lm_head.weight"] = (shape.vocab, c)
+    return found
+
+
+def _hrm_tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Two stacks of layers without norms; attention and feed-forward matrices are fused."""
+    c, f, q = shape.hidden, shape.intermediate, shape.heads * shape.head_dim
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (shape.vocab, c), "model.z_L_init": (c,)}
+    parts = {
+        "attn.gqkv_proj": (4 * q, c),
+        "attn.o_proj": (c, q),
+        "mlp.gate_up_proj": (2 * f, c),
+        "mlp.down_proj": (c, f),
+    }
+    for stack in "LH":
+        for i in range(shape.layers):
+            found |= {f"model.{stack}_module.layers.{i}.{name}.weight": size for name, size in parts.items()}
     found["lm_head.weight"] = (shape.vocab, c)
     return found
 
@@ -237,7 +342,7 @@ def _write_json(path: Path, data: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write a random Ouro checkpoint with the published shapes.")
+    parser = argparse.ArgumentParser(description="Write a random checkpoint with published shapes.")
     parser.add_argument("out", type=Path, help="directory to create")
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--tokenizer", type=Path, help="directory with a tokenizer.json, or the file itself")

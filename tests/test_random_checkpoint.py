@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -13,9 +14,15 @@ import numpy as np
 import pytest
 
 from ouro_edge.arch.config import from_hf
+from ouro_edge.export.open_checkpoint import open_checkpoint
 
 SOURCE = Path(__file__).parents[1] / "benchmarks" / "random_checkpoint.py"
-PUBLISHED = {"1.4b": (1_434_652_673, 269), "2.6b": (2_667_974_657, 533)}
+PUBLISHED = {
+    "1.4b": (1_434_652_673, 269),
+    "2.6b": (2_667_974_657, 533),
+    "nanbeige4.2-3b": (4_169_800_704, 201),
+    "hrm-text-1b": (1_182_795_264, 131),
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +53,24 @@ def test_config_is_read_strictly(random_checkpoint: ModuleType, shape: str) -> N
     config = from_hf(random_checkpoint.hf_config(random_checkpoint.SHAPES[shape]))
     assert (config.loops, config.has_gate, config.exit_threshold, config.eos_token_ids) == (4, True, 1.0, (0,))
     assert config.num_layers == {"1.4b": 24, "2.6b": 48, "tiny": 3}[shape]
+
+
+def test_configs_of_other_families(random_checkpoint: ModuleType) -> None:
+    names = ("nanbeige4.2-3b", "hrm-text-1b")
+    nanbeige, hrm = (from_hf(random_checkpoint.hf_config(random_checkpoint.SHAPES[name])) for name in names)
+    assert (nanbeige.loops, nanbeige.num_kv_heads, nanbeige.q_size, nanbeige.rope_theta) == (2, 8, 6144, 7e7)
+    assert (hrm.loops, hrm.stack_layers, hrm.prefix_lm, hrm.stop_token_ids) == (8, (16, 16), True, (11,))
+
+
+@pytest.mark.parametrize("family", ["nanbeige", "hrm_text"])
+def test_small_checkpoints_of_other_families_can_be_opened(
+    random_checkpoint: ModuleType, tmp_path: Path, family: str
+) -> None:
+    kv = 2 if family == "nanbeige" else None
+    shape = replace(random_checkpoint.SHAPES["tiny"], family=family, kv_heads=kv, vocab=200_000 if kv else 384)
+    checkpoint = open_checkpoint(random_checkpoint.write(tmp_path / "a", shape))
+    assert checkpoint.config.model_type == family
+    assert np.isfinite(checkpoint.weights["layers.0.o_proj"]).all()
 
 
 def test_single_file(random_checkpoint: ModuleType, tmp_path: Path) -> None:
