@@ -162,3 +162,24 @@ def test_a_prefix_is_refused_where_it_means_nothing(onnx, bundle_of):
             causal.generate([1, 2, 3], prefix=2)
         with pytest.raises(RequestError, match="does not say prefix_lm"):
             causal.states([1, 2, 3], prefix=1)
+
+
+def test_the_prefill_copy_has_prefixes_too(exported, tmp_path, monkeypatch):
+    """A block of many rows uses the copy; it differs from the bundle's weights by rounding only."""
+    monkeypatch.setenv("OURO_EDGE_CACHE", str(tmp_path))
+    out = ouro_edge.export(HRM, tmp_path / "int8", precision="int8").path
+    ids = np.random.default_rng(1).integers(12, 320, 90).tolist()
+    with ouro_edge.load(exported) as exact:
+        wanted, causal = (exact.forward(ids, prefix=prefix).logits for prefix in (80, 0))
+    for kv in ("fp32", "int8"):
+        with ouro_edge.load(out, prefill_weights="int8", kv=kv) as fast:
+            found = fast.forward(ids, prefix=80).logits
+        assert np.linalg.norm(found - wanted) < 0.1 * np.linalg.norm(wanted)
+        assert np.linalg.norm(causal - wanted) > 0.2 * np.linalg.norm(wanted)
+
+
+def test_nothing_is_drafted_where_only_the_last_loop_means_something(onnx):
+    with pytest.raises(RequestError, match="trained to be read after all its loops only"):
+        onnx.generate(IDS, speculate=True)
+    *_, done = onnx.generate(IDS, max_tokens=3)
+    assert done.usage.drafted_tokens == 0

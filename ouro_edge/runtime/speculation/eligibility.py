@@ -35,6 +35,7 @@ def check_speculate(
         raise RequestError(f"the draft policy is for {speculate.loops} loops; this model has {config.loops}")
     reasons = (
         (config.loops == 1, "the model has one loop"),
+        (not config.family.exits, "it was trained to be read after all its loops only"),
         (not can_draft, "its loops share one KV cache"),
         (constraint is not None, "a constraint is given"),
         (isinstance(exit, LoopBudget), "a loop budget depends on earlier tokens"),
