@@ -1,7 +1,8 @@
-"""The published Ouro configurations, to compare a checkpoint with."""
+"""The published Ouro configurations, to compare a checkpoint with, and what users stumble over in Ouro models."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,3 +45,27 @@ def compare(config: ModelConfig) -> Comparison | None:
         found.setdefault(differences, []).append(name)
     nearest = min(found, key=len)
     return Comparison(tuple(found[nearest]), nearest) if len(nearest) <= _MOST_DIFFERENCES else None
+
+
+_NAMED_OURO = re.compile(r"(?<![a-z])ouro(?![a-z])", re.IGNORECASE)
+_BASE_EOS = (0,)  # of the base models' configs; those of the Thinking models have 2
+
+
+def single_pass_note(name: str, config: ModelConfig) -> str | None:
+    """One line about a model that is called Ouro and runs its layers once, as some conversions do; None for others."""
+    if config.loops > 1 or not _NAMED_OURO.search(name):
+        return None
+    return (
+        f"this model is called Ouro, but it is a {config.model_type} model that runs its layers once; Ouro runs them "
+        "four times, so convert the published checkpoint again"
+    )
+
+
+def base_model_hint(config: ModelConfig) -> str | None:
+    """One line about chats with an Ouro base model, whose repository has a chat template as well; None for others."""
+    if config.model_type != "ouro" or config.eos_token_ids != _BASE_EOS:
+        return None
+    return (
+        "the stop id 0 is that of Ouro's base models, which answer better without the chat template: --raw continues "
+        "plain text"
+    )

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ouro_edge.arch.config import ModelConfig, check_same, from_hf
 from ouro_edge.arch.json_object import read_json_object
 from ouro_edge.arch.loop_program import BLOCK, loop_program
+from ouro_edge.arch.published import single_pass_note
 from ouro_edge.arch.weights import Array, fused_names, tensor_shapes
 from ouro_edge.bundle.bundle import Bundle, Embedding, GraphFile
 from ouro_edge.bundle.fitted_gate import FittedGate, read_gate
@@ -65,6 +66,8 @@ class DirectoryBundle(Bundle):
             tensors=manifest.tensors,
         )
         self.manifest = manifest
+        if note := single_pass_note(manifest.name, manifest.model):
+            self.notes = (note,)
 
     @property
     def directory(self) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ouro_edge.cli.options import click_option, generation_options, open_model, take_load_options
+from ouro_edge.cli.options import click_option, generation_options, open_model, say, take_load_options
 from ouro_edge.errors import RequestError
 from ouro_edge.runtime.options import GenerationOptions
 from ouro_edge.terminal.settings import CHAT_OPTIONS
@@ -59,6 +59,8 @@ def command(
 
         build(settings)
         _ = loaded.tokenizer
+        if loaded.chat_hint:
+            say(f"Note: {loaded.chat_hint.partition(': ')[0]}")
         conversation = Conversation(loaded, system=system)
         conversation.prompt([{"role": "user", "content": ""}])  # report template errors now
         view = open_view(conversation)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ouro_edge.cli.options import generation_options, open_model, take_load_options
+from ouro_edge.cli.options import generation_options, open_model, say, take_load_options
 from ouro_edge.errors import RequestError, not_text
 from ouro_edge.runtime.options import GenerationOptions
 
@@ -53,6 +53,8 @@ def command(
             if raw:
                 events = loaded.generate(text, **arguments)
             else:
+                if loaded.chat_hint:
+                    say(f"Note: {loaded.chat_hint}")
                 messages = [{"role": "system", "content": system}] if system is not None else []
                 events = loaded.chat([*messages, {"role": "user", "content": text}], **arguments)
         show_text = loaded.has_tokenizer and not as_json

@@ -15,6 +15,7 @@ import numpy as np
 from ouro_edge.arch.config import from_hf
 from ouro_edge.arch.hf_fields import unknown_fields
 from ouro_edge.arch.json_object import parse_json_object, read_json_object
+from ouro_edge.arch.published import single_pass_note
 from ouro_edge.arch.weights import Array, TensorReader, Weights
 from ouro_edge.errors import CheckpointError
 from ouro_edge.export.checkpoint import Checkpoint, is_present
@@ -55,6 +56,8 @@ def open_directory(path: Path) -> Checkpoint:
     notes = (
         [f"config.json has fields that are not known here and were ignored: {', '.join(unknown)}"] if unknown else []
     )
+    if note := single_pass_note(path.resolve().name, config):
+        notes.append(note)
     files = _text_files(path)
     if "tokenizer.json" not in files and is_present(path / _SENTENCEPIECE, _MAX_TEXT_FILE_BYTES):
         notes.append(_convert_tokenizer(path, files))

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
+from ouro_edge.arch.published import base_model_hint
 from ouro_edge.errors import BundleError, NoTokenizerError, RequestError, TemplateError
 from ouro_edge.runtime.asynchronous import AsyncTwins
 from ouro_edge.runtime.backend.cancel import Cancel
@@ -173,6 +174,11 @@ class Model(ForwardModel, AsyncTwins):
         if options.get("prefix") is None:
             options["prefix"] = self.prefix_of(ids)
         return self.generate(ids, **options)
+
+    @property
+    def chat_hint(self) -> str | None:
+        """One line for a user who chats with a model that was not trained for chats; None for others."""
+        return None if self.text.template is None else base_model_hint(self.config)
 
     def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
         """The prompt text of messages, by the model's chat template.

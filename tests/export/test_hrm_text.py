@@ -162,12 +162,13 @@ def test_other_sizes(tmp_path, tied):
             )
     source = checkpoint(tmp_path / "model", tensors, **changes)
     ids = rng.integers(0, v, 40)
-    wanted = logits(source, ids)
+    wanted = {prefix: logits(source, ids, prefix) for prefix in (0, 1, 17, 40)}
     for format in ("bundle", "gguf"):
         out = tmp_path / ("out.gguf" if format == "gguf" else "out")
         ouro_edge.export(source, out, precision="fp32", calibration=None, format=format)
         with ouro_edge.load(out) as loaded:
-            np.testing.assert_allclose(loaded.forward(ids.tolist()).logits, wanted, atol=1e-3)
+            for prefix, expected in wanted.items():
+                np.testing.assert_allclose(loaded.forward(ids.tolist(), prefix=prefix).logits, expected, atol=1e-3)
 
 
 def test_config_is_written_as_it_is_read():

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ouro_edge.arch.config import ModelConfig, to_hf
 from ouro_edge.arch.json_object import parse_json_object
+from ouro_edge.arch.published import single_pass_note
 from ouro_edge.arch.weights import Array, TensorReader, Weights
 from ouro_edge.errors import CheckpointError
 from ouro_edge.export.checkpoint import Checkpoint
@@ -74,11 +75,14 @@ def open_gguf(
     text, note = choose_tokenizer(header.metadata, path, config.vocab_size, tokenizer)
     if note:
         notes.append(note)
+    name = _model_name(header.metadata, path)
+    if note := single_pass_note(name, config):
+        notes.append(note)
     if unknown := sorted(k for k in header.metadata if k.startswith("ouro_edge.") and k not in _KNOWN_KEYS):
         notes.append(f"metadata of another version of ouro-edge is ignored: {', '.join(unknown)}")
     return Checkpoint(
         path=path,
-        name=_model_name(header.metadata, path),
+        name=name,
         config=config,
         weights=Weights(config, tensor_readers(source, header, config)),
         files=_text_files(header.metadata, config, text),
