@@ -16,7 +16,7 @@ import ouro_edge
 from ouro_edge.arch import reference
 from ouro_edge.arch.config import from_hf, to_hf
 from ouro_edge.arch.loop_program import loop_program
-from ouro_edge.errors import CheckpointError, ConfigError
+from ouro_edge.errors import CheckpointError, ConfigError, RequestError
 from ouro_edge.export.gguf.config import read_config
 from ouro_edge.export.gguf.header import read_header
 from ouro_edge.export.gguf.source import SourceFile
@@ -123,6 +123,17 @@ def test_logits_and_greedy_tokens(expected, model, row):
     *tokens, done = model.generate(ids[:12], max_tokens=12, stop_ids=())
     assert [token.id for token in tokens] == expected["greedy_default"][row].tolist()
     assert done.usage.loops_saved == 0
+
+
+def test_fewer_cycles_by_force(expected, model):
+    """After the first H the state is that of a model with one cycle; a smaller number runs to there as well."""
+    ids = expected["input_ids"][0].tolist()
+    for depth in (3, 4):
+        found = model.forward(ids, exit=ouro_edge.FixedDepth(depth, force=True))
+        np.testing.assert_allclose(found.logits, expected["logits_causal_H1_L3"][0], atol=1e-3)
+        assert found.depth.tolist() == [4] * 24
+    with pytest.raises(RequestError, match="trained for 8 loops only"):
+        model.forward(ids, exit=ouro_edge.FixedDepth(4))
 
 
 def test_split_tensors_and_the_older_config(expected, tmp_path):
