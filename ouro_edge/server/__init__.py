@@ -1,3 +1,3 @@
 """OpenAI's protocol over HTTP, and the chat page."""
 
-__all__ = ["app", "batch", "engine", "limits", "listen"]
+__all__ = ["app", "batch", "engine", "limits", "listen", "workers"]

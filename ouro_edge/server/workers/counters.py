@@ -36,8 +36,8 @@ class SharedCounters:
 
     def add_others(self, samples: Samples) -> Samples:
         """The sums over all workers, with the current samples of this one."""
-        return added([samples, *(found for path in sorted(self._directory.glob("*.json"))
-                                 if path.name != self._name and (found := _read(path)) is not None)])  # fmt: skip
+        files = sorted(self._directory.glob("*.json"))
+        return added([samples, *(_read(path) for path in files if path.name != self._name)])
 
     async def keep_written(self, samples: Callable[[], Samples]) -> None:
         """Write the samples of `samples()` until the task is cancelled, and once more then."""
@@ -51,14 +51,8 @@ class SharedCounters:
 
 def retire(directory: Path, number: int, pid: int) -> None:
     """Keep the counters of a worker that has ended; its gauges are gone."""
-    path = directory / _RUNNING.format(number)
-    samples = _read(path)
-    if samples is None:
-        return
-    with suppress(OSError):
-        with atomic_write(directory / _ENDED.format(pid), private=True, sync=False) as file:
-            file.write(json.dumps({name: value for name, value in samples.items() if not is_gauge(name)}).encode())
-        os.unlink(path)
+    with suppress(OSError):  # it ended before it had any
+        os.replace(directory / _RUNNING.format(number), directory / _ENDED.format(pid))
 
 
 def added(records: list[Samples]) -> Samples:
@@ -70,8 +64,10 @@ def added(records: list[Samples]) -> Samples:
     return total
 
 
-def _read(path: Path) -> Samples | None:
+def _read(path: Path) -> Samples:
+    """The samples in a file; none when it has just been renamed."""
     with suppress(OSError, ValueError):
-        data = json.loads(path.read_bytes())
-        return data if isinstance(data, dict) else None
-    return None
+        data: Samples = json.loads(path.read_bytes())
+        ended = path.match(_ENDED.format("*"))
+        return {name: value for name, value in data.items() if not (ended and is_gauge(name))}
+    return {}

@@ -10,6 +10,8 @@ from typing import Any
 
 from ouro_edge.server.limits import Access, Limits
 
+READY = "ready"  # begins the line that a worker prints when it can answer
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings:
