@@ -14,7 +14,7 @@ SLOW = tests/desktop tests/interop tests/server tests/cli tests/terminal tests/f
 
 .PHONY: demo demo-smollm2 check lint test smollm2 docs dist clean
 .PHONY: sbom check-version
-.PHONY: test-arm64 test-browser test-desktop test-llm test-min test-optimum test-wheel
+.PHONY: test-arm64 test-browser test-desktop test-llm test-min test-optimum test-ray test-wheel
 
 demo: $(VENV)/installed  ## install, and ask the built-in model something
 	$(BIN)/ouro-edge run -p "Ada likes Ben. Ben likes Cleo. Ada likes someone who likes who?"
@@ -53,6 +53,9 @@ test-desktop: .cache/desktop/installed  ## the desktop example, and the app made
 
 test-llm: .cache/llm/installed  ## the plugin for llm
 	OURO_EDGE_LLM_PYTHON=$(abspath .cache/llm/$(notdir $(BIN))/python) $(BIN)/python -m pytest -m llm --require llm
+
+test-ray: .cache/ray/installed  ## Ray Data on a local cluster of two workers
+	OURO_EDGE_RAY_PYTHON=$(abspath .cache/ray/$(notdir $(BIN))/python) $(BIN)/python -m pytest -m ray --require ray
 
 test-optimum: .cache/optimum/installed  ## optimum-cli and onnxruntime-genai (1.5 GB, with torch)
 	.cache/optimum/$(notdir $(BIN))/python -m pytest tests/interop --require optimum
@@ -95,13 +98,16 @@ $(VENV)/installed-%: pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[dev,$*]"
 	touch $@ $(VENV)/installed $(VENV)/installed-dev
 
-.cache/desktop/installed .cache/llm/installed .cache/optimum/installed .cache/min/installed: $(VENV)/installed-dev
+.cache/desktop/installed .cache/llm/installed .cache/ray/installed .cache/optimum/installed .cache/min/installed: $(VENV)/installed-dev
 
 .cache/desktop/installed: pyproject.toml
 	.ci/environment.sh $(@D) -e . pyinstaller "PySide6-Essentials<6.12"
 
 .cache/llm/installed: pyproject.toml
 	.ci/environment.sh $(@D) -e . llm
+
+.cache/ray/installed: pyproject.toml
+	.ci/environment.sh $(@D) -e ".[ray]"
 
 .cache/optimum/installed: pyproject.toml
 	.ci/environment.sh $(@D) torch --index-url https://download.pytorch.org/whl/cpu

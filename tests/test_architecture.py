@@ -63,6 +63,7 @@ ROWS: dict[str, list[set[str]]] = {
         {"openai", "listen"},
         {"handlers"},
         {"app", "batch"},
+        {"workers"},
     ],
     "terminal": [
         {"settings", "commands"},
@@ -180,6 +181,8 @@ def test_other_packages_import_only_what_a_package_lists() -> None:
         ("optimum", {"integrations"}),
         ("llm", {"integrations"}),
         ("pydantic", {"integrations"}),
+        ("ray", {"integrations"}),
+        ("pyarrow", {"integrations"}),
         ("torch", set()),
         ("transformers", set()),
         ("pickle", set()),

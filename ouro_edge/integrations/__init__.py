@@ -1,3 +1,3 @@
-"""Plugins for other tools: optimum-cli, llm."""
+"""Plugins for other tools: optimum-cli, llm, Ray Data."""
 
 __all__ = []
