@@ -34,6 +34,7 @@ SECTIONS = {
     "decode": (Test("decode", 128),),
     "long-decode": (Test("decode", 2048),),
     "longest-decode": (Test("decode", 4096),),
+    "batched": tuple(Test("batched", count) for count in (1, 2, 4, 8, 16)),
     "dense": (Test("prefill", 128), Test("decode", 128), Test("decode", 2048)),
 }
 QUICK_SECTIONS = {
@@ -42,9 +43,11 @@ QUICK_SECTIONS = {
     "decode": (Test("decode", 16),),
     "long-decode": (Test("decode", 64),),
     "longest-decode": (Test("decode", 96),),
+    "batched": (Test("batched", 2),),
     "dense": (Test("prefill", 16), Test("decode", 16)),
 }
 MAX_OTHER_CPUS = 0.2  # CPUs in use by other processes above which a run is repeated
+USED = (("load", 1.0), ("resident", 1e9), ("peak", 1e9))  # columns of time and memory, and their units
 OURS = ("ouro-edge", "ouro-edge, int8 KV")  # default settings; prefill without the copy is a separate contender
 
 
@@ -53,9 +56,14 @@ def contenders_of(section: str, peers: tuple[str, ...]) -> list[Contender]:
     there = [c for c in CONTENDERS if c.peer in peers]
     if section == "dense":
         return [c for c in there if c.peer == "dense" or c.name == OURS[1]]
-    left_out = {"long-prefill": ("fp32", "q8_0"), "prefill": ("int8", "q8_0"), "decode": ("int8", "q8_0")}.get(
-        section, ()
-    )
+    if section == "batched":  # OpenVINO's driver decodes one sequence
+        there = [c for c in there if c.peer != "openvino"]
+    left_out = {
+        "long-prefill": ("fp32", "q8_0"),
+        "prefill": ("int8", "q8_0"),
+        "decode": ("int8", "q8_0"),
+        "batched": ("q8_0",),
+    }.get(section, ())
     there = [c for c in there if c.prefill == "auto" or section == "prefill"]
     return [c for c in there if c.peer != "dense" and c.kv not in left_out]
 
@@ -93,15 +101,21 @@ def report(done: list[dict[str, Any]]) -> str:
         for test, contender in dict.fromkeys((o["test"], o["contender"]) for o in here):
             mine = [o for o in here if (o["test"], o["contender"]) == (test, contender)]
             rates = [o["rate"] for o in mine]
-            load, resident, peak = (median(o[key] for o in mine) for key in ("load", "resident", "peak"))
+            about = [middle([o[key] for o in mine], scale) for key, scale in USED]
             others = "?" if mine[0]["others"] is None else f"{max(o['others'] for o in mine):.1f}"
             lines.append(row(
                 test, contender, f"{median(rates):.3g}", f"{min(rates):.3g}-{max(rates):.3g}", ratio(here, mine),
-                f"{load:.2f}", f"{resident / 1e9:.2f}", f"{peak / 1e9:.2f}", others,
+                *about, others,
             ))  # fmt: skip
     read = [o["memory_read"] / 1e9 for o in done]
     lines.append(f"\nMemory read meanwhile: {min(read):.1f}-{max(read):.1f} GB/s, median {median(read):.1f}.")
     return "\n".join([*lines, *mixture(done)]).strip()
+
+
+def middle(values: list[float | None], scale: float) -> str:
+    """The median of values in units of `scale`; "-" if they were not measured."""
+    there = [value for value in values if value is not None]
+    return f"{median(there) / scale:.2f}" if there else "-"
 
 
 def row(*cells: str) -> str:

@@ -2,7 +2,8 @@
 
 Answers held-out questions in benchmarks/nano with and without speculation and checks that the answers are equal. Calls
 after the first token are counted and priced like calls of the 1.4B in int4 on a 2-core machine (a block call of 1, 2,
-4, 8 rows costs 1, 1.17, 1.56 and 2.4 units of 37 ms, a head call 0.15 units); `DraftPolicy` gets these prices instead
+4, 8 rows costs 1, 1.17, 1.56 and 2.4 units of 37 ms, a head call 0.15 units; `--prices` takes those of another machine,
+which `wavefront.py` measures); `DraftPolicy` gets these prices instead
 of a clock. "fresh" questions have a new sequence each, without estimates; in a "chat" the estimates come from earlier
 answers. Tokens per second are measured separately, with nano's costs and a real clock.
 """
@@ -25,8 +26,9 @@ from ouro_edge.runtime.speculation.draft_policy import DraftPolicy
 from ouro_edge.testing import MeteredBackend
 
 DATA = Path(__file__).parent / "nano"
-ROWS, PRICES = (1, 2, 4, 8, 16, 512), (1.0, 1.17, 1.56, 2.4, 4.08, 108.0)
+ROWS, PRICES = (1, 2, 4, 8), (1.0, 1.17, 1.56, 2.4)
 HEAD_CALL_LOOPS = 0.15
+PER_ROW = 0.21  # price of a further row beyond 8
 LONG = (  # prompts whose answers are sentences
     "Tell me what you can do",
     "Explain how you think",
@@ -43,6 +45,7 @@ LONG = (  # prompts whose answers are sentences
 class Meter:
     """Counts and prices the calls of a sequence; replaces the clock."""
 
+    prices: tuple[float, ...] = PRICES
     price: float = 0.0
     calls: int = 0
     rows: int = 0
@@ -50,14 +53,18 @@ class Meter:
 
     def block(self, rows: int) -> None:
         """A block call."""
-        self.price += float(np.interp(rows, ROWS, PRICES))
+        self.price += self.of(rows)
         self.calls += 1
         self.rows += rows
 
     def head(self, rows: int) -> None:
         """A head call."""
-        self.price += HEAD_CALL_LOOPS * float(np.interp(rows, ROWS, PRICES))
+        self.price += HEAD_CALL_LOOPS * self.of(rows)
         self.heads += 1
+
+    def of(self, rows: int) -> float:
+        """The price of a block call."""
+        return float(np.interp(rows, ROWS, self.prices)) + PER_ROW * max(0, rows - ROWS[-1])
 
     def now(self) -> float:
         """The time, in units of a block call of one row."""
@@ -83,15 +90,20 @@ class Outcome:
 
 
 def answer(
-    model: ouro_edge.Model, prompts: list[str], policy: ouro_edge.ExitPolicy, speculate: bool, keep: bool, priced: bool
+    model: ouro_edge.Model,
+    prompts: list[str],
+    policy: ouro_edge.ExitPolicy,
+    speculate: bool,
+    keep: bool,
+    prices: tuple[float, ...] | None,
 ) -> Outcome:
-    """Greedy answers to all prompts; with `keep`, drafting estimates are kept between prompts."""
-    out, drafts, meter = Outcome(), None, Meter()
-    if priced:
+    """Greedy answers to all prompts; with `keep`, drafting estimates are kept between prompts. No prices: a clock."""
+    out, drafts, meter = Outcome(), None, Meter(prices or PRICES)
+    if prices:
         model = ouro_edge.Model(MeteredBackend(model.backend, on_block=meter.block, on_head=meter.head), model.text)
     for prompt in prompts:
         if drafts is None or not keep:
-            drafts = DraftPolicy(model.config.loops, clock=meter.now if priced else time.perf_counter)
+            drafts = DraftPolicy(model.config.loops, clock=meter.now if prices else time.perf_counter)
         tokens: list[tuple[int, int]] = []
         messages, greedy = [{"role": "user", "content": prompt}], ouro_edge.Sampler()
         drafting = drafts if speculate else False
@@ -140,7 +152,12 @@ def main() -> None:
     parser.add_argument("model", nargs="?")
     parser.add_argument("--most", type=int, default=10, help="questions per family and number of hops")
     parser.add_argument("--thresholds", default="0.5,0.8,0.9", help="exit thresholds, in addition to full depth")
+    parser.add_argument("--prices", default=",".join(map(str, PRICES)), help="of calls of 1, 2, 4 and 8 rows")
     options = parser.parse_args()
+    costs = tuple(map(float, options.prices.split(",")))
+    if len(costs) != len(ROWS):
+        parser.error(f"--prices has {len(costs)} numbers; expected {len(ROWS)}")
+    prices = tuple(cost / costs[0] for cost in costs)
     policies = [ouro_edge.FullDepth(), *(ouro_edge.ExitThreshold(float(q)) for q in options.thresholds.split(","))]
     print("| prompts | exit | mean depth | tokens | block calls | rows | head calls | drafts kept | price a token "
           "| ratio | over full depth | tokens/s |")  # fmt: skip
@@ -149,9 +166,9 @@ def main() -> None:
         for name, (prompts, keep) in kinds(options.most).items():
             full: Outcome | None = None
             for policy in policies:
-                runs = [answer(model, prompts, policy, on, keep, True) for on in (False, True)]
+                runs = [answer(model, prompts, policy, on, keep, prices) for on in (False, True)]
                 plain, drafts = runs
-                rates = [answer(model, prompts, policy, on, keep, False) for on in (False, True)]
+                rates = [answer(model, prompts, policy, on, keep, None) for on in (False, True)]
                 if any(run.answers != plain.answers for run in (drafts, *rates)):
                     raise SystemExit(f"{name}, {policy}: speculation changed an answer")
                 full = full or drafts

@@ -1,6 +1,7 @@
 """The timed programs: their options and reports. Every test runs in a new process.
 
-"prefill 512" is a prompt of 512 tokens, "decode 2048" 16 tokens after 2048 positions, the same for all.
+"prefill 512" is a prompt of 512 tokens, "decode 2048" 16 tokens after 2048 positions, the same for all, and "batched 8"
+16 tokens after 128 positions in each of 8 sequences at the same time.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from peer_models.install import Places, Sizes
 
 ROOT = Path(__file__).parents[2]
 TOKENS = 16
+BATCHED_CONTEXT = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Test:
     """One thing to time, after a run of it that does not count."""
 
-    kind: Literal["prefill", "decode"]
-    size: int  # tokens of the prompt, or positions before the first decoded token
+    kind: Literal["prefill", "decode", "batched"]
+    size: int  # tokens of the prompt, or positions before the first decoded token, or sequences
 
     def __str__(self) -> str:
         return f"{self.kind} {self.size}"
@@ -65,15 +67,21 @@ class Outcome:
     """The result of one process."""
 
     rate: float  # tokens a second
-    load: float  # seconds to load and make one token
-    resident: int  # bytes after that
-    peak: int
+    load: float | None  # seconds to load and make one token; this and the next two are None for several sequences
+    resident: int | None  # bytes after that
+    peak: int | None
     others: float | None  # CPUs that the rest of the machine took meanwhile
 
 
 def run(contender: Contender, test: Test, places: Places, sizes: Sizes, threads: int, wrap: str) -> Outcome:
     """Time one contender, in a process of its own under the command `wrap`."""
     models = places.models(sizes)
+    if test.kind == "batched":
+        if contender.peer == "ouro-edge":
+            return _ouro_edge_batched(contender, test.size, models / "ouro-edge", threads, wrap)
+        return _llama_cpp_batched(
+            contender, test.size, places.llama_batched_bench, models / "looped.gguf", threads, wrap
+        )
     if contender.name.startswith("ouro-edge"):
         return _ouro_edge(contender, test, models / "ouro-edge", threads, wrap)
     if contender.peer == "openvino":
@@ -116,6 +124,34 @@ def _llama_cpp(contender: Contender, test: Test, llama_bench: Path, model: Path,
     done = _process(wrap, *base, *options, "-o", "json")
     [result] = json.loads(done["output"])
     return Outcome(result["avg_ts"], least["seconds"], least["peak"], done["peak"], done["others"])
+
+
+def _ouro_edge_batched(contender: Contender, count: int, model: Path, threads: int, wrap: str) -> Outcome:
+    done = _process(
+        wrap, sys.executable, "-m", "ouro_edge", "bench", model, "-p", "", "-n", TOKENS, "-d", BATCHED_CONTEXT,
+        "--depths", contender.depth, "--kv", contender.kv, "--threads", threads, "--parallel", count, "--repeat", 2,
+        "--json",
+    )  # fmt: skip
+    [run] = json.loads(done["output"])["runs"]
+    [speed] = [speed for speed in run["streams"] if speed["streams"] == count]
+    return Outcome(speed["rates"][-1], None, None, None, done["others"])
+
+
+def _llama_cpp_batched(
+    contender: Contender, count: int, llama_batched_bench: Path, model: Path, threads: int, wrap: str
+) -> Outcome:
+    """The prompt is computed once and its keys and values are copied (-pps): only decoding is timed.
+
+    Weights are not repacked, because decoding several sequences with repacked Q4_0 crashes on some CPUs.
+    """
+    positions = count * (BATCHED_CONTEXT + TOKENS)
+    done = _process(
+        wrap, llama_batched_bench, "-m", model, "-t", threads, "-ctk", contender.kv, "-ctv", contender.kv, "-fa", "on",
+        "-c", positions, "-npp", BATCHED_CONTEXT, "-ntg", TOKENS, "-npl", count, "-pps", "--no-repack",
+        "--output-format", "jsonl",
+    )  # fmt: skip
+    [result] = [json.loads(line) for line in done["output"].splitlines() if line.startswith("{")]
+    return Outcome(result["speed_tg"], None, None, None, done["others"])
 
 
 def _process(wrap: str, *command: object) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Installs the peers from PyPI in separate environments, and creates their models. Uses pip and cmake, and no network
 address except PyPI's.
 
-llama.cpp is built from the source in llama-cpp-python's package, with llama-bench, for this machine's instructions
-(published wheels use at most AVX2, which would be unfair). OpenVINO is installed from wheels; optimum-intel converts
-its model.
+llama.cpp is built from the source in llama-cpp-python's package, with llama-bench and llama-batched-bench, for this
+machine's instructions (published wheels use at most AVX2, which would be unfair). OpenVINO is installed from wheels;
+optimum-intel converts its model.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ LLAMA_CPP = "llama-cpp-python==0.3.36"
 # The newest that optimum-intel exports Ouro with; its torchvision would be the one for another torch.
 OPENVINO = ("torch==2.13.0", "optimum-intel[openvino]==2.2.0", "transformers==4.57.6")
 HERE = Path(__file__).parent
+# llama-batched-bench crashes in llama.cpp's AMX code.
+WITHOUT_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,11 @@ class Places:
         return self.data / "llama-bench"
 
     @property
+    def llama_batched_bench(self) -> Path:
+        """The program that times llama.cpp with several sequences."""
+        return self.data / "llama-batched-bench"
+
+    @property
     def openvino_python(self) -> Path:
         """The interpreter that has OpenVINO."""
         return self.venvs / "peers-openvino" / "bin" / "python"
@@ -86,9 +93,10 @@ def prepare(places: Places, sizes: Sizes, peers: tuple[str, ...], say: Callable[
             say("exporting the checkpoint with optimum-intel")
             _export_openvino(places, checkpoint, models / "openvino", sizes.group)
     if {"llama.cpp", "dense"} & set(peers):
-        if not places.llama_bench.is_file():
+        tools = [tool for tool in (places.llama_bench, places.llama_batched_bench) if not tool.is_file()]
+        if tools:
             say("building llama.cpp")
-            _build_llama_cpp(places)
+            _build_llama_cpp(places.data, tools)
         for file, shape in (("looped.gguf", sizes.looped), ("dense.gguf", sizes.dense)):
             if not (models / file).is_file():
                 say(f"writing {file}")
@@ -117,11 +125,13 @@ def _export_openvino(places: Places, checkpoint: Path, out: Path, group: int) ->
     partial.rename(out)
 
 
-def _build_llama_cpp(places: Places) -> None:
-    for tool in ("cmake", "c++"):
-        if shutil.which(tool) is None:
-            raise SystemExit(f"error: llama.cpp is built from source, which needs {tool}; or leave it out with --peers")
-    work = places.data / "llama.cpp-source"
+def _build_llama_cpp(data: Path, tools: list[Path]) -> None:
+    for program in ("cmake", "c++"):
+        if shutil.which(program) is None:
+            raise SystemExit(
+                f"error: llama.cpp is built from source, which needs {program}; or leave it out with --peers"
+            )
+    work = data / "llama.cpp-source"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     _run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python",
@@ -130,11 +140,21 @@ def _build_llama_cpp(places: Places) -> None:
         archive.extractall(work, filter="data")
     source = next(work.glob("*/vendor/llama.cpp"))
     off = ("BUILD_SHARED_LIBS", "LLAMA_CURL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER")
-    _run("cmake", "-S", source, "-B", work / "build", "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON",
-         "-DLLAMA_BUILD_TOOLS=ON", *(f"-D{name}=OFF" for name in off))  # fmt: skip
-    _run("cmake", "--build", work / "build", "--target", "llama-bench", "--parallel", os.cpu_count() or 1)
-    shutil.copy(work / "build" / "bin" / "llama-bench", places.llama_bench)
+    for tool in tools:
+        flags = WITHOUT_AMX if tool.name == "llama-batched-bench" and _has_amx() else ""
+        build = work / ("build-without-amx" if flags else "build")
+        _run("cmake", "-S", source, "-B", build, "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON",
+             "-DLLAMA_BUILD_TOOLS=ON", f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}",
+             *(f"-D{name}=OFF" for name in off))  # fmt: skip
+        _run("cmake", "--build", build, "--target", tool.name, "--parallel", os.cpu_count() or 1)
+        shutil.copy(build / "bin" / tool.name, tool)
     shutil.rmtree(work)
+
+
+def _has_amx() -> bool:
+    """Whether the compiler's -march=native includes AMX on this machine."""
+    info = Path("/proc/cpuinfo")
+    return info.is_file() and "amx_tile" in info.read_text()
 
 
 def _run(*command: object) -> None:

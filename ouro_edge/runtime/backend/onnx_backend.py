@@ -39,6 +39,9 @@ from ouro_edge.runtime.backend.session import import_onnxruntime, open_session
 from ouro_edge.system.cpus import cpu_name
 from ouro_edge.system.progress import Progress
 
+# In the batched graph, a call of one group costs about a microsecond more per layer and slot. That is much for a small
+# model, so a model of at most this size also opens the graph of one group, with a second packed copy of the weights.
+MAX_WEIGHTS_OPENED_TWICE = 64 << 20
 ROWS_PER_CALL = 128  # enough to share one read of the weights, few enough to bound the memory of a call
 
 
@@ -67,10 +70,15 @@ class OnnxBackend:
         self._gate = gate
         self.slots = 1 if batched is None else batched.slots
         self._sessions: dict[str, Any] = {}  # by graph
+        self._single: dict[str, Any] = {}  # for calls of one group
         self._prefill: dict[str, PrefillSession] = {}
         for stack in self.program.stacks:
             graph = bundle.block_graph(kv, progress, stack.name) if batched is None else batched.block(kv, stack.name)
-            self._sessions[stack.name] = open_session(graph, threads, parallel=parallel_packing)
+            session = open_session(graph, threads, parallel=parallel_packing)
+            self._sessions[stack.name] = self._single[stack.name] = session
+            if batched is not None and graph.weights_bytes <= MAX_WEIGHTS_OPENED_TWICE:
+                plain = bundle.block_graph(kv, progress, stack.name)
+                self._single[stack.name] = open_session(plain, threads, parallel=parallel_packing)
             if prefill_copy is not None:
                 copy: Callable[[], Graph] = partial(prefill_graph, prefill_copy, kv, stack.name)
                 if batched is not None:
@@ -123,15 +131,12 @@ class OnnxBackend:
             raise BundleError(f"onnxruntime cannot run this model, export it again: {one_line(problem)}") from None
         return logits
 
-    @property
-    def has_prefill_session(self) -> bool:
-        """Whether long prompts have their own session."""
-        return bool(self._prefill)
-
-    def session_for(self, rows: int, graph: str = BLOCK) -> Any:
-        """The session of a graph that is fastest for this many rows."""
+    def session_for(self, rows: int, graph: str = BLOCK, groups: int = 1) -> Any:
+        """The session of a graph that is fastest for this many rows of one or several groups."""
         session = self._prefill[graph].session_for(rows) if self._prefill else None
-        return self._sessions[graph] if session is None else session
+        if session is None:
+            return self._single[graph] if groups == 1 else self._sessions[graph]
+        return session
 
     def call(self, session: Any, binding: Any, cancel: Cancel | None) -> None:
         """Run one of the block's sessions on a binding. Cancelled when `cancel` fires before or during the call."""
@@ -181,13 +186,13 @@ class OnnxBackend:
 
         Returns the suffix of the first slot's names, and what must stay alive as long as the binding.
         """
-        if self.slots == 1:
+        if self.slots == 1 or (session is self._single[graph] and session is not self._sessions[graph]):
             return "", []
         wrap, dummy = self._ort.OrtValue.ortvalue_from_numpy, self._dummies[graph]
         numbers = {"slot_rows": np.zeros(self.slots + 1, np.int64), "total_rows": np.ones(1, np.int64)}
         numbers["slots"] = np.array(
             int(session is self._sessions[graph]), np.int64
-        )  # 0: a prompt, in the prefill session
+        )  # 0: a prompt, in a prefill session
         for slot in range(1, self.slots):
             numbers[f"seqlens_k.{slot}"], numbers[f"total_length.{slot}"] = np.zeros(1, np.int32), np.array(1, np.int32)
             for name, value in dummy.buffers.items():

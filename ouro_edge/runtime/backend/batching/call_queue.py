@@ -4,18 +4,24 @@ A thread that submits work while another one runs a call waits for it. When that
 the leader: it runs the head rows that wait in one call, or else the row groups that wait, as many as a call may have,
 and hands over. A leader first waits a moment for the threads whose groups were in the last call, because those are
 about to submit their next work; without this, two threads would take turns and never share a call.
+
+A group of many rows, such as a prompt, is computed in parts while other groups wait, so that these do not wait for all
+of it (`prompt_budget.py`).
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from ouro_edge.arch.weights import Array
+from ouro_edge.runtime.backend.batching.job import Job
+from ouro_edge.runtime.backend.batching.prompt_budget import PromptBudget
 from ouro_edge.runtime.backend.cancel import Cancel
 from ouro_edge.runtime.backend.protocol import GroupOutput, RowGroup
 
@@ -27,51 +33,48 @@ _BLOCK, _HEAD = "block", ""  # kinds of work: the name of a graph, or the head
 _CANCEL_POLL_SECONDS = 0.02  # a Cancel may fire in a signal handler, which may take no locks and can wake no thread
 
 
-class _Job:
-    """One submission: row groups for a graph, or rows for the head."""
-
-    def __init__(self, kind: str, work: Any, cancel: Cancel | None) -> None:
-        self.kind, self.work, self.cancel = kind, work, cancel
-        self.thread = threading.get_ident()
-        self.result: Any = None
-        self.error: BaseException | None = None
-        self.done = False
-        self.leads = False
-        self.wake = threading.Event()
-
-
 class CallQueue:
-    """Runs blocks and heads of one backend, at most `max_groups` row groups per block call."""
+    """Runs blocks and heads of one backend.
+
+    A shared block call has at most `max_groups` row groups, and at most `max_prompt_rows` rows of prompts.
+    """
 
     def __init__(
         self,
         run_block: Callable[[list[RowGroup], Cancel | None], list[GroupOutput]],
         run_head: Callable[[Array], Array],
         max_groups: int,
+        max_prompt_rows: int,
     ) -> None:
         self._run_block, self._run_head, self._max_groups = run_block, run_head, max_groups
+        self._budget = PromptBudget(max_prompt_rows)
         self._changed = threading.Condition()
-        self._waiting: list[_Job] = []
+        self._waiting: list[Job] = []
         self._busy = False
         self._recent: set[int] = set()  # threads whose groups were in the last block call
         self._wait_seconds = _MIN_WAIT_SECONDS
+
+    @property
+    def waiting(self) -> int:
+        """The number of submissions that wait for a call."""
+        return len(self._waiting)
 
     def block(self, groups: Sequence[RowGroup], cancel: Cancel | None, graph: str = _BLOCK) -> list[GroupOutput]:
         """The outputs of these groups, which share calls with others for the same graph.
 
         Raises Cancelled when `cancel` fires before or during the call.
         """
-        outputs: list[GroupOutput] = self._submit(_Job(graph, list(groups), cancel))
+        outputs: list[GroupOutput] = self._submit(Job(graph, list(groups), cancel))
         if cancel is not None:
             cancel.check()
         return outputs
 
     def head(self, rows: Array) -> Array:
         """Logits [T, V] of rows [T, W]."""
-        logits: Array = self._submit(_Job(_HEAD, rows, None))
+        logits: Array = self._submit(Job(_HEAD, rows, None))
         return logits
 
-    def _submit(self, job: _Job) -> Any:
+    def _submit(self, job: Job) -> Any:
         with self._changed:
             self._waiting.append(job)
             job.leads, self._busy = not self._busy, True
@@ -91,7 +94,7 @@ class CallQueue:
             raise job.error
         return job.result
 
-    def _withdraw(self, job: _Job) -> bool:
+    def _withdraw(self, job: Job) -> bool:
         """Take a cancelled job out of the queue; False if it is running, done or leading."""
         with self._changed:
             if job.leads or job not in self._waiting:
@@ -99,19 +102,22 @@ class CallQueue:
             self._waiting.remove(job)
             return True
 
-    def _lead(self, job: _Job) -> None:
+    def _lead(self, job: Job) -> None:
         """Run what waits until the own job is done, then hand over."""
         try:
             while not job.done:
+                if job.cancel is not None:
+                    job.cancel.check()
                 self._await_recent()
                 if not self._run_heads():
                     self._run_groups(job)
         finally:
             self._leave(job)
 
-    def _leave(self, job: _Job) -> None:
+    def _leave(self, job: Job) -> None:
         """Take a job out of the queue, and hand over if it leads."""
         with self._changed:
+            job.abandoned = not job.done
             if not job.done and job in self._waiting:
                 self._waiting.remove(job)
             if not job.leads:
@@ -137,35 +143,36 @@ class CallQueue:
         """Run the head rows that wait; False if there are none."""
         jobs = self._take(_HEAD, 1 << 30)
         if jobs:
-            self._finish(jobs, lambda: self._split(jobs))
+            with self._handing_over(jobs):
+                logits = self._run_head(np.concatenate([job.work for job in jobs]) if len(jobs) > 1 else jobs[0].work)
+                ends = np.cumsum([len(job.work) for job in jobs])[:-1]
+                for job, rows in zip(jobs, np.split(logits, ends), strict=True):
+                    job.result, job.done = rows, True
         return bool(jobs)
 
-    def _split(self, jobs: list[_Job]) -> list[Any]:
-        logits = self._run_head(np.concatenate([job.work for job in jobs]) if len(jobs) > 1 else jobs[0].work)
-        ends = np.cumsum([len(job.work) for job in jobs])[:-1]
-        return list(np.split(logits, ends))
-
-    def _run_groups(self, own: _Job) -> None:
+    def _run_groups(self, own: Job) -> None:
         jobs = self._take(own.kind, self._max_groups, own)
         if not jobs:
             return
         self._recent = {job.thread for job in jobs}
-        groups = [group for job in jobs for group in job.work]
+        waiting = [rows for job in jobs for rows in job.waiting_rows()]
+        shares = self._budget.share(waiting)
+        counts = iter(shares)
+        parts = [job.next_groups([next(counts) for _ in job.work]) for job in jobs]
         cancel = jobs[0].cancel if len(jobs) == 1 else None  # a shared call goes on when one of its jobs is cancelled
+        with self._handing_over(jobs):
+            began = time.monotonic()
+            outputs = iter(self._run_block([group for part in parts for group in part], cancel))
+            seconds = time.monotonic() - began
+            for job, part in zip(jobs, parts, strict=True):
+                job.take([next(outputs) for _ in part])
+            self._budget.record(waiting, shares, seconds)
+            self._wait_seconds = min(max(seconds * _WAIT_TO_CALL_RATIO, _MIN_WAIT_SECONDS), _MAX_WAIT_SECONDS)
 
-        def run() -> list[Any]:
-            outputs = iter(self._run_block(groups, cancel))
-            return [[next(outputs) for _ in job.work] for job in jobs]
-
-        began = time.monotonic()
-        self._finish(jobs, run)
-        wait = (time.monotonic() - began) * _WAIT_TO_CALL_RATIO
-        self._wait_seconds = min(max(wait, _MIN_WAIT_SECONDS), _MAX_WAIT_SECONDS)
-
-    def _take(self, kind: str, most: int, own: _Job | None = None) -> list[_Job]:
+    def _take(self, kind: str, most: int, own: Job | None = None) -> list[Job]:
         """The waiting jobs of a kind, `own` first, with at most this many groups or rows."""
         with self._changed:
-            taken: list[_Job] = []
+            taken: list[Job] = []
             for job in sorted((j for j in self._waiting if j.kind == kind), key=lambda j: j is not own):
                 if taken and sum(len(t.work) for t in taken) + len(job.work) > most:
                     break
@@ -174,16 +181,19 @@ class CallQueue:
                 self._waiting.remove(job)
             return taken
 
-    def _finish(self, jobs: list[_Job], run: Callable[[], list[Any]]) -> None:
+    @contextmanager
+    def _handing_over(self, jobs: list[Job]) -> Iterator[None]:
+        """Afterwards, wake the threads of the jobs that are done, all of them after an error; the others wait again."""
         try:
-            for job, result in zip(jobs, run(), strict=True):
-                job.result = result
+            yield
         except BaseException as problem:
             for job in jobs:
-                job.error = problem
+                job.error, job.done = problem, True
             if not isinstance(problem, Exception):
                 raise
         finally:
+            with self._changed:
+                self._waiting += [job for job in jobs if not job.done and not job.abandoned]
             for job in jobs:
-                job.done = True
-                job.wake.set()
+                if job.done:
+                    job.wake.set()

@@ -9,7 +9,6 @@ from ouro_edge.arch.weights import Array
 from ouro_edge.runtime.backend.batching.batched_call import BatchedCall, DummyCache
 from ouro_edge.runtime.backend.batching.call_queue import CallQueue
 from ouro_edge.runtime.backend.cancel import Cancel
-from ouro_edge.runtime.backend.prefill_session import MIN_PREFILL_ROWS
 from ouro_edge.runtime.backend.protocol import GroupOutput, RowGroup
 
 if TYPE_CHECKING:
@@ -24,12 +23,14 @@ class SharedCalls:
     ) -> None:
         self._backend, self._dummies = backend, dummies  # by graph
         self._calls: dict[int, BatchedCall] = {}  # by id of the session
-        self._queue = CallQueue(self._run, run_head, backend.slots)
+        self._queue = CallQueue(self._run, run_head, backend.slots, backend.rows_per_call)
 
     def run(self, groups: Sequence[RowGroup], cancel: Cancel | None) -> list[GroupOutput]:
-        """Compute the groups, together with others; long prompts have calls of their own."""
-        long = self._backend.has_prefill_session and any(len(group.rows) >= MIN_PREFILL_ROWS for group in groups)
-        if long or any(group.bidirectional for group in groups):
+        """Compute the groups, together with others; long prompts in parts while others wait.
+
+        A prompt that sees itself in both directions cannot be split, and has a call of its own.
+        """
+        if any(group.bidirectional for group in groups):
             return [group.cache.run(group.rows, group.start, cancel, group.bidirectional) for group in groups]
         for group in groups:
             length = group.start + len(group.rows)
@@ -58,11 +59,12 @@ class SharedCalls:
         outputs: list[GroupOutput] = []
         for first in range(0, len(groups), self._backend.slots):
             part = groups[first : first + self._backend.slots]
-            outputs += self._call(sum(len(group.rows) for group in part), part[0].cache.graph).run(part, cancel)
+            outputs += self._call(part).run(part, cancel)
         return outputs
 
-    def _call(self, rows: int, graph: str) -> BatchedCall:
-        session = self._backend.session_for(rows, graph)
+    def _call(self, groups: list[RowGroup]) -> BatchedCall:
+        rows, graph = sum(len(group.rows) for group in groups), groups[0].cache.graph
+        session = self._backend.session_for(rows, graph, max(len(groups), 2))
         if id(session) not in self._calls:
             dummy = self._dummies[graph]
             self._calls[id(session)] = BatchedCall(self._backend, session, dummy, self._backend.slots)
