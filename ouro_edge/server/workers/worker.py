@@ -13,6 +13,7 @@ import logging
 import socket
 import sys
 import threading
+import time
 
 from ouro_edge.errors import OuroEdgeError
 from ouro_edge.loading import load
@@ -63,8 +64,10 @@ async def _run(server: Server, engine: Engine, listener: socket.socket, counters
 
 
 def _wait_for_the_end(server: Server) -> None:
-    """Stop the server when standard input ends; again, because a request could keep it from ending."""
+    """Stop the server, once it runs, when standard input ends."""
     sys.stdin.read()
+    while not server.started:
+        time.sleep(0.1)
     server.stop()
 
 
