@@ -1,6 +1,6 @@
 """A lock between processes: whoever needs the same thing made waits for the process that makes it.
 
-The operating system releases the lock when its owner ends, in whatever way, so a killed process blocks nobody.
+The operating system releases the lock when its owner ends, in whatever way, so a killed process does not block others.
 """
 
 from __future__ import annotations
