@@ -30,7 +30,8 @@ for _ in range(2):
     cluster.add_node(num_cpus=1)
 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
 ray.data.DataContext.get_current().enable_progress_bars = False
-os.chdir(sys.argv[1])
+HERE = sys.argv[1]
+os.chdir(HERE)
 """
 
 
@@ -64,9 +65,9 @@ def test_jsonl_in_parquet_out_with_errors_in_their_rows(run, tmp_path):
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = run(
         """
-        data = ray.data.read_json("in.jsonl").repartition(4)
-        answer(data, actors=2, threads=1, batch_size=3, max_tokens=8, exit="depth:4").write_parquet("out")
-        back = ray.data.read_parquet("out").sort("id")
+        data = ray.data.read_json(HERE + "/in.jsonl").repartition(4)
+        answer(data, actors=2, threads=1, batch_size=3, max_tokens=8, exit="depth:4").write_parquet(HERE + "/out")
+        back = ray.data.read_parquet(HERE + "/out").sort("id")
         print(json.dumps(back.take_all()))
         """
     )
@@ -130,8 +131,7 @@ def test_a_job_continues_from_rays_checkpoint(run):
         from ray.data.checkpoint import CheckpointConfig
 
         rows = [{"id": f"{i:03}", "prompt": "Ada likes"} for i in range(40)]
-        ray.data.from_items(rows).repartition(10).write_parquet("in")
-        HERE = os.getcwd()
+        ray.data.from_items(rows).repartition(10).write_parquet(HERE + "/in")
 
         class Counting(Generator):
             def __call__(self, batch):
@@ -147,10 +147,10 @@ def test_a_job_continues_from_rays_checkpoint(run):
             context.checkpoint_config = CheckpointConfig(
                 id_column="id", checkpoint_path=HERE + "/checkpoint", delete_checkpoint_on_success=False
             )
-            ray.data.read_parquet("in").map_batches(
+            ray.data.read_parquet(HERE + "/in").map_batches(
                 Counting, fn_constructor_kwargs={"max_tokens": 2}, batch_format="pyarrow", batch_size=4,
                 compute=ray.data.ActorPoolStrategy(size=1), num_cpus=1,
-            ).write_parquet("out")
+            ).write_parquet(HERE + "/out")
 
         def seen():
             import glob
@@ -165,7 +165,7 @@ def test_a_job_continues_from_rays_checkpoint(run):
         open("repaired", "w").close()
         job()
         ray.data.DataContext.get_current().checkpoint_config = None
-        ids = sorted(row["id"] for row in ray.data.read_parquet("out").take_all())
+        ids = sorted(row["id"] for row in ray.data.read_parquet(HERE + "/out").take_all())
         print(json.dumps([failed, len(first), len(seen()), ids]))
         """
     )
@@ -190,7 +190,7 @@ def test_the_example_and_the_page(run, tmp_path):
         ray.data.DataContext.get_current().checkpoint_config = None
         runpy.run_path("page.py")
         ray.data.DataContext.get_current().checkpoint_config = None
-        tables = [ray.data.read_parquet(name).take_all() for name in ("out", "page-answers")]
+        tables = [ray.data.read_parquet(HERE + "/" + name).take_all() for name in ("out", "page-answers")]
         print(json.dumps([sorted((row["id"], row["text"]) for row in rows) for rows in tables]))
         """
     )
