@@ -61,6 +61,7 @@ ROWS: dict[str, list[set[str]]] = {
         {"metrics", "merge"},
         {"engine"},
         {"openai", "listen"},
+        {"responses"},
         {"handlers"},
         {"app", "batch"},
         {"workers"},

@@ -11,6 +11,7 @@ from ouro_edge.server.openai.completions import Completions
 from ouro_edge.server.openai.constraints import Schemas
 from ouro_edge.server.openai.embeddings import Embeddings
 from ouro_edge.server.openai.replies import ResponseHeader
+from ouro_edge.server.responses.handler import Responses
 
 
 def new_header(engine: Engine) -> ResponseHeader:
@@ -20,8 +21,10 @@ def new_header(engine: Engine) -> ResponseHeader:
 
 def make_handlers(engine: Engine, header: ResponseHeader) -> dict[str, Handler]:
     """Path -> handler of a POST request."""
+    chat = Chat(engine, Schemas(engine.model), header)
     return {
-        "/v1/chat/completions": Chat(engine, Schemas(engine.model), header),
+        "/v1/chat/completions": chat,
+        "/v1/responses": Responses(chat),
         "/v1/completions": Completions(engine, header),
         "/v1/embeddings": Embeddings(engine, header),
     }

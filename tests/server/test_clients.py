@@ -34,8 +34,8 @@ def test_a_page_of_an_admitted_origin_may_send_any_header(serve, headers):
         ("/api/v1/models", "/v1/models"),
         ("/embeddings/", "/v1/embeddings"),
         ("/v1//completions", "/v1/completions"),
-        ("/api/generate", "one of /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings"),
-        ("/v1", "one of /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings"),
+        ("/api/generate", "one of /v1/models, /v1/chat/completions, /v1/responses, /v1/completions, /v1/embeddings"),
+        ("/v1", "one of /v1/models, /v1/chat/completions, /v1/responses, /v1/completions, /v1/embeddings"),
     ],
 )
 def test_an_unknown_path_names_the_right_one(server, path, meant):

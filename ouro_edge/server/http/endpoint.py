@@ -106,13 +106,14 @@ class Reply:
         await self._start(status, {"content-type": "application/json", "content-length": str(len(body))}, headers)
         await self._write({"type": "http.response.body", "body": body})
 
-    async def event(self, value: Any) -> None:
+    async def event(self, value: dict[str, Any]) -> None:
         """Send one event, preceded by the headers for the first event."""
         if not self.status:
             # no-transform and X-Accel-Buffering keep proxies from buffering events
             head = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
             await self._start(200, {"content-type": "text/event-stream; charset=utf-8", **head})
-        await self.raw(b"data: " + dumps(value) + b"\n\n")
+        kind = value.get("type") if "sequence_number" in value else None  # an event of the Responses API
+        await self.raw((b"event: " + kind.encode() + b"\n" if kind else b"") + b"data: " + dumps(value) + b"\n\n")
 
     async def raw(self, data: bytes, more: bool = True) -> None:
         """Send bytes of a stream."""
@@ -158,6 +159,7 @@ def log_failure(problem: BaseException) -> None:
 async def _relay(chunks: Chunks, reply: Reply) -> None:
     """Send the chunks, and comments during long pauses."""
     following = asyncio.ensure_future(anext(chunks, None))
+    end = b"data: [DONE]\n\n"
     try:
         while True:
             done, _ = await asyncio.wait({following}, timeout=PING_SECONDS if reply.status else None)
@@ -168,11 +170,12 @@ async def _relay(chunks: Chunks, reply: Reply) -> None:
             if chunk is None:
                 break
             await reply.event(chunk)
+            end = b"" if "sequence_number" in chunk else end  # there the last event is the end
             following = asyncio.ensure_future(anext(chunks, None))
     finally:
         following.cancel()
         await asyncio.wait({following})
-    await reply.raw(b"data: [DONE]\n\n", more=False)
+    await reply.raw(end, more=False)
 
 
 async def _while_connected(receive: Receive, work: Awaitable[None]) -> None:

@@ -1,3 +1,3 @@
 """OpenAI's protocol: chat completions, completions, embeddings, tools, response formats."""
 
-__all__ = ["chat", "completions", "constraints", "embeddings", "replies"]
+__all__ = ["chat", "completions", "constraints", "embeddings", "replies", "tokens"]

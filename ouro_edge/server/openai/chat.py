@@ -31,6 +31,11 @@ class Chat:
         self._tags = engine.model.reasoning_tags
 
     async def __call__(self, fields: Fields) -> dict[str, Any] | Chunks:
+        answer = await self.answer(fields)
+        return answer.chunks() if answer.job.options.stream else await answer.whole()
+
+    async def answer(self, fields: Fields) -> Answer:
+        """The answer to a request, which is not generated yet. ApiError 400 for an invalid request."""
         model = self._engine.model
         options = read_options(fields, model, self._engine.default_exit)
         logprobs = fields.flag("logprobs")
@@ -74,8 +79,7 @@ class Chat:
             return job, text
 
         job, text = await self._engine.prepare(prepare)
-        answer = Answer(self._engine, job, text, logprobs, self._header.new("chatcmpl"))
-        return answer.chunks() if options.stream else await answer.whole()
+        return Answer(self._engine, job, text, logprobs, self._header.new("chatcmpl"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,18 +104,19 @@ class Answer:
         header: dict[str, Any],
     ) -> None:
         self._engine = engine
-        self._job = job
+        self.model = engine.model
+        self.job = job
+        self.logprobs = logprobs
+        self.header = header
         self._text = text
-        self._logprobs = logprobs
-        self._header = header
 
     async def whole(self) -> dict[str, Any]:
         """The answer as one object, gathered from the parts."""
-        count = self._job.options.choices
+        count = self.job.options.choices
         deltas: list[list[dict[str, Any]]] = [[] for _ in range(count)]
         tokens: list[list[Token]] = [[] for _ in range(count)]
         ends: dict[int, Done] = {}
-        async with aclosing(self._parts()) as parts:
+        async with aclosing(self.parts()) as parts:
             async for part in parts:
                 deltas[part.number].append(part.delta)
                 if part.token is not None:
@@ -119,15 +124,15 @@ class Answer:
                 if part.done is not None:
                     ends[part.number] = part.done
         choices = [self._choice(i, deltas[i], tokens[i], ends[i]) for i in range(count)]
-        return {**self._header, "object": "chat.completion", "choices": choices, "usage": usage_of(ends, count)}
+        return {**self.header, "object": "chat.completion", "choices": choices, "usage": usage_of(ends, count)}
 
     async def chunks(self) -> Chunks:
         """The answer as chunks: a role, a chunk for each token, an end, and the usage when asked for."""
-        options, model = self._job.options, self._engine.model
+        options, model = self.job.options, self.model
         begun, called = set[int](), set[int]()
         ends: dict[int, Done] = {}
         rollouts: list[list[Token]] = [[] for _ in range(options.choices)]
-        async with aclosing(self._parts()) as parts:
+        async with aclosing(self.parts()) as parts:
             async for part in parts:
                 if part.number not in begun:
                     begun.add(part.number)
@@ -137,7 +142,7 @@ class Answer:
                 if part.token is not None:
                     if options.rollout:
                         rollouts[part.number].append(part.token)
-                    logprobs = chat_logprobs(model, [part.token]) if self._logprobs else None
+                    logprobs = chat_logprobs(model, [part.token]) if self.logprobs else None
                     depth = depth_of(model, part.token)
                     yield self._chunk(part.number, part.delta, logprobs=logprobs, ouro_edge=depth)
                 elif part.delta:
@@ -148,12 +153,12 @@ class Answer:
                     yield self._chunk(part.number, {}, finish_reason=reason, **self._rollout(rollouts[part.number]))
         if options.include_usage:
             usage = usage_of(ends, options.choices)
-            yield {**self._header, "object": "chat.completion.chunk", "choices": [], "usage": usage}
+            yield {**self.header, "object": "chat.completion.chunk", "choices": [], "usage": usage}
 
-    async def _parts(self) -> AsyncGenerator[Part, None]:
+    async def parts(self) -> AsyncGenerator[Part, None]:
         """First an empty part, when the request has its slot; then one for every event."""
-        texts = [self._text() for _ in range(self._job.options.choices)]
-        async with aclosing(self._engine.generate([self._job])) as events:
+        texts = [self._text() for _ in range(self.job.options.choices)]
+        async with aclosing(self._engine.generate([self.job])) as events:
             async for item in events:
                 if isinstance(item, Started):
                     yield Part(0)
@@ -176,18 +181,18 @@ class Answer:
         return {
             "index": number,
             "message": message,
-            "logprobs": chat_logprobs(self._engine.model, tokens) if self._logprobs else None,
+            "logprobs": chat_logprobs(self.model, tokens) if self.logprobs else None,
             "finish_reason": _finish_reason(done, bool(calls)),
-            "ouro_edge": depths_of(self._engine.model, tokens),
+            "ouro_edge": depths_of(self.model, tokens),
             **self._rollout(tokens),
         }
 
     def _rollout(self, tokens: list[Token]) -> dict[str, Any]:
-        return {"rollout": rollout_of(self._job.ids, tokens)} if self._job.options.rollout else {}
+        return {"rollout": rollout_of(self.job.ids, tokens)} if self.job.options.rollout else {}
 
     def _chunk(self, number: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
         choice = {"index": number, "delta": delta, "logprobs": None, "finish_reason": None, **more}
-        return {**self._header, "object": "chat.completion.chunk", "choices": [choice]}
+        return {**self.header, "object": "chat.completion.chunk", "choices": [choice]}
 
 
 def _finish_reason(done: Done, called: bool) -> str:
