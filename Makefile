@@ -14,7 +14,7 @@ SLOW = tests/desktop tests/interop tests/server tests/cli tests/terminal tests/f
 
 .PHONY: demo demo-smollm2 check lint test smollm2 docs dist clean
 .PHONY: sbom check-version
-.PHONY: test-arm64 test-browser test-desktop test-llm test-min test-optimum test-ray test-wheel
+.PHONY: fuzz test-arm64 test-browser test-clients test-desktop test-llm test-min test-optimum test-ray test-wheel
 
 demo: $(VENV)/installed  ## install, and ask the built-in model something
 	$(BIN)/ouro-edge run -p "Ada likes Ben. Ben likes Cleo. Ada likes someone who likes who?"
@@ -60,11 +60,18 @@ test-ray: .cache/ray/installed  ## Ray Data on a local cluster of two workers
 test-optimum: .cache/optimum/installed  ## optimum-cli and onnxruntime-genai (1.5 GB, with torch)
 	.cache/optimum/$(notdir $(BIN))/python -m pytest tests/interop --require optimum
 
+test-clients: .cache/clients/installed  ## openai, LangChain, instructor, pydantic-ai, Agents SDK, openai for node
+	OURO_EDGE_CLIENTS_PYTHON=$(abspath .cache/clients/$(notdir $(BIN))/python) OURO_EDGE_CLIENTS_NODE=$(abspath .cache/clients/node) \
+		$(BIN)/python -m pytest -m clients --require clients
+
 test-min: .cache/min/installed  ## all tests with the oldest supported dependencies
 	.cache/min/$(notdir $(BIN))/python -m pytest
 
 test-arm64:  ## numbers on an emulated ARM64 CPU (Debian or Ubuntu, root)
 	.ci/test_arm64.sh
+
+fuzz: $(VENV)/installed-dev  ## an hour of generated requests, damaged models and damaged states
+	for kind in http bundles states; do $(BIN)/python benchmarks/fuzz.py $$kind --minutes 20 || exit 1; done
 
 # Distributions and documents.
 
@@ -98,10 +105,15 @@ $(VENV)/installed-%: pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[dev,$*]"
 	touch $@ $(VENV)/installed $(VENV)/installed-dev
 
-.cache/desktop/installed .cache/llm/installed .cache/ray/installed .cache/optimum/installed .cache/min/installed: $(VENV)/installed-dev
+.cache/desktop/installed .cache/clients/installed .cache/llm/installed .cache/ray/installed .cache/optimum/installed .cache/min/installed: $(VENV)/installed-dev
 
 .cache/desktop/installed: pyproject.toml
 	.ci/environment.sh $(@D) -e . pyinstaller "PySide6-Essentials<6.12"
+
+.cache/clients/installed: pyproject.toml
+	mkdir -p $(@D)/node
+	cd $(@D)/node && npm install --silent --no-audit --no-fund openai
+	.ci/environment.sh $(@D) openai openai-agents langchain-openai instructor "pydantic-ai-slim[openai]"
 
 .cache/llm/installed: pyproject.toml
 	.ci/environment.sh $(@D) -e . llm

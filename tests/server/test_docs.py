@@ -31,7 +31,7 @@ def test_curl(server):
 
 def test_python(server, capsys):
     blocks = re.findall(r"```python\n(.+?)```", PAGE, re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         names: dict[str, Any] = {}
         exec(compile(block.replace("http://localhost:8080", server.url), "docs/server.md", "exec"), names)
