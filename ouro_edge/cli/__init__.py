@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -35,6 +36,9 @@ _COMMANDS = (
 )
 
 
+_NO_SPACE = [getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)]
+
+
 class _Commands(click.Group):
     """Imports each command from the module of its name, and prints expected errors on one line."""
 
@@ -48,7 +52,7 @@ class _Commands(click.Group):
         return command
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        with _interrupt_is_quiet():  # the help of all commands imports them
+        with _interrupt_is_quiet(), _full_disk_is_said():  # the help of all commands imports them
             return super().make_context(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -59,7 +63,8 @@ class _Commands(click.Group):
             sys.stdin.reconfigure(errors="strict")
         with _termination_unwinds(), _interrupt_is_quiet():
             try:
-                return super().invoke(ctx)
+                with _full_disk_is_said():
+                    return super().invoke(ctx)
             except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
                 raise
             except OuroEdgeError as problem:
@@ -85,6 +90,17 @@ def _interrupt_is_quiet() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+@contextmanager
+def _full_disk_is_said() -> Iterator[None]:
+    """One line when the output does not fit on its disk. Files that a command writes have messages of their own."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno not in _NO_SPACE:
+            raise
+        _fail(f"the output cannot be written: {problem.strerror}; free some space, or write it to another disk")
 
 
 @contextmanager

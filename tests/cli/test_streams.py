@@ -37,6 +37,22 @@ def test_a_reader_that_leaves_ends_a_conversation_quietly():
     assert b"Exception" not in done.stderr and b"Traceback" not in done.stderr
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    "command",
+    ["run -p hello", "run -p hello --json", "chat", "inspect", "inspect --json", "cache", "trace -p hello", "--help",
+     "run --help", "--version"],
+)  # fmt: skip
+def test_a_full_disk_is_said_in_one_line(command):
+    done = shell(f"ouro-edge {command} >/dev/full", b"hello\n")
+    said = done.stderr.decode().splitlines()
+    assert done.returncode == 1 and b"Traceback" not in done.stderr
+    assert said[-1] == (
+        "Error: the output cannot be written: No space left on device; free some space, or write it to another disk"
+    )
+    assert b"unexpected" not in done.stderr and b"ignored" not in done.stderr
+
+
 @pytest.mark.parametrize("command", ["run", "run --raw", "chat"])
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
 def test_input_that_is_not_text_is_said(command, locale):
