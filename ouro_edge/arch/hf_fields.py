@@ -51,7 +51,7 @@ _OTHER = re.compile(
     r"dropout|drop(?=_|$)|loss|decay|warmup|learning_rate|train|gradient|epoch|seed|optim|version|flash|sdpa|"
     r"implementation|initializ|init_(std|method|device)|output_(attentions|hidden|scores)|checkpoint|dtype|unsloth|"
     r"dataset|deterministic|parallel_size|efficient|mem_eff|xformers|fused|triton|cuda|cache|classifier|^summary_|"
-    r"penalty|beam|ngram"
+    r"penalty|beam|ngram|validation"
 )
 # Words in the name of a field that can change the computation.
 _COMPUTES = re.compile(

@@ -103,6 +103,7 @@ HARMLESS = {
     "temperature": 0.7, "torchscript": False, "colour": "x", "use_flash_attn": True, "mlp_bias": None,
     "attention_bias": None, "embedding_multiplier": 1.0, "num_experts": 0, "partial_rotary_factor": 1.0,
     "hidden_dropout_prob": 0.0, "quantization_config": None, "qk_norm": False, "logit_scale": 1,
+    "ignore_keys_at_rope_validation": ["x"],
     "use_memory_efficient_attention": True, "use_kv_cache": True, "summary_activation": "x", "output_scores": False,
     "weight_decay": 0.1, "warmup_steps": 10, "resid_pdrop": 0.1, "use_rms_norm": True, "router_aux_loss_coef": 0.001,
 }  # fmt: skip

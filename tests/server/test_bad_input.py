@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 from dataclasses import replace
@@ -159,6 +160,14 @@ def test_other_paths_methods_and_types(server):
     assert error_of(server.http.post("/health"), 405)
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
         assert error_of(server.http.post(CHAT, content=json.dumps(HELLO), headers={"content-type": kind}), 415)
+
+
+def test_a_compressed_body_is_named(server):
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    error = error_of(server.http.post(CHAT, content=gzip.compress(json.dumps(HELLO).encode()), headers=headers), 415)
+    assert "Content-Encoding is 'gzip'" in error["message"]
+    headers["content-encoding"] = "identity"
+    assert server.http.post(CHAT, content=json.dumps(HELLO), headers=headers).status_code == 200
 
 
 def test_noise_on_the_wire(server):

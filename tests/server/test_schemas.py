@@ -43,6 +43,8 @@ def allows(schema: Any, value: Any) -> bool:
         ({**A, "additionalProperties": True}, [{"a": True, "c": 1}], []),
         ({**A, "additionalProperties": {"type": "null"}}, [{"a": True, "c": None}], [{"a": True, "c": 1}]),
         ({"type": "object", "properties": {}}, [{}], [{"a": 1}]),
+        ({**A, "unevaluatedProperties": False}, [{"a": True}], [{"a": True, "c": 1}]),
+        ({**A, "unevaluatedProperties": {"type": "null"}}, [{"a": True, "c": None}], [{"a": True, "c": 1}]),
         ({"type": "object"}, [{}, {"a": 1, "b": [2]}], [[]]),
         ({"properties": {"a": {}}}, [{"a": 1}], [{"b": 1}]),
         ({**A, "required": ["a", "z"]}, [{"a": True, "z": [1]}], [{"a": True}, {"a": True, "z": 1, "y": 1}]),
@@ -119,6 +121,16 @@ def test_a_format_that_cannot_be_enforced_is_an_annotation(name: str) -> None:
     assert allows(
         {"type": "object", "properties": {"x": {"anyOf": [{"type": "string", "format": name}]}}}, '{"x": "x"}'
     )
+
+
+def test_a_pattern_with_look_around_beside_a_format_is_left_to_it() -> None:
+    """What zod writes for an email address."""
+    email = {"type": "string", "format": "email", "pattern": r"^(?!\.)(?!.*\.\.)[a-z.]+@[a-z]+\.[a-z]{2,}$"}
+    assert allows(email, '"ada@example.org"')
+    assert not allows(email, '".ada"') and not allows(email, '"a..b@example.org"')
+    assert enforceable({"type": "string", "pattern": "(?=x)"}) == {"type": "string", "pattern": "(?=x)"}
+    plain = {"type": "string", "format": "uuid", "pattern": "^[0-9a-f-]+$"}
+    assert enforceable(plain) == plain
 
 
 def test_known_formats_are_enforced() -> None:

@@ -70,6 +70,10 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
     kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
     if kind != b"application/json":  # web pages can send other types to any server without a CORS check
         raise ApiError(415, "expected the header Content-Type: application/json")
+    encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+    if encoding not in (b"identity", b""):
+        shown = encoding[:40].decode("ascii", "replace")
+        raise ApiError(415, f"the header Content-Encoding is {shown!r}; send the body without compression")
     too_long = ApiError(413, f"the body is larger than {MAX_BODY} bytes", headers={"Connection": "close"})
     length = headers.get(b"content-length", b"")
     if length.isdigit() and int(length) > MAX_BODY:

@@ -4,13 +4,16 @@
   the limit of tokens. Where `allOf`, `anyOf`, `oneOf` or `$ref` add properties to the same object, these stay allowed.
 - A whole number without a bound has the range of exact JSON numbers, so that it ends after 16 digits. An object with
   free keys has at most 32 of them, if the schema does not say more.
-- `format` is an annotation: values that cannot be enforced are left out.
+- `format` is an annotation: values that cannot be enforced are left out. A pattern with look-around beside a format
+  that can, as zod writes for email, is left to the format.
+- `unevaluatedProperties` is `additionalProperties` where no other schema applies to the object.
 - `propertyNames` becomes `properties` or `patternProperties`, `uniqueItems` a choice of lists, where possible.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from itertools import combinations, islice
 from typing import Any
@@ -24,6 +27,8 @@ _SCHEMA = ("items", "additionalProperties", "contains", "unevaluatedProperties",
 _SCHEMAS = ("prefixItems", "items")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _IN_PLACE = ("allOf", "anyOf", "oneOf")
+_BESIDE = {*_IN_PLACE, "$ref", "$dynamicRef", "if", "not", "dependentSchemas"}  # schemas of the same object
+_LOOK_AROUND = re.compile(r"\(\?<?[=!]")
 _OTHER_KEYS = ("additionalProperties", "unevaluatedProperties")
 
 
@@ -92,6 +97,11 @@ class _Rewriter:
                 result[key] = {name: self.schema(item, frozenset(), frozenset()) for name, item in result[key].items()}
         if isinstance(result.get("format"), str) and result["format"] not in _FORMATS:
             del result["format"]
+        if "format" in result and isinstance(result.get("pattern"), str) and _LOOK_AROUND.search(result["pattern"]):
+            del result["pattern"]
+        if "unevaluatedProperties" in result and not result.keys() & _BESIDE:
+            result.setdefault("additionalProperties", result["unevaluatedProperties"])
+            del result["unevaluatedProperties"]
         if "propertyNames" in result:
             self._name_properties(result)
         if isinstance(result.get("properties"), dict) and not any(key in result for key in _OTHER_KEYS):
