@@ -14,13 +14,13 @@ SLOW = tests/desktop tests/interop tests/server tests/cli tests/terminal tests/f
 
 .PHONY: demo demo-smollm2 check lint test smollm2 docs dist clean
 .PHONY: sbom check-version
-.PHONY: fuzz test-arm64 test-browser test-clients test-desktop test-llm test-min test-optimum test-ray test-wheel
+.PHONY: fuzz test-arm64 test-browser test-clients test-desktop test-llm test-lm-eval test-min test-optimum test-ray test-wheel
 
 demo: $(VENV)/installed  ## install, and ask the built-in model something
 	$(BIN)/ouro-edge run -p "Ada likes Ben. Ben likes Cleo. Ada likes someone who likes who?"
 
 demo-smollm2: $(VENV)/installed $(SMOLLM2)  ## export a real model to int4 and ask it something
-	test -e .cache/smollm2-int4/ouro_edge.json || $(BIN)/ouro-edge export $(SMOLLM2) .cache/smollm2-int4 -p int4 --block-size 32
+	test -e .cache/smollm2-int4/ouro_edge.json || $(BIN)/ouro-edge export $(SMOLLM2) .cache/smollm2-int4 -p int4 --block-size 32 --rounding nearest
 	$(BIN)/ouro-edge run .cache/smollm2-int4 -p "What is the capital of France?"
 
 lint: $(VENV)/installed-dev  ## linter, formatter, type checker
@@ -56,6 +56,8 @@ test-llm: .cache/llm/installed  ## the plugin for llm
 
 test-ray: .cache/ray/installed  ## Ray Data on a local cluster of two workers
 	OURO_EDGE_RAY_PYTHON=$(abspath .cache/ray/$(notdir $(BIN))/python) $(BIN)/python -m pytest -m ray --require ray
+test-lm-eval: .cache/lm-eval/installed  ## the model of lm-evaluation-harness, and the server behind its local-completions
+	OURO_EDGE_LM_EVAL_PYTHON=$(abspath .cache/lm-eval/$(notdir $(BIN))/python) $(BIN)/python -m pytest -m lm_eval --require lm_eval
 
 test-optimum: .cache/optimum/installed  ## optimum-cli and onnxruntime-genai (1.5 GB, with torch)
 	.cache/optimum/$(notdir $(BIN))/python -m pytest tests/interop --require optimum
@@ -105,7 +107,7 @@ $(VENV)/installed-%: pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[dev,$*]"
 	touch $@ $(VENV)/installed $(VENV)/installed-dev
 
-.cache/desktop/installed .cache/clients/installed .cache/llm/installed .cache/ray/installed .cache/optimum/installed .cache/min/installed: $(VENV)/installed-dev
+.cache/desktop/installed .cache/clients/installed .cache/llm/installed .cache/lm-eval/installed .cache/ray/installed .cache/optimum/installed .cache/min/installed: $(VENV)/installed-dev
 
 .cache/desktop/installed: pyproject.toml
 	.ci/environment.sh $(@D) -e . pyinstaller "PySide6-Essentials<6.12"
@@ -120,6 +122,9 @@ $(VENV)/installed-%: pyproject.toml
 
 .cache/ray/installed: pyproject.toml
 	.ci/environment.sh $(@D) -e ".[ray]"
+.cache/lm-eval/installed: pyproject.toml
+	.ci/environment.sh $(@D) torch --index-url https://download.pytorch.org/whl/cpu
+	.ci/environment.sh $(@D) -e ".[serve,eval]"
 
 .cache/optimum/installed: pyproject.toml
 	.ci/environment.sh $(@D) torch --index-url https://download.pytorch.org/whl/cpu

@@ -24,7 +24,7 @@ from ouro_edge.export.hf.writer import write_huggingface
 from ouro_edge.export.open_checkpoint import open_checkpoint
 from ouro_edge.fitting.calibrate_kv import Calibration, calibrate, calibration_ids
 from ouro_edge.fitting.calibrate_weights import WeightCalibration
-from ouro_edge.fitting.export_rounding import Rounding, calibrated, gguf_grids, scheme_grids
+from ouro_edge.fitting.export_rounding import Rounding, calibrated, gguf_bits, gguf_grids, scheme_grids, settle
 from ouro_edge.quant import Recipe, Scheme, preset
 from ouro_edge.runtime.checks import check_kind
 from ouro_edge.runtime.text.chat_template import ChatTemplate
@@ -90,7 +90,8 @@ def export(
         gate_from: A checkpoint whose exit gate a source without one gets.
         calibration: What KV ranges are measured on, so that the cache can be int8 or int4; None measures none.
         rounding: Round the weights of the block by calibration, which takes minutes, instead of to the nearest value,
-            None. A calibration that was interrupted continues when the same export is run again.
+            None. A calibration that was interrupted continues when the same export is run again. `codes=False` only
+            scales channels, for int8. The command line passes `WeightCalibration(optional=True)`.
         dtype: Type of the tensors of a checkpoint: float32, bfloat16 or float16. Default: the type in which the source
             stores a tensor, and float32 for quantised ones.
         overwrite: Replace an exported model at `out`. Nothing else is ever deleted.
@@ -154,6 +155,8 @@ def export_directory(
         count = len(calibration_ids(tokenizer, checkpoint.config.vocab_size, calibration))  # or refuse now
         progress, calibrating = stages(progress, _QUANTISING, _CALIBRATING)
         steps.append(lambda bundle: calibrate(bundle, text, tokens=tokens, progress=calibrating))
+    bits = min((s.bits for s in (recipe.attention, recipe.feed_forward) if s is not None), default=None)
+    rounding, notes = settle(rounding, checkpoint.config, tokenizer, bits)
     with ExitStack() as stack:
         rounded: Rounding | None = None
         if rounding is not None:
@@ -162,13 +165,14 @@ def export_directory(
             rounded = stack.enter_context(
                 calibrated(found, checkpoint, tokenizer, recipe.embedding, grid, rounding, walking)
             )
+            checkpoint = rounded.checkpoint
         del tokenizer  # calibration opens one of its own, where memory is at its peak
         manifest = export_bundle(
             checkpoint, out, recipe, source=source, rounded=None if rounded is None else rounded.matrices,
             rounding=None if rounded is None else rounded.record, steps=steps, overwrite=overwrite, progress=progress,
         )  # fmt: skip
     size = sum(record["size"] for record in manifest.files.values())
-    return ExportResult(out, size, checkpoint.notes, manifest, count)
+    return ExportResult(out, size, (*checkpoint.notes, *notes), manifest, count)
 
 
 def _format(out: Path, format: Format | None) -> Format:
@@ -191,22 +195,30 @@ def _export_gguf(
     from ouro_edge.export.gguf.write_file import bundle_to_gguf, checkpoint_to_gguf
 
     if is_bundle(found.path):
-        if precision is not None or gate_from is not None or rounding is not None:
+        asked = rounding is not None and not (rounding.optional and rounding.text is None)
+        if precision is not None or gate_from is not None or asked:
             raise RequestError(f"{found.path} is an exported model and keeps its number format and gate: leave out "
                                "precision, gate and rounding, or export its checkpoint")  # fmt: skip
         file, notes = bundle_to_gguf(open_bundle(found.path), out, overwrite=overwrite, progress=progress)
     else:
         checkpoint, source, tokenizer = _open_source(found, gate_from)
+        precision = precision or "int4"
+        bits = gguf_bits(checkpoint.config, precision)
+        if rounding is not None and rounding.optional and rounding.text is not None and bits is None:
+            raise RequestError("for a .gguf file, only the rounding of weights uses a calibration text: leave it out")
+        rounding, said = settle(rounding, checkpoint.config, tokenizer, bits)
         with ExitStack() as stack:
             rounded: Rounding | None = None
             if rounding is not None:
                 walking, progress = stages(progress, 9, 1)
-                grid, eight = gguf_grids(checkpoint.config, precision or "int4"), Scheme(8, 32)
+                grid, eight = gguf_grids(checkpoint.config, precision), Scheme(8, 32)
                 rounded = stack.enter_context(calibrated(found, checkpoint, tokenizer, eight, grid, rounding, walking))
+                checkpoint = rounded.checkpoint
             file, notes = checkpoint_to_gguf(
-                checkpoint, out, precision or "int4", source=source,
+                checkpoint, out, precision, source=source,
                 rounded=None if rounded is None else rounded.matrices, overwrite=overwrite, progress=progress,
             )  # fmt: skip
+        notes = (*notes, *said)
     return ExportResult(file, file.stat().st_size, notes)
 
 

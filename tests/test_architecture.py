@@ -181,6 +181,7 @@ def test_other_packages_import_only_what_a_package_lists() -> None:
         ("llguidance", {"server"}),
         ("optimum", {"integrations"}),
         ("llm", {"integrations"}),
+        ("lm_eval", {"integrations"}),
         ("pydantic", {"integrations"}),
         ("ray", {"integrations"}),
         ("pyarrow", {"integrations"}),

@@ -24,7 +24,8 @@ CASES = json.loads((Path(__file__).parent / "golden" / "smollm2.json").read_text
 def model(request, smollm2, tmp_path_factory):
     out = tmp_path_factory.mktemp("smollm2") / request.param
     block = ["--block-size", "32"] if request.param == "int4" else []
-    result = CliRunner().invoke(main, ["export", str(smollm2), str(out), "-p", request.param, *block])
+    options = ["-p", request.param, "--rounding", "nearest", *block]
+    result = CliRunner().invoke(main, ["export", str(smollm2), str(out), *options])
     assert result.exit_code == 0, result.output
     with ouro_edge.load(out) as loaded:
         yield request.param, loaded

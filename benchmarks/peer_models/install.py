@@ -82,7 +82,8 @@ def prepare(places: Places, sizes: Sizes, peers: tuple[str, ...], say: Callable[
         _run(sys.executable, HERE.parent / "random_checkpoint.py", checkpoint, "--shape", sizes.checkpoint)
     if not (bundle / "ouro_edge.json").is_file():
         say("exporting it to int4")
-        _run(sys.executable, "-m", "ouro_edge", "export", checkpoint, bundle, "--block-size", sizes.group)
+        _run(sys.executable, "-m", "ouro_edge", "export", checkpoint, bundle, "--block-size", sizes.group,
+             "--rounding", "nearest")  # fmt: skip
     if "openvino" in peers:
         if not places.openvino_python.is_file():
             say("installing OpenVINO and optimum-intel")

@@ -114,7 +114,8 @@ def feed_forward(x: Array, layer: Mapping[str, Array]) -> Array:
 def gated_values(x: Array, layer: Mapping[str, Array]) -> Array:
     """The input of the down projection [T, F]: silu(gate(x)) * up(x)."""
     gate = x @ layer["gate_proj"].T
-    return (gate * _sigmoid(gate)) * (x @ layer["up_proj"].T)
+    with np.errstate(over="ignore"):  # far below zero the exponential is infinite, and the quotient 0
+        return gate / (1 + np.exp(-gate)) * (x @ layer["up_proj"].T)
 
 
 def run_pass(

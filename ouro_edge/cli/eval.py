@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from ouro_edge.cli.calibrate import read_text
 from ouro_edge.cli.progress import conversion_progress
 
 if TYPE_CHECKING:
+    from ouro_edge.evaluation.sensitivity import Sensitivity
     from ouro_edge.measure.quality import Quality
     from ouro_edge.runtime.options import KVType
 
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
               help="Type of the KV cache; with fp32 only the weights make a difference.")  # fmt: skip
 @click.option("--threads", type=int, help="CPU threads. Default: as for run.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--report", "kind", type=click.Choice(["quality", "sensitivity"]), default="quality", show_default=True,
+              help="sensitivity: KL from --against CHECKPOINT when only one loop, or only one tensor, has its rounded "
+                   "weights. In NumPy, one pass for each; by default one window.")  # fmt: skip
 @click.option("--chart", type=click.Path(path_type=Path), metavar="FILE.svg", help="Also draw the figures by depth.")
 def command(
     model: str,
@@ -44,6 +49,7 @@ def command(
     kv: KVType,
     threads: int | None,
     as_json: bool,
+    kind: str,
     chart: Path | None,
 ) -> None:
     """Measure perplexity at every depth of MODEL by llama-perplexity's protocol: windows of 512 tokens without overlap,
@@ -54,11 +60,19 @@ def command(
     """
     from ouro_edge.errors import RequestError
     from ouro_edge.evaluation.questions import read_questions
-    from ouro_edge.measure.quality import evaluate
+    from ouro_edge.measure.quality import evaluate, measure_sensitivity
 
     if most is not None and question_file is None:
         raise RequestError("--most limits questions: add --questions FILE")
     text = None if text_file is None else read_text(text_file)
+    if kind == "sensitivity":
+        if against is None or exits or question_file is not None or chart is not None:
+            raise RequestError("--report sensitivity needs --against CHECKPOINT, and takes no exit rules, questions or "
+                               "chart")  # fmt: skip
+        with conversion_progress("Measuring") as progress:
+            shares = measure_sensitivity(model, against, text=text, windows=windows or 1, progress=progress)
+        click.echo(json.dumps(asdict(shares), indent=1) if as_json else sensitivity_report(shares))
+        return
     questions = [] if question_file is None else read_questions(question_file, most)
     with conversion_progress("Measuring") as progress:
         found = evaluate(
@@ -73,6 +87,16 @@ def command(
         except OSError as problem:
             raise RequestError(f"{chart} cannot be written: {problem}") from None
     click.echo(json.dumps(found.to_dict(), indent=1) if as_json else report(found))
+
+
+def sensitivity_report(found: Sensitivity) -> str:
+    """Two tables: loops, then tensors by their KL."""
+    from ouro_edge.cli.tables import printable, table
+
+    loops = [(f"loop {number}", f"{kl:.5f}") for number, kl in enumerate(found.loops, start=1)]
+    tensors = sorted(found.tensors.items(), key=lambda item: -item[1])
+    rows = [(printable(name), f"{kl:.5f}") for name, kl in tensors]
+    return f"{table(('only rounded in', 'KL'), loops)}\n\n{table(('only rounded tensor', 'KL'), rows)}"
 
 
 def report(found: Quality) -> str:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ouro_edge.cli.calibrate import read_text
 from ouro_edge.cli.progress import conversion_progress
-from ouro_edge.errors import RequestError
+from ouro_edge.errors import OuroEdgeError, RequestError
+
+if TYPE_CHECKING:
+    from ouro_edge.system.progress import Progress
+
+_WINDOWS = 2  # of 512 tokens, for --report
 
 
 @click.command(name="export", short_help="Export a checkpoint to a directory or a .gguf file.")
@@ -37,12 +43,15 @@ from ouro_edge.errors import RequestError
 @click.option("--calibration", "calibration_file", type=click.Path(path_type=Path),
               help="UTF-8 text for KV ranges and calibrated rounding. Default: built-in texts.")  # fmt: skip
 @click.option("--no-calibration", is_flag=True, help="Do not measure KV ranges; the cache then stays in float32.")
-@click.option("--rounding", type=click.Choice(["nearest", "calibrated"]), default="nearest", show_default=True,
-              help="How weights become codes: each to the nearest value, or so that the outputs on a text are closest, "
-                   "which takes minutes and continues after an interruption.")  # fmt: skip
+@click.option("--rounding", type=click.Choice(["auto", "nearest", "calibrated"]), default="auto", show_default=True,
+              help="How weights become codes: each to the nearest value, or calibrated, so that the outputs on a text "
+                   "are closest, which takes minutes and continues after an interruption. auto: calibrated for 4 bits; "
+                   "for 8 bits only channels are scaled; nearest without a tokenizer or memory.")  # fmt: skip
 @click.option("--memory", type=float, metavar="GB", help="Limit of calibrated rounding; it then uses less text.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it is an exported model.")
-@click.option("--report", is_flag=True, help="Print the error of every quantised tensor.")
+@click.option(
+    "--report", is_flag=True, help="Print the error of every quantised tensor, and the divergence from SRC on a text."
+)
 def command(
     src: str,
     out: Path,
@@ -72,12 +81,14 @@ def command(
 
     is_gguf = format_ == "gguf" or (format_ is None and out.suffix.lower() == ".gguf")
     kind: Format = "gguf" if is_gguf else "hf" if format_ == "hf" else "bundle"
-    if report and kind != "bundle":
-        raise RequestError("--report is for exported directories; .gguf files and checkpoints have no error report")
+    if report and kind == "hf":
+        raise RequestError("--report is for exported models; a checkpoint has the weights of its source")
     if memory is not None and rounding == "nearest":
         raise RequestError("--memory limits calibrated rounding: add --rounding calibrated")
     text = None if calibration_file is None else read_text(calibration_file)
-    weights = WeightCalibration(text, memory=memory) if rounding == "calibrated" else None
+    weights = None if rounding == "nearest" else WeightCalibration(text, memory=memory, optional=rounding == "auto")
+    if kind == "hf" and rounding == "auto":
+        weights = None
     if is_gguf and weights is not None:
         text = None  # the file has no KV ranges
     with conversion_progress("Exporting") as progress:
@@ -85,13 +96,48 @@ def command(
             src, out, precision=precision, block_size=block_size, symmetric=symmetric,
             format=kind, revision=revision, gate_from=gate_from, dtype=dtype,
             calibration=None if no_calibration else Calibration(text),
-            rounding=weights, overwrite=overwrite, progress=progress,
+            rounding=weights, overwrite=overwrite, progress=_announced(progress) if rounding == "auto" else progress,
         )  # fmt: skip
     for note in result.notes:
         click.echo(f"Note: {note}", err=True)
-    if result.manifest is None:
-        click.echo(f"{result.path}: {file_size(result.size)}")
-        return
+    about = ""
+    if (manifest := result.manifest) is not None:
+        if report:
+            click.echo(error_table(manifest))
+        how = manifest.rounding.get("method")
+        about = f"{manifest.name}, {manifest.recipe}{f', {how}' if how else ''}, "
+    click.echo(f"{result.path}: {about}{file_size(result.size)}")
     if report:
-        click.echo(error_table(result.manifest))
-    click.echo(f"{result.path}: {result.manifest.name}, {result.manifest.recipe}, {file_size(result.size)}")
+        click.echo(divergence(result.path, src, revision))
+
+
+def _announced(progress: Progress) -> Progress:
+    """A callback that tells the user when a calibration begins that was not asked for."""
+    from ouro_edge.fitting.calibrate_weights import ROUNDING
+
+    def show(done: int, total: int, what: str, /) -> None:
+        if what == ROUNDING:
+            click.echo("Rounding by calibration takes minutes for a large model, and continues after an interruption; "
+                       "--rounding nearest takes none.", err=True)  # fmt: skip
+        progress(done, total, what)
+
+    return show
+
+
+def divergence(model: Path, source: str, revision: str | None) -> str:
+    """One line about how far the exported model is from its source on the built-in text."""
+    from ouro_edge.measure.quality import evaluate
+    from ouro_edge.system.hub import resolve
+
+    with conversion_progress("Measuring") as progress:
+        try:
+            found = evaluate(
+                model, against=resolve(source, revision=revision).path, windows=_WINDOWS, progress=progress
+            )
+        except OuroEdgeError as problem:
+            return f"KL from the source: not measured, {problem}"
+    score = found.best
+    assert score.divergence is not None
+    return (f"KL from the source: {score.divergence.mean:.4f} nats a token, same top token "
+            f"{score.divergence.same_top:.1%}, perplexity {score.perplexity:.2f} instead of "
+            f"{score.other_perplexity:.2f} ({found.tokens} tokens of the built-in text)")  # fmt: skip

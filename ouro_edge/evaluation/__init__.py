@@ -1,3 +1,3 @@
 """Checks and explanations of a model: verify against the reference, trace the loops, perplexity and divergence."""
 
-__all__ = ["distances", "divergence", "questions", "stored_weights", "trace", "trace_page", "verify"]
+__all__ = ["distances", "divergence", "questions", "sensitivity", "stored_weights", "trace", "trace_page", "verify"]

@@ -55,7 +55,10 @@ def _rounding(manifest: Manifest) -> list[str]:
     if not how:
         return []
     text = "the built-in text" if how.get("text") == "built-in" else "a given text"
-    return [f"The block's weights were rounded by calibration on {how.get('tokens')} tokens of {text}.", ""]
+    what = "The block's weights were rounded by calibration"
+    if how.get("method") != "calibrated":
+        what = "Channels were scaled, so that activations lose less when they are rounded, as measured"
+    return [f"{what} on {how.get('tokens')} tokens of {text}.", ""]
 
 
 def _summary(manifest: Manifest) -> list[str]:

@@ -31,6 +31,7 @@ from ouro_edge.runtime.text.tokenizer import Tokenizer
 from ouro_edge.system.files import atomic_write
 from ouro_edge.system.progress import Progress
 
+ROUNDING = "calibrated rounding"  # what the first call of a progress callback says
 _WINDOW = 512  # tokens per sequence, as in the evaluation
 _MIN_ROWS = 1024  # per matrix, over all loops: fewer do not determine a Hessian
 _MIN_USE = 0.05  # weight of a loop that is hardly ever used
@@ -44,12 +45,17 @@ class WeightCalibration:
     text: str | None = None  # None: the built-in mix of prose, code, conversations and reasoning
     rows: int = 16384  # positions times loops, at most
     memory: float | None = None  # GB that the calibration may take; fewer rows if needed
+    codes: bool = True  # choose codes and scales of blocks; False only scales channels, see `equalize`
+    optional: bool = False  # leave out what is not possible, or not worth its time
 
     def __post_init__(self) -> None:
         if self.text is not None and not isinstance(self.text, str):
             raise RequestError(f"the calibration text is a {type(self.text).__name__}; expected a str or None")
         if type(self.rows) is not int or self.rows < _MIN_ROWS:
             raise RequestError(f"rows is {self.rows!r}; expected a whole number of at least {_MIN_ROWS}")
+        for name in ("codes", "optional"):
+            if type(value := getattr(self, name)) is not bool:
+                raise RequestError(f"{name} is {value!r}; expected True or False")
         if self.memory is not None and not (isinstance(self.memory, (int, float)) and self.memory > 0):
             raise RequestError(f"memory is {self.memory!r}; expected a number of gigabytes above 0")
 
@@ -68,6 +74,11 @@ def memory_needed(config: ModelConfig, rows: int) -> int:
     return states + layer + solving + (200 << 20)
 
 
+def least_memory(config: ModelConfig) -> int:
+    """Bytes at the peak of the shortest calibration."""
+    return memory_needed(config, _MIN_ROWS)
+
+
 def calibration_windows(
     config: ModelConfig, tokenizer: Tokenizer | None, settings: WeightCalibration
 ) -> NDArray[np.int64]:
@@ -80,9 +91,8 @@ def calibration_windows(
         while most * config.loops >= _MIN_ROWS and memory_needed(config, most * config.loops) > settings.memory * 1e9:
             most -= _WINDOW
         if most * config.loops < _MIN_ROWS:
-            least = memory_needed(config, _MIN_ROWS) / 1e9
-            raise RequestError(f"calibrated rounding of this model needs {least:.1f} GB; --memory allows "
-                               f"{settings.memory:g} GB")  # fmt: skip
+            raise RequestError(f"calibrated rounding of this model needs {least_memory(config) / 1e9:.1f} GB; --memory "
+                               f"allows {settings.memory:g} GB")  # fmt: skip
     if tokenizer is None:
         if settings.text is not None:
             raise RequestError("this model has no tokenizer, so it is calibrated on random ids: leave the text out")
@@ -120,6 +130,8 @@ def round_weights(
     program = loop_program(config)
     run = sum(len(program.stack(step.graph).layers) for step in program.passes)
     total = run + 4 * config.num_layers
+    if progress:
+        progress(0, total, ROUNDING)
     if any(resume(folder, stack) is None for stack in program.stacks):
         for stack, streams in _starts(weights, windows, embedding, progress, total):
             save(folder, stack, stack.layers.start, streams)
@@ -195,7 +207,7 @@ def _starts(
     second = None if program.second is None else weights[program.second]
     starts: dict[str, list[Array]] = {stack.name: [] for stack in program.stacks}
     use: dict[str, list[float]] = {stack.name: [] for stack in program.stacks}
-    rows, left, done = _state_rows(program, _rows(weights, windows), second), 1.0, 0
+    rows, left, done = _state_rows(program, embedding_rows(weights, windows), second), 1.0, 0
     gates: list[NDArray[np.float64]] = []
     for number, step in enumerate(program.passes, start=1):
         stack = program.stack(step.graph)
@@ -231,7 +243,7 @@ def _state_rows(program: LoopProgram, embedded: Array, second: Array | None) -> 
     return np.stack([program.first_rows(rows, second) for rows in embedded])
 
 
-def _rows(weights: Weights, windows: NDArray[np.int64]) -> Array:
+def embedding_rows(weights: Weights, windows: NDArray[np.int64]) -> Array:
     """Embedding rows [n, S, C] of the windows, read in pieces."""
     count, width = weights.shapes["embedding"]
     out = np.empty((*windows.shape, width), np.float32)
@@ -245,7 +257,7 @@ def _rows(weights: Weights, windows: NDArray[np.int64]) -> Array:
 
 def _embedded(weights: Weights, windows: NDArray[np.int64], scheme: Scheme | None) -> Array:
     """The same rows as the exported model reads them."""
-    rows = _rows(weights, windows)
+    rows = embedding_rows(weights, windows)
     if scheme is None:
         return rows
     flat = rows.reshape(-1, rows.shape[-1])

@@ -57,37 +57,39 @@ def walk_layer(config: ModelConfig, layer: Mapping[str, Array], streams: Streams
     tables = rope_tables(config, streams.exact.shape[1])
     own = dict(layer)
 
-    def both(name: str, window: int) -> tuple[Array, Array]:
-        exact, mine = (norm(config, x[window], layer, name) for x in (streams.exact, streams.own))
-        return exact, mine
+    def normed(stream: Array, name: str, window: int) -> Array:
+        return norm(config, stream[window], layer, name)
 
-    def measure(inputs: Callable[[int], tuple[Array, Array]], width: int, writes: str = "") -> Moments:
+    def both(name: str, window: int) -> tuple[Array, Array]:
+        return normed(streams.exact, name, window), normed(streams.own, name, window)
+
+    def add(stream: Array, window: int, out: Array, post_norm: str) -> None:
+        stream[window] += norm(config, out, layer, post_norm) if config.sandwich_norms else out
+
+    def measure(inputs: Callable[[int], tuple[Array, Array]], width: int, name: str = "", post: str = "") -> Moments:
+        """Statistics of a matrix's inputs; of one that writes, `name`, also add the exact outputs to their stream."""
         moments = Moments(width)
         for window in range(windows):
             exact, mine = inputs(window)
-            if writes:  # a norm follows, so the error counts in relation to the length of what it normalises
-                out = exact @ layer[writes].T
+            if name:  # a norm follows, so the error counts in relation to the length of what it normalises
+                out = exact @ layer[name].T
                 length = np.sqrt(np.square(out if config.sandwich_norms else out + streams.exact[window]).mean(axis=1))
                 exact, mine = (rows / (length[:, None] + np.float32(1e-6)) for rows in (exact, mine))
+                add(streams.exact, window, out, post)
             moments.add(exact, mine, float(streams.weights[window]))
         return moments.mean()
-
-    def write(window: int, name: str, post_norm: str, exact: Array, mine: Array) -> None:
-        for stream, rows, weights in ((streams.exact, exact, layer), (streams.own, mine, own)):
-            out = rows @ weights[name].T
-            stream[window] += norm(config, out, layer, post_norm) if config.sandwich_norms else out
 
     names = ("q_proj", "k_proj", "v_proj", *(("attn_gate_proj",) if config.family.attention_gate else ()))
     own |= round_(names, measure(lambda w: both("attn_norm", w), config.hidden_size))
     shape = (windows, streams.exact.shape[1], config.q_size)
     mixed = np.empty(shape, np.float32), np.empty(shape, np.float32)
     for window in range(windows):
-        for out, rows, weights in zip(mixed, both("attn_norm", window), (layer, own), strict=True):
-            out[window] = mixed_values(config, rows, weights, *tables)
+        for values, rows, weights in zip(mixed, both("attn_norm", window), (layer, own), strict=True):
+            values[window] = mixed_values(config, rows, weights, *tables)
     exact, mine = mixed
-    own |= round_(("o_proj",), measure(lambda w: (exact[w], mine[w]), config.q_size, "o_proj"))
+    own |= round_(("o_proj",), measure(lambda w: (exact[w], mine[w]), config.q_size, "o_proj", "attn_post_norm"))
     for window in range(windows):
-        write(window, "o_proj", "attn_post_norm", exact[window], mine[window])
+        add(streams.own, window, mine[window] @ own["o_proj"].T, "attn_post_norm")
 
     own |= round_(("gate_proj", "up_proj"), measure(lambda w: both("ffn_norm", w), config.hidden_size))
 
@@ -95,9 +97,10 @@ def walk_layer(config: ModelConfig, layer: Mapping[str, Array], streams: Streams
         rows = both("ffn_norm", window)
         return gated_values(rows[0], layer), gated_values(rows[1], own)
 
-    own |= round_(("down_proj",), measure(gated, config.intermediate_size, "down_proj"))
+    own |= round_(("down_proj",), measure(gated, config.intermediate_size, "down_proj", "ffn_post_norm"))
     for window in range(windows):
-        write(window, "down_proj", "ffn_post_norm", *gated(window))
+        rows = gated_values(normed(streams.own, "ffn_norm", window), own)
+        add(streams.own, window, rows @ own["down_proj"].T, "ffn_post_norm")
 
 
 def run_layer(config: ModelConfig, layer: Mapping[str, Array], states: Array) -> None:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ouro_edge.bundle.directory import is_bundle
+from ouro_edge.arch.weights import Array, tensor_shapes
+from ouro_edge.bundle.directory import is_bundle, open_bundle
+from ouro_edge.errors import NoTokenizerError, RequestError
 from ouro_edge.evaluation.divergence import LoadedModel, OriginalWeights, Score, States, compare, to_dict, token_windows
 from ouro_edge.evaluation.questions import Question, exact_match
+from ouro_edge.evaluation.sensitivity import Sensitivity, sensitivity
+from ouro_edge.evaluation.stored_weights import StoredWeights
 from ouro_edge.export.checkpoint import is_gguf
 from ouro_edge.export.open_checkpoint import open_checkpoint
-from ouro_edge.loading import load
+from ouro_edge.loading import load, open_model_files
 from ouro_edge.runtime.exits.parse import parse_exit
 from ouro_edge.runtime.model import Model
 from ouro_edge.runtime.options import KVType
+from ouro_edge.runtime.text.model_text import read_model_text
 from ouro_edge.system.hub import resolve
 from ouro_edge.system.progress import Progress
 
@@ -113,6 +118,35 @@ def evaluate(
             len(questions),
             None if shares is None else tuple(shares),
         )
+
+
+def measure_sensitivity(
+    model: str | os.PathLike[str],
+    against: str | os.PathLike[str],
+    *,
+    text: str | None = None,
+    windows: int = 1,
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """Which loop and which tensor of an exported model costs how much, compared with its checkpoint.
+
+    One forward pass in NumPy per loop and per tensor, over `windows` windows of the text. RequestError: `model` is not
+    an exported directory or a .gguf file, the models differ, or the text is shorter than a window.
+    """
+    path = resolve(model, progress=progress).path
+    if not is_gguf(path) and not is_bundle(path):
+        raise RequestError(f"{path} has no rounded weights; expected an exported directory or a .gguf file")
+    stored: Mapping[str, Array] = open_checkpoint(path).weights if is_gguf(path) else StoredWeights(open_bundle(path))
+    original = open_checkpoint(resolve(against, progress=progress).path)
+    bundle = open_model_files(path)
+    if tensor_shapes(bundle.config) != tensor_shapes(original.config) or bundle.config.loops != original.config.loops:
+        raise RequestError(f"{path} was not exported from {original.path}: their sizes differ")
+    tokenizer = read_model_text(bundle).tokenizer
+    if tokenizer is None:
+        raise NoTokenizerError(f"{path} has no tokenizer.json")
+    ids = tokenizer.encode_text(built_in_text() if text is None else text)
+    parts = token_windows(ids, original.config, windows)
+    return sensitivity(original.config, original.weights, stored, parts, progress)
 
 
 def _name(model: str | os.PathLike[str] | Model) -> str:

@@ -15,6 +15,7 @@ from ouro_edge.errors import RequestError
 from ouro_edge.evaluation.stored_weights import StoredWeights
 from ouro_edge.export.open_checkpoint import open_checkpoint
 from ouro_edge.fitting.calibrate_weights import (
+    ROUNDING,
     RoundedFiles,
     WeightCalibration,
     calibration_windows,
@@ -100,7 +101,7 @@ def test_an_interrupted_calibration_continues_with_the_next_layer(looped, tmp_pa
     assert len(saved) == 2
     seen = []
     again = run(tmp_path / "killed", lambda done, total, what: seen.append(what))
-    assert seen == ["layer 3 of 3", ""]
+    assert seen == [ROUNDING, "layer 3 of 3", ""]
     assert {file: file.stat().st_mtime_ns for file in saved} == saved
     assert sorted(again) == sorted(whole) and len(whole) == 3 * 7
     for name in whole:
