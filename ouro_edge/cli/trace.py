@@ -61,7 +61,7 @@ def command(
     try:
         page.write_text(draw(traced, f"{loaded.name}: {_shortened(prompt)}", _colours()), encoding="utf-8")
     except OSError as problem:
-        raise RequestError(f"{page} cannot be written: {problem}") from None
+        raise RequestError(f"{page} cannot be written: {problem.strerror or problem}") from None
     click.echo(page)
 
 

@@ -223,3 +223,10 @@ def test_cut_files_are_refused(tmp_path: Path, sample: bytes, data: st.DataObjec
     file.write_bytes(sample[: data.draw(st.integers(0, len(sample) - 33))])
     with pytest.raises(CheckpointError):
         open_gguf(file)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.gguf")
+    with pytest.raises(CheckpointError, match=r"m\.gguf is not a regular file"):
+        open_gguf(tmp_path / "m.gguf")

@@ -17,6 +17,7 @@ from ouro_edge.bundle.directory import open_bundle
 from ouro_edge.errors import RequestError
 from ouro_edge.fitting.calibrate_kv import calibrate
 from ouro_edge.runtime.exits.policies import ExitThreshold, FixedDepth, FullDepth
+from ouro_edge.runtime.saved.state_file import is_saved_sequence
 
 PROMPT = [5, 17, 3, 88, 41, 41, 7, 60, 12, 33, 2, 0, 95, 11]
 
@@ -155,6 +156,14 @@ def test_what_is_no_file_is_left_alone(bundle, path, tmp_path, monkeypatch):
         save_sequence(model.new_sequence(), path)
     assert [left.name for left in tmp_path.iterdir()] == ["pipe"]
     assert not (tmp_path / "pipe").is_file()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_is_not_opened(bundle, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert not is_saved_sequence(tmp_path / "pipe")
+    with ouro_edge.load(bundle) as model, pytest.raises(RequestError, match="is not a regular file"):
+        load_sequence(model, tmp_path / "pipe")
 
 
 def test_a_neighbours_file_is_left_alone(bundle, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import weakref
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,13 +22,16 @@ class SourceFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        flags = sum(getattr(os, name, 0) for name in ("O_RDONLY", "O_BINARY", "O_CLOEXEC", "O_NONBLOCK"))
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+            self._descriptor = os.open(path, flags)  # O_NONBLOCK: a pipe without a writer would never open
         except FileNotFoundError:
             raise CheckpointError(f"{path} is missing") from None
         except (OSError, ValueError) as problem:  # ValueError: not a valid file name
             raise CheckpointError(f"{path} cannot be read: {problem}") from None
         weakref.finalize(self, os.close, self._descriptor)
+        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            raise CheckpointError(f"{path} is not a regular file; replace it by a copy of the file")
         self._stamp = self._now()
 
     def stream(self) -> BinaryIO:

@@ -64,6 +64,8 @@ def load_sequence(model: Model, path: str | os.PathLike[str]) -> TokenSequence:
     check_kind("model", model, Model)
     path = _checked(path)
     try:
+        if path.exists() and not path.is_file():  # a pipe without a writer would never open
+            raise RequestError(f"{path} is not a regular file; expected what save_sequence wrote")
         with path.open("rb") as file:
             return _read(model, path, file)
     except OSError as problem:
@@ -73,6 +75,8 @@ def load_sequence(model: Model, path: str | os.PathLike[str]) -> TokenSequence:
 def is_saved_sequence(path: Path) -> bool:
     """Whether a file starts like those of `save_sequence`."""
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as file:
             return bool(json.loads(file.readline(_MAX_HEADER_BYTES))["format"] == _FORMAT)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
