@@ -129,6 +129,11 @@ def test_values_that_change_nothing(tmp_path: Path) -> None:
         writer.add_array("llama.attention.head_count_kv", [2, 2])
         writer.add_array("llama.feed_forward_length", [64, 64])
         writer.add_array("llama.attention.sliding_window", [0, 0])
+        writer.add_float32("llama.attention.layer_norm_epsilon", 1e-5)
+        for key in ("pooling_type", "expert_shared_count", "nextn_predict_layers", "attention.key_length_mla"):
+            writer.add_uint32(f"llama.{key}", 0)
+        for key in ("attention.clamp_kqv", "attn_logit_softcapping", "final_logit_softcapping"):
+            writer.add_float32(f"llama.{key}", 0.0)
 
     skip = frozenset({"llama.rope.freq_base", "llama.attention.head_count_kv", "llama.feed_forward_length"})
     assert open_gguf(write_gguf(tmp_path / "m.gguf", config, weights, meta=meta, skip=skip)).config == config

@@ -26,19 +26,31 @@ GATE_WEIGHT, GATE_BIAS, GATE_THRESHOLD = (
     "ouro_edge.exit_threshold",
 )
 _KNOWN = {
-    "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.layer_norm_rms_epsilon",
+    "attention.head_count", "attention.head_count_kv", "attention.key_length",
+    "attention.layer_norm_epsilon",  # of a norm that these architectures do not have
+    "attention.layer_norm_rms_epsilon",
     "attention.value_length", "block_count", "context_length", "embedding_length", "feed_forward_length",
     "rope.dimension_count", "rope.freq_base", "rope.scaling.finetuned", ORIGINAL, TYPE, *NUMBERS, "vocab_size",
 }  # fmt: skip
 # Optional keys, with the only values that the runtime implements.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.key_length_mla": (0,),
+    "attention.max_alibi_bias": (0.0,),
     "attention.scale": (0.0,),
     "attention.sliding_window": (0,),
+    "attention.value_length_mla": (0,),
+    "attn_logit_softcapping": (0.0,),
     "embedding_scale": (0.0, 1.0),
     "expert_count": (0,),
+    "expert_shared_count": (0,),
     "expert_used_count": (0,),
+    "final_logit_softcapping": (0.0,),
+    "interleave_moe_layer_step": (0,),
     "logit_scale": (0.0, 1.0),
+    "nextn_predict_layers": (0,),
+    "pooling_type": (0,),
     "residual_scale": (0.0, 1.0),
     "rope.scaling.alpha": (0.0,),
     "rope.scaling.yarn_ext_factor": (-1.0, 1.0),  # llama.cpp's name for "not set" is -1
