@@ -131,8 +131,12 @@ class RolloutWorker:
     def evaluate(
         self, questions: Sequence[Mapping[str, Any]], depth: int | None = None, max_tokens: int = 12
     ) -> list[tuple[bool, float]]:
-        """Whether each answer is right, and the mean depth of its tokens: at a fixed depth, or with the gate at 0.5."""
-        rule = ThresholdDepth(self._gate) if depth is None else ouro_edge.FixedDepth(depth)
+        """Whether each answer is right, and the mean depth of its tokens, with the gate at 0.5.
+
+        Or at a fixed depth; 0 stands for the model's own rule.
+        """
+        rules = {None: ThresholdDepth(self._gate), 0: self._model.default_exit()}
+        rule = rules[depth] if depth in rules else ouro_edge.FixedDepth(depth)
         found = []
         for question in questions:
             text, tokens = self._ask(question["prompt"], rule, max_tokens, self._model.new_sequence())

@@ -53,7 +53,8 @@ def answer(
     Args:
         dataset: Rows with a column `prompt` (text, or token ids) or `messages` (as for chats), and perhaps `seed`.
         model: As for `ouro_edge.load`; every machine must have it. None: the built-in model.
-        actors: Number of actors, or the smallest and largest number.
+        actors: Largest number of actors, or the smallest and largest one. Ray starts with the smallest, 1, and adds others
+            while CPUs are free: tasks that read rows need some as well.
         threads: CPUs of an actor, which Ray reserves, and threads of its model.
         batch_size: Rows that an actor gets at a time, and repeats if it is lost.
         parallel: Rows that share calls of the model in an actor.
@@ -69,7 +70,8 @@ def answer(
 
 
 def _pool(actors: int | tuple[int, int]) -> dict[str, int]:
-    return {"size": actors} if isinstance(actors, int) else {"min_size": actors[0], "max_size": actors[1]}
+    smallest, largest = (1, actors) if isinstance(actors, int) else actors
+    return {"min_size": smallest, "max_size": largest}
 
 
 class Generator:

@@ -128,6 +128,7 @@ def test_every_row_comes_out_once_when_an_actor_is_killed(run):
 def test_a_job_continues_from_rays_checkpoint(run):
     found = run(
         """
+        import glob, time
         from ray.data.checkpoint import CheckpointConfig
 
         rows = [{"id": f"{i:03}", "prompt": "Ada likes"} for i in range(40)]
@@ -137,6 +138,10 @@ def test_a_job_continues_from_rays_checkpoint(run):
             def __call__(self, batch):
                 ids = batch["id"].to_pylist()
                 if "035" in ids and not os.path.exists(HERE + "/repaired"):
+                    for _ in range(600):  # until rows before it have been written
+                        if glob.glob(HERE + "/checkpoint/*.parquet"):
+                            break
+                        time.sleep(0.1)
                     raise RuntimeError("the job is interrupted")
                 with open(f"{HERE}/seen-{os.getpid()}", "a") as file:
                     file.write("".join(f"{i}\\n" for i in ids))
@@ -147,13 +152,12 @@ def test_a_job_continues_from_rays_checkpoint(run):
             context.checkpoint_config = CheckpointConfig(
                 id_column="id", checkpoint_path=HERE + "/checkpoint", delete_checkpoint_on_success=False
             )
-            ray.data.read_parquet(HERE + "/in").map_batches(
+            ray.data.read_parquet(HERE + "/in", override_num_blocks=10).map_batches(
                 Counting, fn_constructor_kwargs={"max_tokens": 2}, batch_format="pyarrow", batch_size=4,
                 compute=ray.data.ActorPoolStrategy(size=1), num_cpus=1,
             ).write_parquet(HERE + "/out")
 
         def seen():
-            import glob
             return sorted(line.strip() for name in glob.glob("seen-*") for line in open(name))
 
         try:
