@@ -53,8 +53,8 @@ def answer(
     Args:
         dataset: Rows with a column `prompt` (text, or token ids) or `messages` (as for chats), and perhaps `seed`.
         model: As for `ouro_edge.load`; every machine must have it. None: the built-in model.
-        actors: Largest number of actors, or the smallest and largest one. Ray starts with the smallest, 1, and adds others
-            while CPUs are free: tasks that read rows need some as well.
+        actors: Largest number of actors, or the smallest and largest one. Ray starts with the smallest, 1, and adds
+            others while CPUs are free: tasks that read rows need some as well.
         threads: CPUs of an actor, which Ray reserves, and threads of its model.
         batch_size: Rows that an actor gets at a time, and repeats if it is lost.
         parallel: Rows that share calls of the model in an actor.
