@@ -10,23 +10,29 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from statistics import mean, median
 
 import numpy as np
 
 import ouro_edge
 
+DATA = Path(__file__).parent / "nano" / "questions.test.jsonl"
 THRESHOLDS = np.linspace(0.05, 0.95, 19)
 
 
-def prompts(model: ouro_edge.Model, count: int, length: int) -> list[list[int]]:
-    """Random ids, the same in every run."""
-    rng = np.random.default_rng(0)
-    return rng.integers(3, model.config.vocab_size, (count, length)).tolist()
+def prompts(model: ouro_edge.Model, count: int) -> list[str] | list[list[int]]:
+    """Questions as plain text; random ids for a model without a tokenizer."""
+    if model.text.tokenizer is not None:
+        lines = DATA.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line)["prompt"] for line in lines[:: max(1, len(lines) // count)]][:count]
+    return np.random.default_rng(0).integers(3, model.config.vocab_size, (count, 16)).tolist()
 
 
-def ids_of(model: ouro_edge.Model, asked: list[list[int]], tokens: int) -> list[list[int]]:
+def ids_of(model: ouro_edge.Model, asked: Sequence[str | list[int]], tokens: int) -> list[list[int]]:
     """Greedy answers, computed at the same time if the model was loaded with `parallel`."""
     found: list[list[int]] = [[] for _ in asked]
     options = {"max_tokens": tokens, "sampler": ouro_edge.Sampler(), "stop_ids": (), "speculate": False}
@@ -47,7 +53,7 @@ def differences(alone: list[list[int]], together: list[list[int]]) -> tuple[int,
 
 
 def rate(
-    model: ouro_edge.Model, asked: list[list[int]], tokens: int, exit: ouro_edge.ExitPolicy
+    model: ouro_edge.Model, asked: Sequence[str | list[int]], tokens: int, exit: ouro_edge.ExitPolicy
 ) -> tuple[float, float]:
     """Tokens per second while all streams decode, and their mean depth."""
     counts, depths = [0] * len(asked), []
@@ -64,7 +70,7 @@ def rate(
     return (sum(counts) - before) / (now - began), mean(depths[before:])
 
 
-def threshold_for(model: ouro_edge.Model, depth: float, asked: list[list[int]]) -> float:
+def threshold_for(model: ouro_edge.Model, depth: float, asked: Sequence[str | list[int]]) -> float:
     """The threshold at which the tokens that follow some prompts have about this mean depth."""
     found = {float(q): rate(model, asked, 8, ouro_edge.ExitThreshold(float(q)))[1] for q in THRESHOLDS[::3]}
     return min(found, key=lambda q: abs(found[q] - depth))
@@ -83,14 +89,14 @@ def main() -> None:
     options = parser.parse_args()
     with ouro_edge.load(options.model, kv=options.kv, parallel=options.streams) as together:
         if options.prompts:
-            asked = prompts(together, options.prompts, 16)
+            asked = prompts(together, options.prompts)
             with ouro_edge.load(options.model, kv=options.kv, prefill_weights="none") as alone:
                 one = ids_of(alone, asked, options.tokens)
             different, compared = differences(one, ids_of(together, asked, options.tokens))
             print(f"{options.streams} streams: {different} first differences in {compared} tokens, "
                   f"{different / compared:.2%}; {different} of {len(asked)} answers differ")  # fmt: skip
         if options.mean_depth:
-            asked = prompts(together, options.streams, 16)
+            asked = prompts(together, options.streams)
             q = threshold_for(together, options.mean_depth, asked)
             rules = (ouro_edge.FullDepth(), ouro_edge.ExitThreshold(q))
             rounds = [[rate(together, asked, options.tokens, rule) for rule in rules] for _ in range(options.repeat)]

@@ -65,6 +65,14 @@ def test_ratios_are_of_the_same_round_and_of_our_better_kv_type():
     assert lines[-1] == "Memory read meanwhile: 20.0-20.0 GB/s, median 20.0."
 
 
+def test_several_sequences_have_no_time_and_memory_of_a_process():
+    unknown = {"load": None, "resident": None, "peak": None}
+    done = [outcome("batched 8", name, rate, section="batched") | unknown
+            for name, rate in (("ouro-edge", 16.0), ("llama.cpp, f16 KV", 12.0))]  # fmt: skip
+    [theirs] = [line for line in peers.report(done).splitlines() if "llama.cpp" in line]
+    assert theirs.split(" | ")[2:8] == ["12", "12-12", "1.33 times (1.33-1.33)", "-", "-", "-"]
+
+
 def test_half_a_loop_is_every_other_token():
     names = {"ouro-edge, depth 2, int8 KV": 12.0, "ouro-edge, depth 3, int8 KV": 6.0, "dense 4B in llama.cpp": 4.0}
     done = [outcome("decode 64", name, rate, section="dense") for name, rate in names.items()]
@@ -76,6 +84,8 @@ def test_who_takes_part():
     everyone = [c.name for c in peers.contenders_of("decode", peers.PEERS)]
     assert everyone == ["ouro-edge", "OpenVINO, int8 KV", "llama.cpp, f16 KV"]
     assert len(peers.contenders_of("long-decode", peers.PEERS)) == 5
+    batched = [c.name for c in peers.contenders_of("batched", peers.PEERS)]
+    assert batched == ["ouro-edge", "ouro-edge, int8 KV", "llama.cpp, f16 KV"]
     assert [c.depth for c in peers.contenders_of("dense", ("ouro-edge", "dense"))] == [4, 4, 3, 2]
     assert [c.name for c in peers.contenders_of("decode", ("llama.cpp",))] == ["llama.cpp, f16 KV"]
 
