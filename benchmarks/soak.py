@@ -46,6 +46,7 @@ SCHEMA = {
 }
 
 Answer = tuple[int | str, set[int]]  # status, and the correct ones; a text that differs from the model's alone
+GREEDY = {"temperature": 0}
 LENGTHS = (32, 64)  # tokens of an answer and of a stream, at most
 
 
@@ -70,12 +71,9 @@ class Expected:
     def compare(self, found: str, messages: list[dict[str, str]], tokens: int, loops: int | None) -> int | str:
         """200 for the right text; otherwise both texts."""
         right = self.answer(messages, tokens, loops)
-        return (
-            200 if found == right else f"{found!r} instead of {right!r} for {messages[0]['content']!r}, loops {loops}"
-        )
-
-
-GREEDY = {"temperature": 0}
+        if found == right:
+            return 200
+        return f"{found!r} instead of {right!r} for {messages[0]['content']!r}, loops {loops}"
 
 
 def question(rng: random.Random) -> list[dict[str, str]]:
@@ -108,9 +106,9 @@ def stream(client: httpx.Client, rng: random.Random, expected: Expected) -> Answ
         lines = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
     if response.status_code != 200:
         return response.status_code, {429}
-    if lines[-1] != "[DONE]":
+    if not lines or lines[-1] != "[DONE]":
         return 0, {200}
-    choices = [choice for line in lines[:-1] for choice in json.loads(line)["choices"]]
+    choices = [choice for line in lines[:-1] for choice in json.loads(line).get("choices", ())]
     found = "".join(choice["delta"].get("content") or "" for choice in choices)
     return expected.compare(found, messages, LENGTHS[1], None), {200}
 
@@ -190,20 +188,8 @@ def work(
 @contextmanager
 def started(model: str | None, parallel: int, noise: list[str]) -> Iterator[tuple[str, int]]:
     """URL and process id of a new server; what it prints goes to `noise`, also a wrong exit status."""
-    command = [
-        sys.executable,
-        "-m",
-        "ouro_edge",
-        "serve",
-        *([model] if model else []),
-        "--port",
-        "0",
-        "--queue",
-        "6",
-        "--cache",
-        "16",
-    ]
-    command += ["--kv", "fp32", "--parallel", str(parallel)]
+    more = f"--port 0 --queue 7 --cache 16 --kv fp32 --parallel {parallel}".split()
+    command = [sys.executable, "-m", "ouro_edge", "serve", *([model] if model else []), *more]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         url = next(found[1] for line in server.stderr if (found := re.search(r" at (http://\S+)$", line.strip())))

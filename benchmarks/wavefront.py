@@ -84,7 +84,8 @@ def wavefront(costs: Costs, drafts: Sequence[Draft]) -> float:
         loops = [loop + 1 for loop in loops]
         newest = drafts[min(done + len(loops), len(drafts)) - 1]
         # The head sees a position that loop 1 has run, to guess what follows it, and one that has run all loops.
-        spent += costs.head_call(max(1, (loops[-1] == 1) + (loops[0] == LOOPS)))
+        seen = (loops[-1] == 1) + (loops[0] == LOOPS)
+        spent += costs.head_call(seen) if seen else 0.0
         if loops[0] < LOOPS and not (loops[-1] == 1 and newest.confident):
             continue
         if loops[-1] == 1 and newest.confident:
@@ -108,14 +109,9 @@ def of_nano() -> list[Draft]:
     with ouro_edge.load() as model:
         for prompt in LONG:
             messages = [{"role": "user", "content": prompt}]
-            options = {
-                "exit": ouro_edge.FullDepth(),
-                "sampler": ouro_edge.Sampler(),
-                "logit_lens": 1,
-                "speculate": False,
-            }
-            tokens = list(model.chat(messages, max_tokens=100, **options))[1:-1]  # type: ignore[arg-type]
-            for token in tokens:
+            full, greedy = ouro_edge.FullDepth(), ouro_edge.Sampler()
+            events = model.chat(messages, max_tokens=100, exit=full, sampler=greedy, logit_lens=1, speculate=False)
+            for token in list(events)[1:-1]:
                 assert isinstance(token, ouro_edge.Token)
                 [(guess, probability)] = token.logit_lens[0]
                 drafts.append(Draft(probability >= MIN_CONFIDENCE, guess == token.id))
