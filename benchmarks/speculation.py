@@ -4,8 +4,8 @@ Answers held-out questions in benchmarks/nano with and without speculation and c
 after the first token are counted and priced like calls of the 1.4B in int4 on a 2-core machine (a block call of 1, 2,
 4, 8 rows costs 1, 1.17, 1.56 and 2.4 units of 37 ms, a head call 0.15 units; `--prices` takes those of another machine,
 which `wavefront.py` measures); `DraftPolicy` gets these prices instead of a clock. "fresh" questions have a new
-sequence each, without estimates; in a "chat" the estimates come from earlier answers. Tokens per second are measured separately,
-with nano's costs and a real clock.
+sequence each, without estimates; in a "chat" the estimates come from earlier answers. Tokens per second are measured
+separately, with nano's costs and a real clock.
 """
 
 from __future__ import annotations
