@@ -61,6 +61,8 @@ def _read(data: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(spread, (int, float)) or spread <= 0:
             raise ConfigError("config.json lacks 'embedding_scale'; add it: the model cannot be run without")
         scale = 1 / spread
+    if type(scale) is int:
+        scale = float(scale)
     return {**found, "embedding_scale": scale, "prefix_lm": data["prefix_lm"]}
 
 

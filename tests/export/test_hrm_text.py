@@ -186,6 +186,8 @@ def test_config_is_written_as_it_is_read():
     config = from_hf(hf())
     assert from_hf(to_hf(config)) == config
     assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    whole = from_hf(hf(embedding_scale=8))
+    assert whole == config and type(whole.embedding_scale) is float  # also in a GGUF file
     assert from_hf(hf(embedding_scale=None)).embedding_scale == 8.0  # 1 / initializer_range
     assert from_hf(hf(H_cycles=None, L_cycles=None)).cycles == (2, 3)
 

@@ -176,9 +176,8 @@ def _tensor(config: ModelConfig, tensors: TensorSource, name: str, shape: tuple[
     step = max(1, _PIECE_VALUES // shape[1])
     pieces = [tensors.rows(name, i, min(shape[0], i + step)) for i in range(0, shape[0], step)]
     whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-    if (
-        name.endswith(("q_proj", "k_proj")) and config.family.interleaved_gguf
-    ):  # llama.cpp rotates adjacent rows: interleave the halves of each head
+    # llama.cpp rotates adjacent rows: interleave the halves of each head.
+    if name.endswith(("q_proj", "k_proj")) and config.family.interleaved_gguf:
         whole = whole.reshape(-1, 2, config.head_dim // 2, whole.shape[1]).swapaxes(1, 2).reshape(whole.shape)
     return np.ascontiguousarray(whole)
 
