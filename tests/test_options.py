@@ -110,7 +110,7 @@ def test_the_plugin_has_the_options_of_the_table(plugin):
 def test_the_server_knows_the_fields_of_the_table(nano):
     given = {"exit": "agreement", "loop_budget": 2.0, "temperature": 0.5, "top_k": -1, "top_p": 0.5, "min_p": 0.1,
              "repetition_penalty": 1.1, "logit_bias": {"5": 1}, "seed": -1, "stop": "x", "max_tokens": 3,
-             "lens": 2}  # fmt: skip
+             "lens": 2, "prefix": 3, "force_loops": True}  # fmt: skip
     read_elsewhere = {"top_logprobs", "exit_threshold", "loops"}  # by chat; the last two exclude exit
     known = {option.json_name or name for name, option in GENERATION_OPTIONS.items() if "http" in option.interfaces}
     assert set(given) == known - read_elsewhere
@@ -118,6 +118,9 @@ def test_the_server_knows_the_fields_of_the_table(nano):
     options = read_options(fields, nano, nano.default_exit())
     fields.finish()
     assert options.exit == LoopBudget(2.0, parse_exit("agreement")) and options.lens == 2
+    assert options.prefix == 3
+    loops = read_options(Fields({"loops": 2, "force_loops": True}, ""), nano, nano.default_exit())
+    assert loops.exit == FixedDepth(2, force=True)
     assert options.sampler == Sampler(temperature=0.5, top_k=0, top_p=0.5, min_p=0.1, repetition_penalty=1.1,
                                       logit_bias={5: 1.0}, seed=2**64 - 1)  # fmt: skip
     assert GENERATION_OPTIONS["top_logprobs"].maximum == GENERATION_OPTIONS["logit_lens"].maximum == MAX_ALTERNATIVES
