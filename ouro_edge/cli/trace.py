@@ -82,8 +82,9 @@ def _table(traced: list[Any]) -> str:
 
     loops = len(traced[0].loops)
     rows = []
+    gate = any(p == p for token in traced for p in token.exit_probs)  # NaN without one
     for token in traced:
-        stops = "/".join("-" if p != p else f"{p:.0%}" for p in token.exit_probs)
+        stops = ["/".join("-" if p != p else f"{p:.0%}" for p in token.exit_probs)] * gate
         lens = [" ".join(f"{text!r} {share:.0%}" for _, text, share in candidates) for candidates in token.loops]
-        rows.append((repr(token.text), str(token.depth), stops, *lens))
-    return table(("token", "depth", "stops at", *(f"loop {r + 1}" for r in range(loops))), rows)
+        rows.append((repr(token.text), str(token.depth), *stops, *lens))
+    return table(("token", "depth", *["stops at"] * gate, *(f"loop {r + 1}" for r in range(loops))), rows)
