@@ -47,6 +47,7 @@ class Shape:
     positions: int = 65536
     family: str = "ouro"  # model_type
     kv_heads: int | None = None  # None: as many as heads
+    stacks: tuple[int, ...] = ()  # layers of prelude, core and coda of a Raven model
 
 
 SHAPES = {
@@ -72,6 +73,17 @@ SHAPES = {
         family="hrm_text",
     ),
     "tiny": Shape(layers=3, hidden=64, intermediate=176, heads=4, head_dim=16, vocab=384, positions=512),
+    "recurrent-llama-1b": Shape(
+        layers=14,
+        intermediate=8192,
+        heads=32,
+        head_dim=64,
+        vocab=128256,
+        positions=131072,
+        kv_heads=8,
+        stacks=(4, 6, 4),
+        family="huginn_raven",
+    ),
 }
 
 
@@ -81,7 +93,9 @@ class CheckpointExists(Exception):
 
 def hf_config(shape: Shape) -> dict[str, Any]:
     """The published config.json of the shape's family; there is no generation_config.json."""
-    return {"ouro": _ouro_config, "nanbeige": _nanbeige_config, "hrm_text": _hrm_config}[shape.family](shape)
+    makers = {"ouro": _ouro_config, "nanbeige": _nanbeige_config, "hrm_text": _hrm_config}
+    makers["huginn_raven"] = _raven_config
+    return makers[shape.family](shape)
 
 
 def _common_config(shape: Shape) -> dict[str, Any]:
@@ -177,10 +191,68 @@ def _ouro_config(shape: Shape) -> dict[str, Any]:
     }
 
 
+def _raven_config(shape: Shape) -> dict[str, Any]:
+    """config.json as the conversion of a Llama writes it, which keeps the fields of Huginn."""
+    return {
+        "architectures": ["RavenForCausalLM"],
+        "bias": False,
+        "block_class_name": "SandwichBlock",
+        "block_size": 4096,
+        "head_dim": shape.head_dim,
+        "init_values": {"std": 0.0087, "embed_scale": 1.0},
+        "injection_type": "linear",
+        "intermediate_size": shape.intermediate,
+        "max_position_embeddings": shape.positions,
+        "mean_recurrence": 4,
+        "mlp_class_name": "GatedMLP",
+        "model_type": "huginn_raven",
+        "n_embd": shape.hidden,
+        "n_heads": shape.heads,
+        "n_layers": shape.layers,
+        "n_layers_in_coda": shape.stacks[2],
+        "n_layers_in_prelude": shape.stacks[0],
+        "n_layers_in_recurrent_block": shape.stacks[1],
+        "nonlin_name": "SiLU",
+        "norm_class_name": "RMSNorm_llama",
+        "norm_eps": 1e-05,
+        "num_key_value_heads": shape.kv_heads,
+        "padded_vocab_size": shape.vocab,
+        "qk_bias": False,
+        "rope_base": 500000.0,
+        "rope_scaling": {
+            "factor": 32.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+        "rope_theta": 500000.0,
+        "test_time_noise": 0,
+        "tie_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.51.0",
+        "vocab_size": shape.vocab,
+    }
+
+
+def _raven_tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
+    c, f, q = shape.hidden, shape.intermediate, shape.heads * shape.head_dim
+    kv = (shape.kv_heads or shape.heads) * shape.head_dim
+    found: dict[str, tuple[int, ...]] = {"transformer.wte.weight": (shape.vocab, c)}
+    for stack, layers in zip(("prelude", "core_block", "coda"), shape.stacks, strict=True):
+        for i in range(layers):
+            layer = f"transformer.{stack}.{i}."
+            found |= {f"{layer}attn.Wqkv.weight": (q + 2 * kv, c), f"{layer}attn.proj.weight": (c, q)}
+            found |= {f"{layer}mlp.fc.weight": (2 * f, c), f"{layer}mlp.proj.weight": (c, f)}
+            found |= {f"{layer}norm_{n}.weight": (c,) for n in (1, 2)}
+    found |= {"transformer.adapter.weight": (c, 2 * c), "transformer.ln_f.weight": (c,)}
+    return found | {"lm_head.weight": (shape.vocab, c)}
+
+
 def tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
     """Published name -> shape of every tensor, in the order of the model's modules."""
-    if shape.family == "hrm_text":
-        return _hrm_tensors(shape)
+    if shape.family in ("hrm_text", "huginn_raven"):
+        return {"hrm_text": _hrm_tensors, "huginn_raven": _raven_tensors}[shape.family](shape)
     c, f, q = shape.hidden, shape.intermediate, shape.heads * shape.head_dim
     kv, ouro = (shape.kv_heads or shape.heads) * shape.head_dim, shape.family == "ouro"
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (shape.vocab, c)}

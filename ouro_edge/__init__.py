@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from ouro_edge.runtime.exits.policies import (
         Agreement,
         ConfidenceThreshold,
+        DivergenceThreshold,
         EntropyThreshold,
         ExitPolicy,
         ExitThreshold,
@@ -86,8 +87,8 @@ _HOMES = {
     "runtime.sampling.constraint": ("Constraint",),
     "runtime.events": ("Done", "Event", "Timings", "Token", "Usage"),
     "runtime.exits.policies": (
-        "Agreement", "ConfidenceThreshold", "EntropyThreshold", "ExitPolicy", "ExitThreshold",
-        "FixedDepth", "FullDepth", "StateChange",
+        "Agreement", "ConfidenceThreshold", "DivergenceThreshold", "EntropyThreshold", "ExitPolicy",
+        "ExitThreshold", "FixedDepth", "FullDepth", "StateChange",
     ),
     "runtime.exits.expected_logits": ("ExpectedLogits",),
     "runtime.forward": ("Forward", "Score"),
@@ -115,6 +116,7 @@ __all__ = [
     "ConfigError",
     "Constraint",
     "ContextOverflowError",
+    "DivergenceThreshold",
     "Done",
     "EntropyThreshold",
     "Event",

@@ -45,6 +45,7 @@ def load(
     tokenizer: str | os.PathLike[str] | None = None,
     gguf_weights: GgufWeights = "auto",
     loops: int | None = None,
+    state_noise: int | None = None,
     progress: Progress | None = None,
     prefill: str | None = None,
 ) -> Model:
@@ -61,7 +62,8 @@ def load(
     with one, for a .gguf file without a tokenizer that can be used. `gguf_weights` (auto, exact, int8) is for tensors
     of a .gguf file whose type has no codes, such as F16 and BF16: exact runs them in float32, int8 as Q8_0, and auto in
     float32 if that takes at most 2 GB and a quarter of the free memory. `loops` above the number in the model's config
-    is possible, although it was not trained for that, with a float32 cache. Raises subclasses of OuroEdgeError.
+    is possible, although it was not trained for that, with a float32 cache. `state_noise` is the seed of a random first
+    state, in models that are trained with one (Raven); without it that state is zero. Raises kinds of OuroEdgeError.
     """
     from ouro_edge.runtime.backend.admission import check_parallel
     from ouro_edge.runtime.open_model import open_model
@@ -72,13 +74,15 @@ def load(
     LoadOptions(  # reports wrong values before a conversion that takes a minute
         threads=threads, kv=kv, kv_share=kv_share, context=context, gate=gate, prefill_weights=prefill_weights,
         tokenizer=None if tokenizer is None else os.fspath(tokenizer), gguf_weights=gguf_weights,
+        state_noise=state_noise,
     )  # fmt: skip
     if progress is not None and not callable(progress):
         raise RequestError(f"progress is {one_line(progress)}; expected a function or None")
     check_whole("parallel", parallel, 1, MAX_PARALLEL)
     bundle = open_model_files(resolve_model(model, progress), tokenizer, gguf_weights)
     bundle = bundle if context is None else bundle.with_context(context)
-    if loops is not None and check_whole("loops", loops, 1, MAX_LOOPS) > bundle.config.loops:
+    bundle = bundle if state_noise is None else bundle.with_state_noise(state_noise)
+    if loops is not None and check_whole("loops", loops, 1, MAX_LOOPS) > bundle.config.most_loops:
         if kv not in ("auto", "fp32"):
             raise RequestError(f"keys and values were measured for {bundle.config.loops} loops: use --kv fp32 for more")
         bundle, kv = bundle.with_loops(loops), "fp32"

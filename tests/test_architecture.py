@@ -34,7 +34,7 @@ ROWS: dict[str, list[set[str]]] = {
         {"__main__"},
     ],
     "export": [
-        {"checkpoint", "model_card", "data_file", "graphs", "output_directory"},
+        {"checkpoint", "model_card", "data_file", "graphs", "output_directory", "raven_tensors"},
         {"gguf", "prefill_copy"},
         {"sentencepiece", "tensor_names"},
         {"huggingface", "exporter", "batched_block", "float_activations"},

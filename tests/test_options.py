@@ -257,7 +257,7 @@ def test_every_interface_refuses_with_the_same_message(nano, plugin, options, sa
 
 
 @pytest.mark.parametrize("text", [*[f"gate:0.5{rest}" for rest in ("", ",floor=2", ",ceiling=3,budget=2")],
-                                  "depth:2", "full", "confidence:0.9", "entropy:1", "change:0.1", "agreement",
+                                  "depth:2", "full", "confidence:0.9", "entropy:1", "kl:0.1", "change:0.1", "agreement",
                                   "weighted"])  # fmt: skip
 def test_every_interface_takes_every_rule(nano, plugin, text):
     assert by_set(nano, plugin, {"exit": text}) == by_server(nano, plugin, {"exit": text}) == parse_exit(text)

@@ -48,6 +48,13 @@ def test_sizes_are_the_published_ones(random_checkpoint: ModuleType, shape: str)
     assert (sum(map(math.prod, sizes.values())), len(sizes)) == PUBLISHED[shape]
 
 
+def test_recurrent_llama_has_the_published_sizes(random_checkpoint: ModuleType) -> None:
+    shape = random_checkpoint.SHAPES["recurrent-llama-1b"]
+    config = from_hf(random_checkpoint.hf_config(shape), "huginn_raven_llama")
+    assert (config.stack_layers, config.num_kv_heads, config.head_dim, config.vocab_size) == ((4, 6, 4), 8, 64, 128256)
+    assert sum(map(math.prod, random_checkpoint.tensors(shape).values())) == 1_385_228_288  # 5.54 GB in float32
+
+
 @pytest.mark.parametrize("shape", ["1.4b", "2.6b", "tiny"])
 def test_config_is_read_strictly(random_checkpoint: ModuleType, shape: str) -> None:
     config = from_hf(random_checkpoint.hf_config(random_checkpoint.SHAPES[shape]))

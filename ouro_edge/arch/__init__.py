@@ -2,16 +2,18 @@
 
 __all__ = [
     "config",
+    "exit_gate",
     "families",
     "family",
     "hf_fields",
-    "hrm_text",
     "json_object",
     "loop_program",
+    "programs",
     "published",
     "reference",
     "rope",
     "rope_fields",
     "stacks",
+    "to_hf",
     "weights",
 ]

@@ -15,7 +15,6 @@ from ouro_edge.arch.families import FAMILIES, family_names
 from ouro_edge.arch.family import Family
 from ouro_edge.arch.hf_fields import checked_fields
 from ouro_edge.arch.rope import RopeScaling
-from ouro_edge.arch.rope_fields import rope_fields
 from ouro_edge.errors import ConfigError
 
 _MAX_DIMENSION = 1 << 24  # bounds what a corrupt header can make the reader allocate
@@ -45,13 +44,16 @@ class ModelConfig:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
-    # Fields of some models, which are left out of files where they have these values.
-    rope_scaling: RopeScaling | None = None
+    # Fields of some families, which are left out of files where they have these values.
     stack_layers: tuple[int, ...] = ()  # layers of each stack, in the order of L, where there are several
     cycles: tuple[int, ...] = ()  # how often stacks are repeated, as the family's program says
     embedding_scale: float = 1.0  # factor of the embedding where it enters the first pass
     loop_norm: bool = True  # whether a loop starts from the normed output of the one before it
     prefix_lm: bool = False  # whether the positions of a prompt see each other in both directions
+    state_std: float = 0.0  # of the noise that a core was trained to start from; 0 without one
+    state_seed: int | None = None  # of that noise; None starts from zeros
+    qkv_bias: bool = False  # a bias of queries and keys (zero for values)
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -101,6 +103,20 @@ class ModelConfig:
         return FAMILIES[self.model_type]
 
     @property
+    def norms(self) -> str:
+        """Where a layer has norms, for each part f (attention, MLP) and its norms N.
+
+        "before": x + f(N x). "sandwich": x + N2 f(N1 x). "after the sum": N2(x + f(N1 x)).
+        "after the branch": x + N f(x).
+        """
+        return "sandwich" if self.sandwich_norms else self.family.norms
+
+    @property
+    def most_loops(self) -> int:
+        """Loops that may be asked for at most."""
+        return max(self.loops, self.family.most_loops or 0)
+
+    @property
     def depths(self) -> tuple[int, ...]:
         """The numbers of loops that the model was trained to be read after: all of 1 to R, or R only."""
         return tuple(range(1 if self.family.exits else self.loops, self.loops + 1))
@@ -145,12 +161,7 @@ class ModelConfig:
 
 
 _OPTIONAL: dict[str, Any] = {
-    "rope_scaling": None,
-    "stack_layers": (),
-    "cycles": (),
-    "embedding_scale": 1.0,
-    "loop_norm": True,
-    "prefix_lm": False,
+    field.name: field.default for field in dataclasses.fields(ModelConfig) if field.default is not dataclasses.MISSING
 }
 
 
@@ -167,16 +178,22 @@ def _token_ids(value: Any, name: str) -> tuple[int, ...]:
     return ids
 
 
-def from_hf(data: dict[str, Any]) -> ModelConfig:
+def from_hf(data: dict[str, Any], variant: str | None = None) -> ModelConfig:
     """ModelConfig of a Hugging Face config.json of a family in `families`.
 
-    ConfigError names a field that is missing or has a value that the runtime does not implement.
+    `variant` is the key of the family, where several have the same model_type: see `families.variant`. ConfigError
+    names a field that is missing or has a value that the runtime does not implement.
     """
     model_type = data.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES or FAMILIES[model_type].model_type:
         raise ConfigError(f"model_type is {model_type!r}; expected one of {family_names()}")
+    if variant is not None and FAMILIES[variant].model_type == model_type:
+        model_type = variant
     family = FAMILIES[model_type]
-    data = checked_fields(data)
+    more: dict[str, Any] = {}
+    if family.translate:
+        data, more = family.translate(model_type, data)
+    data = checked_fields(data, family)
 
     def need(name: str) -> Any:
         if data.get(name) is None:
@@ -224,6 +241,7 @@ def from_hf(data: dict[str, Any]) -> ModelConfig:
         eos_token_ids=_token_ids(data.get("eos_token_id"), "eos_token_id"),
         pad_token_id=next(iter(_token_ids(data.get("pad_token_id"), "pad_token_id")), None),
         rope_scaling=data["rope_scaling"],
+        **more,
         **passes,
     )
 
@@ -234,37 +252,3 @@ def check_same(model: ModelConfig, original: ModelConfig) -> None:
         found, expected = getattr(model, field.name), getattr(original, field.name)
         if field.name != "has_gate" and found != expected:
             raise ConfigError(f"{field.name} is {expected!r} in config.json, but {found!r} in the manifest")
-
-
-def to_hf(config: ModelConfig) -> dict[str, Any]:
-    """A Hugging Face config.json for a model without one (read from a GGUF file); `from_hf` reads it back."""
-    eos = config.eos_token_ids
-    data: dict[str, Any] = {
-        "model_type": config.model_type,
-        "architectures": [config.family.architecture],
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.max_positions,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": rope_fields(config.rope_scaling),
-        "rms_norm_eps": config.rms_norm_eps,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": eos[0] if len(eos) == 1 else list(eos) or None,
-        "pad_token_id": config.pad_token_id,
-    }
-    if config.family.loops_field:
-        data[config.family.loops_field] = config.loops
-    if config.family.gate:
-        data["early_exit_threshold"] = config.exit_threshold
-    if config.family.skips_loop_norm:
-        data["skip_loop_final_norm"] = not config.loop_norm
-    if config.family.write is not None:
-        data |= config.family.write(config)
-    return data

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ouro_edge.arch.family import Family
-from ouro_edge.arch.hrm_text import HRM_TEXT
+from ouro_edge.arch.programs import raven
+from ouro_edge.arch.programs.hrm_text import HRM_TEXT
 
 # Features of later Nanbeige models, which have other weights or another order of layers. Absent means off.
 _NANBEIGE_OFF = (
@@ -42,6 +43,7 @@ FAMILIES: Mapping[str, Family] = {
         only_values={name: (False, 0, []) for name in _NANBEIGE_OFF},
     ),
     "hrm_text": HRM_TEXT,
+    **raven.FAMILIES,
     "llama": Family(
         architecture="LlamaForCausalLM",
         loops_field=None,
@@ -57,6 +59,7 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-def family_names() -> str:
-    """The names of all families, for error messages."""
-    return ", ".join(map(repr, FAMILIES))
+def family_names(gguf: bool = False) -> str:
+    """The model types of all families, or of those that have a GGUF architecture, for error messages."""
+    return ", ".join(repr(name) for name, family in FAMILIES.items()
+                     if family.model_type is None and (family.has_gguf or not gguf))  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,17 @@ class Family:
     architecture: str  # the class name in config.json
     loops_field: str | None  # the field of config.json with the number of loops; None for a plain transformer
     loops_key: str | None  # the same in a GGUF header, after the name of the architecture
+    model_type: str | None = None  # in config.json, if it differs from the key in the table
+    variant: Callable[[Container[str]], str] | None = None  # the key, from the names of a checkpoint's tensors
+    # config.json of the family with this key in the names of other families, and further fields of ModelConfig.
+    translate: Callable[[str, Mapping[str, Any]], tuple[dict[str, Any], dict[str, Any]]] | None = None
     sandwich_norms: bool = False
+    norms: str = "before"  # where layers have norms: see `ModelConfig.norms`
+    qk_norm: bool = False  # norms of the whole rows of queries and keys, before their rotation
+    rotates_pairs: bool = False  # checkpoints rotate adjacent dimensions; canonical weights have other rows
+    adapter: bool = False  # a matrix that joins the two parts of a state row
+    coda_norm: bool = False  # the final norm also precedes the coda
+    most_loops: int | None = None  # loops that may be asked for; None for as many as it was trained for
     gate: bool = False  # an exit gate, and an exit threshold in config.json
     derives_head_dim: bool = True  # whether an absent head_dim is hidden_size / num_attention_heads
     exits: bool = True  # whether the model was trained to be read after fewer loops
@@ -47,4 +57,5 @@ class Family:
     program: Callable[[ModelConfig], LoopProgram] | None = None
     read: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     write: Callable[[ModelConfig], dict[str, Any]] | None = None
+    has_gguf: bool = True  # whether there is a GGUF architecture for it
     gguf: GgufKeys | None = None

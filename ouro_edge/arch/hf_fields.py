@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ouro_edge.arch.families import FAMILIES
+from ouro_edge.arch.family import Family
 from ouro_edge.arch.rope_fields import read_rope
 from ouro_edge.errors import ConfigError
 
@@ -64,9 +65,8 @@ _COMPUTES = re.compile(
 _ALWAYS_ON = re.compile(r"(use_|is_|do_)?(rms_?norm|rope|rotary\w*|swiglu|glu|gated_mlp|pre_?norm|causal)")
 
 
-def checked_fields(data: Mapping[str, Any]) -> dict[str, Any]:
+def checked_fields(data: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """The fields to read, with defaults. ConfigError names a field or value that the runtime does not implement."""
-    family = FAMILIES[data["model_type"]]
     only_values = {**_ONLY_VALUES, **family.only_values}
     found = {name: value for name, value in data.items() if value is not None}
     known = READ_FIELDS | family.fields

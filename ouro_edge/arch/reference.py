@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.exit_gate import exit_depths as exit_depths
+from ouro_edge.arch.exit_gate import exit_probabilities as exit_probabilities
+from ouro_edge.arch.exit_gate import sigmoid
 from ouro_edge.arch.loop_program import Stack, loop_program
 from ouro_edge.arch.rope import attention_factor, inverse_frequencies
 from ouro_edge.arch.weights import Array
@@ -88,9 +90,15 @@ def mixed_values(
 ) -> Array:
     """The input of the output projection [T, H * D]: the values that each head attends to."""
     length = len(x)
-    q = rotate((x @ layer["q_proj"].T).reshape(length, config.num_heads, config.head_dim), cos, sin)
-    k = rotate((x @ layer["k_proj"].T).reshape(length, config.num_kv_heads, config.head_dim), cos, sin)
-    v = (x @ layer["v_proj"].T).reshape(length, config.num_kv_heads, config.head_dim)
+    q, k, v = (x @ layer[f"{part}_proj"].T for part in "qkv")
+    if config.qkv_bias:
+        biases = np.split(layer["qkv_bias"], (config.q_size, config.q_size + config.kv_size))
+        q, k, v = (row + bias for row, bias in zip((q, k, v), biases, strict=True))
+    if config.family.qk_norm:
+        q, k = (rms_norm(row, layer[f"{part}_norm"], config.rms_norm_eps) for row, part in ((q, "q"), (k, "k")))
+    q = rotate(q.reshape(length, config.num_heads, config.head_dim), cos, sin)
+    k = rotate(k.reshape(length, config.num_kv_heads, config.head_dim), cos, sin)
+    v = v.reshape(length, config.num_kv_heads, config.head_dim)
     if extend is not None:
         k, v = extend(k, v)
     total = len(k)
@@ -103,7 +111,7 @@ def mixed_values(
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     scores /= scores.sum(axis=-1, keepdims=True)
     mixed = (scores @ v).swapaxes(0, 1).reshape(length, config.q_size).astype(np.float32)
-    return mixed * _sigmoid(x @ layer["attn_gate_proj"].T) if config.family.attention_gate else mixed
+    return mixed * sigmoid(x @ layer["attn_gate_proj"].T) if config.family.attention_gate else mixed
 
 
 def feed_forward(x: Array, layer: Mapping[str, Array]) -> Array:
@@ -129,23 +137,29 @@ def run_pass(
     prefix: int = 0,
 ) -> Array:
     """One pass of state rows [T, W] through a stack. `extends` holds the earlier positions by layer of the stack."""
-    h = entry(config, stack, rows)
+    h = entry(config, weights, stack, rows)
     for i, number in enumerate(stack.layers):
         extend = None if extends is None else extends[i]
         h = block_layer(config, _Layer(weights, number), h, cos, sin, extend, prefix)
     return written(config, weights, stack, rows, h)
 
 
-def entry(config: ModelConfig, stack: Stack, rows: Array) -> Array:
+def entry(config: ModelConfig, weights: Mapping[str, Array], stack: Stack, rows: Array) -> Array:
     """What enters the first layer of a stack [..., C], of state rows [..., W]."""
     first, second = rows[..., : config.hidden_size], rows[..., config.hidden_size :]
-    return first + second if stack.reads == "sum" else first
+    if stack.reads == "sum":
+        h = first + second
+    elif stack.reads == "adapter":
+        h = np.concatenate([second, first], axis=-1) @ weights["adapter"].T
+    else:
+        h = second if stack.reads == "second" else first
+    return norm(config, h, weights, "norm") if stack.opening_norm else h
 
 
 def written(config: ModelConfig, weights: Mapping[str, Array], stack: Stack, rows: Array, h: Array) -> Array:
     """State rows [..., W] after a pass: `rows` were those before it, h [..., C] is the output of the last layer."""
     first, second = rows[..., : config.hidden_size], rows[..., config.hidden_size :]
-    out = norm(config, h, weights, "norm")
+    out = norm(config, h, weights, "norm") if stack.closing_norm else h
     parts = {"row": [out], "first": [out, second], "second": [first, out], "both": [h, out]}[stack.writes]
     return np.concatenate(parts, axis=-1)
 
@@ -160,10 +174,20 @@ def block_layer(
     prefix: int = 0,
 ) -> Array:
     """One layer over rows h [T, C]: attention, then the feed-forward part, each added to its input."""
-    mixed = attention(config, norm(config, h, layer, "attn_norm"), layer, cos, sin, extend, prefix)
-    h = h + (norm(config, mixed, layer, "attn_post_norm") if config.sandwich_norms else mixed)
-    mixed = feed_forward(norm(config, h, layer, "ffn_norm"), layer)
-    return h + (norm(config, mixed, layer, "ffn_post_norm") if config.sandwich_norms else mixed)
+    has_input_norms = config.norms != "after the branch"
+    x = norm(config, h, layer, "attn_norm") if has_input_norms else h
+    h = add_part(config, layer, "attn_post_norm", h, attention(config, x, layer, cos, sin, extend, prefix))
+    x = norm(config, h, layer, "ffn_norm") if has_input_norms else h
+    return add_part(config, layer, "ffn_post_norm", h, feed_forward(x, layer))
+
+
+def add_part(config: ModelConfig, layer: Mapping[str, Array], post_norm: str, h: Array, mixed: Array) -> Array:
+    """h [T, C] with the output of one part of a layer added, and the norm behind it where `ModelConfig.norms` says."""
+    if config.norms == "before":
+        return h + mixed
+    if config.norms == "after the sum":
+        return norm(config, h + mixed, layer, post_norm)
+    return h + norm(config, mixed, layer, post_norm)
 
 
 def gate(weights: Mapping[str, Array], hidden: Array) -> NDArray[np.float64]:
@@ -173,14 +197,22 @@ def gate(weights: Mapping[str, Array], hidden: Array) -> NDArray[np.float64]:
 
 
 def run(config: ModelConfig, weights: Mapping[str, Array], ids: NDArray[np.integer], prefix: int = 0) -> Steps:
-    """All passes over token ids [T], of which the first `prefix` see each other in both directions."""
+    """All passes over token ids [T], of which the first `prefix` see each other in both directions.
+
+    In a model with a coda: the usual loops, and after each the rows behind the coda if all positions exit there.
+    """
     cos, sin = rope_tables(config, len(ids))
     program = loop_program(config)
     rows = program.first_rows(weights["embedding"][ids], weights[program.second] if program.second else None)
     hidden, gates = [], []
-    for step in program.passes:
+    for number, step in enumerate(program.passes[: program.step_of(config.loops)], start=1):
         rows = run_pass(config, weights, program.stack(step.graph), rows, cos, sin, prefix=prefix)
-        hidden.append(rows)
+        if number <= program.first_loop:
+            continue
+        if program.coda is None:
+            hidden.append(rows)
+        else:
+            hidden.append(run_pass(config, weights, program.stack(program.coda.graph), rows, cos, sin))
         if config.has_gate:
             gates.append(gate(weights, rows))
     gate_logits = np.stack(gates, axis=-1) if gates else np.zeros((len(ids), 0))
@@ -197,34 +229,6 @@ def head(weights: Mapping[str, Array], hidden: Array) -> Array:
     return hidden @ weights["head"].T
 
 
-def exit_probabilities(gate_logits: NDArray[np.float64], loops: int) -> NDArray[np.float64]:
-    """p [T, R] of stopping at each of `loops` loops, from the gate logits [T, r] of the loops that ran.
-
-    p_r = lambda_r * prod_{j<r}(1 - lambda_j); the last loop gets the remaining probability, whatever its gate says. NaN
-    for loops whose probability depends on a loop that did not run.
-    """
-    ran = gate_logits.shape[1]
-    p = np.full((len(gate_logits), loops), np.nan)
-    go_on = _sigmoid(-gate_logits)  # 1 - lambda, without cancellation
-    survival = np.cumprod(np.concatenate([np.ones_like(go_on[:, :1]), go_on], axis=1), axis=1)
-    p[:, :ran] = survival[:, :ran] * _sigmoid(gate_logits)
-    if ran == loops:
-        p[:, -1] = survival[:, ran - 1]
-    return p
-
-
-def exit_depths(gate_logits: NDArray[np.float64], threshold: float) -> NDArray[np.int64]:
-    """Loop [T], counted from 1, at which each position's cumulative exit probability first reaches the threshold.
-
-    CDF_r = 1 - prod_{j<=r}(1 - lambda_j) is compared through the product, which stays exact near 1.
-    """
-    survival = np.cumprod(_sigmoid(-gate_logits), axis=-1)
-    stop = survival <= 1.0 - threshold
-    stop[:, -1] = True
-    depths: NDArray[np.int64] = np.argmax(stop, axis=-1) + 1
-    return depths
-
-
 class _Layer(Mapping[str, Array]):
     """The tensors of one layer by their short names."""
 
@@ -239,8 +243,3 @@ class _Layer(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
-
-
-def _sigmoid(x: NDArray[Any]) -> NDArray[Any]:
-    with np.errstate(invalid="ignore"):  # NaN in, NaN out: a loop with an unknown gate
-        return np.exp(-np.logaddexp(x.dtype.type(0), -x))  # exact at both ends, no overflow

@@ -3,8 +3,12 @@
     embedding [V, C]   head [V, C]   norm [C]   exit_gate.weight [1, C]   exit_gate.bias [1]
     layers.N.attn_norm [C]   .q_proj [H*D, C]   .{k,v}_proj [KV*D, C]   .o_proj [C, H*D]    .attn_post_norm [C]
     layers.N.ffn_norm [C]    .{gate,up}_proj [F, C]                     .down_proj [C, F]   .ffn_post_norm [C]
+    layers.N.qkv_bias [(H + 2 KV) * D]   .q_norm [H*D]   .k_norm [KV*D]    where the family has them
     in some families         layers.N.attn_gate_proj [H*D, C]           state_init [C], and no norms
 
+Models with several stacks number the layers of all of them, one stack after the other. Raven has an adapter [C, 2C] of
+the state and the output of the prelude. Layers without an input norm (norms "after the branch") have
+the two post norms only; those with norms "after the sum" have all four. Rotary pairs are dimensions i and i + D/2.
 Rows are outputs and columns are inputs, as in the checkpoints. Tensors are read on demand, whole or by rows, so that a
 model larger than memory can be converted. The file formats that they are read from are implemented in `export`.
 """
@@ -38,21 +42,28 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor that a model with this config has."""
     c, f, v = config.hidden_size, config.intermediate_size, config.vocab_size
     shapes: dict[str, tuple[int, ...]] = {"embedding": (v, c)}
+    has_input_norms = config.family.norm_weights and config.norms != "after the branch"
     for i in range(config.num_layers):
         layer = f"layers.{i}."
-        if config.family.norm_weights:
+        if has_input_norms:
             shapes[layer + "attn_norm"] = (c,)
         shapes[layer + "q_proj"] = (config.q_size, c)
         shapes[layer + "k_proj"] = shapes[layer + "v_proj"] = (config.kv_size, c)
         if config.family.attention_gate:
             shapes[layer + "attn_gate_proj"] = (config.q_size, c)
         shapes[layer + "o_proj"] = (c, config.q_size)
-        if config.family.norm_weights:
+        if config.qkv_bias:
+            shapes[layer + "qkv_bias"] = (config.q_size + 2 * config.kv_size,)
+        if config.family.qk_norm:
+            shapes[layer + "q_norm"], shapes[layer + "k_norm"] = (config.q_size,), (config.kv_size,)
+        if has_input_norms:
             shapes[layer + "ffn_norm"] = (c,)
         shapes[layer + "gate_proj"] = shapes[layer + "up_proj"] = (f, c)
         shapes[layer + "down_proj"] = (c, f)
-        if config.sandwich_norms:
+        if config.norms != "before":
             shapes[layer + "attn_post_norm"] = shapes[layer + "ffn_post_norm"] = (c,)
+    if config.family.adapter:
+        shapes["adapter"] = (c, 2 * c)
     if config.family.norm_weights:
         shapes["norm"] = (c,)
     if config.family.state_init:

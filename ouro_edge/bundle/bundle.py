@@ -124,10 +124,18 @@ class Bundle(ABC):
         other.config = replace(self.config, max_positions=positions)
         return other
 
+    def with_state_noise(self, seed: int) -> Self:
+        """The same model with a first state of noise. RequestError for a model that always starts from the same one."""
+        if not self.config.state_std:
+            raise RequestError("this model does not start from noise: leave --state-noise out")
+        other = copy.copy(self)
+        other.config = replace(self.config, state_seed=seed)
+        return other
+
     def with_loops(self, loops: int) -> Self:
         """The same model with more loops than in its config. RequestError where the passes of a token are fixed."""
         if self.config.family.program is not None or self.config.loops == 1:
-            raise RequestError(f"the number of loops of this model is fixed: {self.config.loops}")
+            raise RequestError(f"this model runs at most {self.config.most_loops} loops")
         other = copy.copy(self)
         other.config = replace(self.config, loops=loops)
         return other

@@ -189,7 +189,8 @@ def open_bundle(path: Path, *, max_hashed_bytes: int = MAX_HASHED_BYTES) -> Dire
             raise BundleError(f"{path / MANIFEST_FILE} does not list {name}: export again")
     check_files(path, manifest, max_hashed_bytes)
     try:
-        check_same(manifest.model, from_hf(read_json_object(path / "config.json", BundleError)))
+        original = read_json_object(path / "config.json", BundleError)
+        check_same(manifest.model, from_hf(original, manifest.model.model_type))
     except ConfigError as problem:  # export writes only configs that are accepted here
         raise BundleError(f"{path / 'config.json'}: {problem}; export again") from None
     _check_tensors(path, manifest)

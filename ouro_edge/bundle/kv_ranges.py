@@ -31,12 +31,12 @@ _VERSION = 2
 
 
 def ranges_shape(config: ModelConfig) -> tuple[int, int, int, int, int]:
-    """Shape [R, L, 2, KV, D] of the ranges of a model: R passes, L layers of its largest stack, D as in the cache.
+    """Shape [R, L, 2, KV, D] of the ranges of a model: R caches of passes, L layers of the largest stack, D as there.
 
     Entries beyond the layers of a pass's stack are zeros.
     """
     program = loop_program(config)
-    return len(program.passes), program.most_layers, 2, config.num_kv_heads, cache_head_dim(config)
+    return len(program.usual_caches), program.most_layers, 2, config.num_kv_heads, cache_head_dim(config)
 
 
 def write_ranges(bundle: Bundle, ranges: Array, about: Mapping[str, Any]) -> None:

@@ -112,7 +112,7 @@ def _passes(config: ModelConfig) -> dict[str, Any]:
     program = loop_program(config)
     if len(program.stacks) == 1:
         return {"layers in the block": config.num_layers}
-    graphs = Counter(step.graph for step in program.passes)
+    graphs = Counter(step.graph for step in program.usual_steps)
     return {"stacks": {s.name: f"{len(s.layers)} layers x {graphs[s.name]}" for s in program.stacks}}
 
 

@@ -140,10 +140,11 @@ def sensitivity(
 
 
 def _logits(config: ModelConfig, weights: Callable[[int], Weights], ids: NDArray[np.int64]) -> Array:
-    """Logits of the second half of a window, with the weights that each pass uses."""
+    """Logits of the second half of a window, with the weights of each loop, or of the loop nearest to a pass."""
     program, tables = loop_program(config), rope_tables(config, len(ids))
     second = None if program.second is None else weights(0)[program.second]
     rows = program.first_rows(weights(0)["embedding"][ids], second)
-    for number, step in enumerate(program.passes):
-        rows = run_pass(config, weights(number), program.stack(step.graph), rows, *tables)
+    for number, step in enumerate(program.usual_steps):
+        loop = min(max(number - program.first_loop, 0), config.loops - 1)
+        rows = run_pass(config, weights(loop), program.stack(step.graph), rows, *tables)
     return logits(config, {"head": weights(config.loops - 1)["head"]}, rows[len(ids) // 2 : -1])

@@ -50,7 +50,10 @@ def trace(
     states = model.states(ids[:-1], prefix=prefix)  # nothing follows the last token
     at = slice(start - 1, start - 1 + count)
     gates, hidden = states.gate_logits[at], states.hidden[:, at]
-    depths = exit_depths(policy, model, gates, hidden)
+    if model.backend.program.coda is None:
+        depths = exit_depths(policy, model, gates, hidden)
+    else:  # a rule sees other logits than those of a text whose positions all exit at one depth
+        depths = model.score(ids, exit=policy).depth[at]
     probabilities = exit_probabilities(gates, loops)
     lens = [[_candidates(model, logits, candidates) for logits in model.logits(rows)] for rows in hidden]
     return [

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ouro_edge.arch.config import ModelConfig, to_hf
+from ouro_edge.arch.config import ModelConfig
+from ouro_edge.arch.to_hf import to_hf
 from ouro_edge.arch.weights import Weights
 from ouro_edge.errors import CheckpointError
 

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ouro_edge.arch.config import from_hf
+from ouro_edge.arch.config import ModelConfig, from_hf
+from ouro_edge.arch.families import FAMILIES
 from ouro_edge.arch.hf_fields import unknown_fields
 from ouro_edge.arch.json_object import parse_json_object, read_json_object
 from ouro_edge.arch.published import single_pass_note
 from ouro_edge.arch.weights import Array, TensorReader, Weights
 from ouro_edge.errors import CheckpointError
 from ouro_edge.export.checkpoint import Checkpoint, is_present
+from ouro_edge.export.raven_tensors import canonical_readers
 from ouro_edge.export.sentencepiece import convert
 from ouro_edge.export.tensor_names import Part, is_ignored, parts_of
 
@@ -40,19 +43,14 @@ def open_directory(path: Path) -> Checkpoint:
     """Open a checkpoint directory. ConfigError or CheckpointError names what is missing, unexpected or damaged."""
     is_present(path / "config.json", _MAX_TEXT_FILE_BYTES)  # a missing file is reported by the next line
     data = read_json_object(path / "config.json")
-    config, unknown = from_hf(data), unknown_fields(data)
-    readers: dict[str, TensorReader] = {}
-    types: Counter[str] = Counter()
-    for file, names in _weight_files(path).items():
-        for name, reader in _open_file(file, names).items():
-            if is_ignored(name, config):
-                continue
-            types[reader.dtype] += 1
-            _check_rows(name, reader, parts := parts_of(name, config))
-            for part, rows in parts:
-                if part in readers:
-                    raise CheckpointError(f"{path} has the tensor {part} twice, alone and as a part of another one")
-                readers[part] = reader if rows is None else RowsReader(reader, *rows)
+    model_type, variant = data.get("model_type"), None
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is not None and family.variant is not None:  # names of tensors say what config.json does not
+        variant = family.variant(_open_files(path))
+    config, unknown = from_hf(data, variant), unknown_fields(data)
+    tensors = {name: reader for name, reader in _open_files(path).items() if not is_ignored(name, config)}
+    types = Counter(reader.dtype for reader in tensors.values())
+    readers = canonical_readers(config, tensors) if config.family.adapter else _readers(path, config, tensors)
     notes = (
         [f"config.json has fields that are not known here and were ignored: {', '.join(unknown)}"] if unknown else []
     )
@@ -70,6 +68,18 @@ def open_directory(path: Path) -> Checkpoint:
         tensor_types=dict(types),
         notes=tuple(notes),
     )
+
+
+def _readers(path: Path, config: ModelConfig, tensors: Mapping[str, TensorReader]) -> dict[str, TensorReader]:
+    """Canonical name -> reader of the tensors of a checkpoint."""
+    readers: dict[str, TensorReader] = {}
+    for name, reader in tensors.items():
+        _check_rows(name, reader, parts := parts_of(name, config))
+        for part, rows in parts:
+            if part in readers:
+                raise CheckpointError(f"{path} has the tensor {part} twice, alone and as a part of another one")
+            readers[part] = reader if rows is None else RowsReader(reader, *rows)
+    return readers
 
 
 def _check_rows(name: str, reader: TensorReader, parts: list[Part]) -> None:
@@ -120,6 +130,13 @@ def _weight_files(path: Path) -> dict[Path, list[str] | None]:
         assert names is not None
         names.append(name)
     return files
+
+
+def _open_files(path: Path) -> dict[str, SafetensorsReader]:
+    """Every tensor of the checkpoint, by its published name."""
+    return {
+        name: reader for file, names in _weight_files(path).items() for name, reader in _open_file(file, names).items()
+    }
 
 
 def _open_file(file: Path, expected: list[str] | None) -> dict[str, SafetensorsReader]:

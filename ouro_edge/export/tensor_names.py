@@ -36,7 +36,7 @@ _LAYER_NORMS = {
     False: {"post_attention_layernorm": "ffn_norm"},
 }
 # Buffers in old checkpoints that follow from the config.
-_IGNORED_BUFFERS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+_IGNORED_BUFFERS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|(transformer\.)?freqs_cis")
 
 # HRM-Text: fused, as they are published, or split, as transformers holds them.
 _HRM_LAYER = {

@@ -113,12 +113,13 @@ def _reach(model: Model, ids: list[int], pairs: bool = True) -> Array:
     sequence.append(ids)
     sequence.run_until_exit(FullDepth())
     ranges = np.zeros(ranges_shape(model.config), np.float32)
-    for loop in range(1, len(ranges) + 1):
-        arrays = sequence.kv_of(loop).valid(len(ids))
+    caches = sequence.caches()
+    for place, number in enumerate(model.backend.program.usual_caches):
+        arrays = caches[number][0].valid(len(ids))
         for i in range(len(arrays) // 2):
             keys, values = arrays[2 * i], arrays[2 * i + 1]
-            ranges[loop - 1, i, 0] = _pair_reach(keys) if pairs else np.abs(keys).max(axis=1)
-            ranges[loop - 1, i, 1] = np.abs(values).max(axis=1)
+            ranges[place, i, 0] = _pair_reach(keys) if pairs else np.abs(keys).max(axis=1)
+            ranges[place, i, 1] = np.abs(values).max(axis=1)
     return ranges
 
 

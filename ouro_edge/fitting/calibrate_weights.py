@@ -128,7 +128,7 @@ def round_weights(
     config = weights.config
     folder.mkdir(parents=True, exist_ok=True)
     program = loop_program(config)
-    run = sum(len(program.stack(step.graph).layers) for step in program.passes)
+    run = sum(len(program.stack(step.graph).layers) for step in program.usual_steps)
     total = run + 4 * config.num_layers
     if progress:
         progress(0, total, ROUNDING)
@@ -209,12 +209,12 @@ def _starts(
     use: dict[str, list[float]] = {stack.name: [] for stack in program.stacks}
     rows, left, done = _state_rows(program, embedding_rows(weights, windows), second), 1.0, 0
     gates: list[NDArray[np.float64]] = []
-    for number, step in enumerate(program.passes, start=1):
+    for number, step in enumerate(program.usual_steps, start=1):
         stack = program.stack(step.graph)
-        states = entry(config, stack, rows).copy()
+        states = entry(config, weights, stack, rows).copy()
         starts[step.graph].append(states.copy())
         use[step.graph].append(max(_MIN_USE, left))
-        if number == len(program.passes):
+        if number == len(program.usual_steps):
             break
         for i in stack.layers:
             if progress:
@@ -232,7 +232,7 @@ def _starts(
         own = exact.copy()
         if stack.name == program.passes[0].graph:
             rows = _state_rows(program, _embedded(weights, windows, embedding), second)
-            own[: len(windows)] = entry(config, stack, rows)
+            own[: len(windows)] = entry(config, weights, stack, rows)
         uses = np.array(use[stack.name], np.float32)
         found.append((stack, Streams(exact, own, np.repeat(uses, len(windows)))))
     return found

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ouro_edge.arch.config import ModelConfig
 from ouro_edge.arch.loop_program import loop_program
-from ouro_edge.arch.reference import attention, entry, gated_values, rms_norm, rope_tables, written
+from ouro_edge.arch.reference import add_part, attention, entry, gated_values, rms_norm, rope_tables, written
 from ouro_edge.arch.weights import Array, TensorReader, Weights
 from ouro_edge.fitting.calibrate_weights import embedding_rows
 from ouro_edge.system.progress import Progress
@@ -101,15 +101,15 @@ def _squares(weights: Weights, windows: NDArray[np.int64], progress: Progress | 
     program, tables = loop_program(config), rope_tables(config, windows.shape[1])
     second = None if program.second is None else weights[program.second]
     rows = [program.first_rows(window, second) for window in embedding_rows(weights, windows)]
-    total, done = sum(len(program.stack(step.graph).layers) for step in program.passes), 0
+    total, done = sum(len(program.stack(step.graph).layers) for step in program.usual_steps), 0
     found: dict[str, NDArray[np.float64]] = {}
 
     def add(name: str, inputs: Array) -> None:
         found[name] = found.get(name, 0) + np.square(inputs, dtype=np.float64).sum(axis=0)
 
-    for step in program.passes:
+    for step in program.usual_steps:
         stack = program.stack(step.graph)
-        states = [entry(config, stack, window) for window in rows]
+        states = [entry(config, weights, stack, window) for window in rows]
         for i in stack.layers:
             if progress:
                 progress(done, total, f"inputs of layer {i + 1}")
@@ -128,10 +128,9 @@ def _layer(
     rows = rms_norm(h, layer["attn_norm"], eps)
     add(prefix + "attn_norm", rows)
     out = attention(config, rows, layer, *tables)
-    h = h + (rms_norm(out, layer["attn_post_norm"], eps) if config.sandwich_norms else out)
+    h = add_part(config, layer, "attn_post_norm", h, out)
     rows = rms_norm(h, layer["ffn_norm"], eps)
     add(prefix + "ffn_norm", rows)
     rows = gated_values(rows, layer)
     add(prefix + "down_proj", rows)
-    out = rows @ layer["down_proj"].T
-    return h + (rms_norm(out, layer["ffn_post_norm"], eps) if config.sandwich_norms else out)
+    return add_part(config, layer, "ffn_post_norm", h, rows @ layer["down_proj"].T)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ouro_edge.arch.config import ModelConfig
-from ouro_edge.arch.reference import block_layer, gated_values, mixed_values, norm, rope_tables
+from ouro_edge.arch.reference import add_part, block_layer, gated_values, mixed_values, norm, rope_tables
 from ouro_edge.arch.weights import Array
 
 # Names of matrices with the same inputs, their statistics -> the rounded matrices, dequantised.
@@ -58,13 +58,13 @@ def walk_layer(config: ModelConfig, layer: Mapping[str, Array], streams: Streams
     own = dict(layer)
 
     def normed(stream: Array, name: str, window: int) -> Array:
-        return norm(config, stream[window], layer, name)
+        return stream[window] if config.norms == "after the branch" else norm(config, stream[window], layer, name)
 
     def both(name: str, window: int) -> tuple[Array, Array]:
         return normed(streams.exact, name, window), normed(streams.own, name, window)
 
     def add(stream: Array, window: int, out: Array, post_norm: str) -> None:
-        stream[window] += norm(config, out, layer, post_norm) if config.sandwich_norms else out
+        stream[window] = add_part(config, layer, post_norm, stream[window], out)
 
     def measure(inputs: Callable[[int], tuple[Array, Array]], width: int, name: str = "", post: str = "") -> Moments:
         """Statistics of a matrix's inputs; of one that writes, `name`, also add the exact outputs to their stream."""
@@ -72,8 +72,8 @@ def walk_layer(config: ModelConfig, layer: Mapping[str, Array], streams: Streams
         for window in range(windows):
             exact, mine = inputs(window)
             if name:  # a norm follows, so the error counts in relation to the length of what it normalises
-                out = exact @ layer[name].T
-                length = np.sqrt(np.square(out if config.sandwich_norms else out + streams.exact[window]).mean(axis=1))
+                out, alone = exact @ layer[name].T, config.norms in ("sandwich", "after the branch")
+                length = np.sqrt(np.square(out if alone else out + streams.exact[window]).mean(axis=1))
                 exact, mine = (rows / (length[:, None] + np.float32(1e-6)) for rows in (exact, mine))
                 add(streams.exact, window, out, post)
             moments.add(exact, mine, float(streams.weights[window]))

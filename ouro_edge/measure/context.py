@@ -6,7 +6,6 @@ multiplies the same bytes whatever their values.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,10 @@ def filled_sequence(model: Model, length: int, loops: int, room: int, rng: np.ra
     sequence = model.new_sequence()
     sequence.append(rng.integers(0, model.config.vocab_size, length + room).tolist())
     program = sequence.backend.program
-    reached = [len(sequence)] * (loops + 1) + [0] * (len(program.passes) - loops)
-    waiting = [np.zeros((before - after, program.width), np.float32) for before, after in pairwise(reached[1:])]
-    sequence.load_state(sequence.tokens, reached, waiting)
+    steps = program.step_of(loops)
+    reached = [len(sequence)] * (steps + 1) + [0] * (len(program.passes) - steps)
+    waiting = [np.zeros((count, program.width), np.float32) for count in sequence.layout(reached)[1]]
+    sequence.load_state(sequence.tokens, reached, waiting, exits=[loops] * len(sequence))
     values: list[NDArray[Any]] = []
     for cache, valid in sequence.caches():
         values = values or [_plausible(array, rng) for array in cache.valid(length)[:1]]

@@ -23,7 +23,7 @@ from ouro_edge.loading import open_model_files
 from ouro_edge.measure.context import filled_sequence
 from ouro_edge.measure.memory import ProcessMemory, process_memory
 from ouro_edge.prefill_weights import prefill_copy_for
-from ouro_edge.runtime.backend.kv import kv_bytes_per_token
+from ouro_edge.runtime.backend.kv import kv_bytes_per_layer
 from ouro_edge.runtime.events import Done
 from ouro_edge.runtime.exits.policies import FixedDepth, FullDepth
 from ouro_edge.runtime.model import Model
@@ -134,8 +134,8 @@ def check_plan(bundle: Bundle, plan: Plan) -> tuple[tuple[int, ...], int]:
     """The depths to time and the positions that a test needs besides its context; errors when the model has too few."""
     config = bundle.config
     depths = plan.depths or config.depths
-    if not 1 <= min(depths) <= max(depths) <= config.loops:
-        raise RequestError(f"depths are {', '.join(map(str, depths))}; expected 1 to {config.loops} loops")
+    if not 1 <= min(depths) <= max(depths) <= config.most_loops:
+        raise RequestError(f"depths are {', '.join(map(str, depths))}; expected 1 to {config.most_loops} loops")
     room = max((*plan.prompts, *plan.tokens, 2))
     if (most := max(plan.contexts) + room) > config.max_positions:
         raise ContextOverflowError(f"{most} positions do not fit this model's context of {config.max_positions}: "
@@ -143,15 +143,16 @@ def check_plan(bundle: Bundle, plan: Plan) -> tuple[tuple[int, ...], int]:
     return depths, room
 
 
-def weight_bytes(bundle: Bundle) -> tuple[int, int]:
-    """Bytes of weights read by a call of a stack, on average over the passes, and by a call of the head."""
+def weight_bytes(bundle: Bundle, depth: int | None = None) -> tuple[int, int]:
+    """Bytes of weights read by a call of a stack, on average over the passes to a depth, and by a call of the head."""
     tensors, program = bundle.tensors, loop_program(bundle.config)
-    layers = [number for step in program.passes for number in program.stack(step.graph).layers]
+    steps = program.steps_to(depth or bundle.config.loops)
+    layers = [number for step in steps for number in program.stack(step.graph).layers]
 
     def uses(name: str) -> int:  # of a tensor in all passes of a token
-        return layers.count(int(name.split(".")[1])) if name.startswith("layers.") else len(program.passes)
+        return layers.count(int(name.split(".")[1])) if name.startswith("layers.") else len(steps)
 
-    block = sum(uses(name) * tensors[name].size for name in block_tensors(tensors)) // len(program.passes)
+    block = sum(uses(name) * tensors[name].size for name in block_tensors(tensors)) // len(steps)
     return block, tensors[head_tensor(tensors)].size
 
 
@@ -175,8 +176,9 @@ def _run(model: Model, sequence: TokenSequence, test: Test, rng: np.random.Gener
 def _speed(bundle: Bundle, kv: str, test: Test, runs: list[Done]) -> Speed:
     usage, read = runs[0].usage, None
     if test.kind == "decode":
-        block, head = weight_bytes(bundle)
+        (block, head), program = weight_bytes(bundle, test.depth), loop_program(bundle.config)
         seen = sum(range(test.context + 1, test.context + test.tokens + 1))  # positions attended to by the tokens
-        keys_and_values = seen * test.depth * kv_bytes_per_token(bundle.config, kv) // bundle.config.loops
+        layers = sum(len(program.stack(step.graph).layers) for step in program.steps_to(test.depth))
+        keys_and_values = seen * layers * kv_bytes_per_layer(bundle.config, kv)
         read = usage.block_calls * block + test.tokens * head + keys_and_values
     return Speed(test, tuple(done.timings.total for done in runs), usage.block_calls, usage.loops_run, read)

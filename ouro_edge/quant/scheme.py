@@ -17,7 +17,7 @@ PRESETS = ("int4", "int8", "fp32")
 _LAYER_TENSOR = re.compile(r"layers\.\d+\.(\w+)")
 _ATTENTION = frozenset(("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "attn_gate_proj", "qkv_gate_proj"))
 _FEED_FORWARD = frozenset(("gate_proj", "up_proj", "down_proj", "gate_up_proj"))
-_LAYER_NORMS = frozenset(("attn_norm", "attn_post_norm", "ffn_norm", "ffn_post_norm"))
+_LAYER_NORMS = frozenset(("attn_norm", "attn_post_norm", "ffn_norm", "ffn_post_norm", "q_norm", "k_norm", "qkv_bias"))
 _FLOAT32_TENSORS = frozenset(("norm", "exit_gate.weight", "exit_gate.bias", "state_init"))
 
 
@@ -88,7 +88,7 @@ class Recipe:
         """The scheme of a tensor, or None for float32 (always for norms and exit gate). RequestError: unknown name."""
         if tensor_name in _FLOAT32_TENSORS:
             return None
-        if tensor_name == "head":
+        if tensor_name in ("head", "adapter"):  # every step of a core goes through its adapter
             return self.head
         if tensor_name == "embedding":
             return self.embedding

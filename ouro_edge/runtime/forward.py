@@ -69,21 +69,27 @@ def run_forward(
     sequence.set_prompt(ids, prefix)
     depth = np.zeros(len(ids), np.int64)
     hidden = np.empty((len(ids), sequence.backend.program.width), np.float32)
-    probs = np.full((len(ids), config.loops), np.nan)
+    loops = max(config.loops, policy.limit(config))
+    probs = np.full((len(ids), loops), np.nan)
     for exited in sequence.run_positions(range(len(ids)), policy, cancel):
         if exited.positions:
-            hidden[exited.positions] = exited.states.hidden
+            hidden[exited.positions] = exited.states.output
             depth[exited.positions] = exited.states.loop
-            probs[exited.positions] = exit_probabilities(exited.states.gate_logits, config.loops)
+            probs[exited.positions] = exit_probabilities(exited.states.gate_logits, loops)
     return States(hidden, depth, probs)
 
 
 def run_states(sequence: TokenSequence, ids: Sequence[int], cancel: Cancel | None = None, prefix: int = 0) -> AllStates:
-    """Make the sequence hold exactly `ids` and run all loops over all positions."""
+    """Make the sequence hold exactly `ids` and run all loops over all positions.
+
+    Behind a coda, the rows after a loop are those of a text whose positions all exit there.
+    """
     sequence.truncate(0)
     sequence.set_prompt(ids, prefix)
     *_, last = sequence.run_positions(range(len(ids)), FullDepth(), cancel)
     hidden = np.stack([last.states[loop].hidden for loop in range(1, last.states.loop + 1)])
+    if sequence.coda is not None:
+        hidden = np.stack([sequence.coda.read_uniform(rows, cancel) for rows in hidden])
     return AllStates(hidden, last.states.gate_logits)
 
 

@@ -12,7 +12,7 @@ from ouro_edge.runtime.sampling.top_logprobs import logit_lens, top_logprobs
 
 def make_token(states: LoopStates, loops: int, choice: Choice, request: Request) -> Token:
     """The Token, without text, that came out of the states of one position on a model of so many loops."""
-    probabilities = exit_probabilities(states.gate_logits, loops)[0, : states.loop]
+    probabilities = exit_probabilities(states.gate_logits, max(loops, states.loop))[0, : states.loop]
     return Token(
         id=choice.id,
         text="",

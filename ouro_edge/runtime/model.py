@@ -110,8 +110,9 @@ class Model(ForwardModel, AsyncTwins):
             new_text=new_text,
             prefix=prefix,
         )
-        can_draft = check_speculate(speculate, self.config, request.exit, constraint, state.can_draft)
-        return self._events(state, replace(request, speculate=can_draft))
+        obstacle = state.draft_obstacle(request.exit)
+        allowed = check_speculate(speculate, self.config, request.exit, constraint, obstacle)
+        return self._events(state, replace(request, speculate=allowed))
 
     def generate_many(
         self,

@@ -36,7 +36,8 @@ class GenerationOptions:
     """Options of one answer in the user's notation; None means the model's default. RequestError for a wrong value."""
 
     exit: str | None = option(
-        None, "Exit rule: gate:Q, depth:N, full, confidence:P, entropy:NATS, change:SHARE, agreement or weighted.",
+        None, "Exit rule: gate:Q, depth:N, full, confidence:P, entropy:NATS, kl:NATS, change:SHARE, agreement or "
+        "weighted.",
         "--exit", metavar="RULE", group="depth", default_text=_MODELS_OWN,
     )  # fmt: skip
     exit_threshold: float | None = option(
@@ -185,6 +186,11 @@ class LoadOptions:
     prefill_weights: PrefillWeights = option(
         "auto", "Second copy of the weights, for long prompts: int8, none, or auto (by size and free memory).",
         "--prefill-weights", group="loading", interfaces=frozenset({"cli"}),
+    )  # fmt: skip
+    state_noise: int | None = option(
+        None, "Start the state of a core from noise with this seed, in models that are trained so (Raven).",
+        "--state-noise", metavar="SEED", group="loading", minimum=0, maximum=2**32 - 1, default_text="zeros",
+        interfaces=frozenset({"cli"}),
     )  # fmt: skip
     tokenizer: str | None = option(
         None, "A tokenizer.json, or a directory with one, for a .gguf file without a tokenizer that can be used.",

@@ -93,7 +93,7 @@ def _limit(fields: Fields, name: str, least: int) -> int | None:
 
 def read_exit(fields: Fields, model: Model, default: ExitPolicy) -> ExitPolicy:
     """The exit policy from exit, exit_threshold or loops, limited by loop_budget."""
-    given = {name: _read(fields, GENERATION_OPTIONS[name], model.config.loops if name == "loops" else None)
+    given = {name: _read(fields, GENERATION_OPTIONS[name], model.config.most_loops if name == "loops" else None)
              for name in (*EXIT_RULES, "loop_budget")}  # fmt: skip
     force = fields.flag("force_loops")
     try:

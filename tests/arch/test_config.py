@@ -8,9 +8,10 @@ import os
 import pytest
 from models import GOLDEN, hf_config
 
-from ouro_edge.arch.config import ModelConfig, from_hf, to_hf
+from ouro_edge.arch.config import ModelConfig, from_hf
 from ouro_edge.arch.hf_fields import unknown_fields
 from ouro_edge.arch.json_object import parse_json_object, read_json_object
+from ouro_edge.arch.to_hf import to_hf
 from ouro_edge.errors import ConfigError
 from ouro_edge.runtime.backend.kv import kv_bytes_per_token
 

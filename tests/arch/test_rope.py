@@ -11,9 +11,10 @@ import pytest
 from models import GOLDEN, hf_config, oracle, write_checkpoint
 
 import ouro_edge
-from ouro_edge.arch.config import ModelConfig, from_hf, to_hf
+from ouro_edge.arch.config import ModelConfig, from_hf
 from ouro_edge.arch.reference import rope_tables
 from ouro_edge.arch.rope import attention_factor, frequency_divisors, inverse_frequencies
+from ouro_edge.arch.to_hf import to_hf
 from ouro_edge.errors import ConfigError
 
 # Made with transformers 4.57.6 and torch 2.13.0: models.hf_config(model_type="llama"), hf_tensors(config, seed=3).

@@ -14,8 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 import ouro_edge
 from ouro_edge.arch import reference
-from ouro_edge.arch.config import from_hf, to_hf
+from ouro_edge.arch.config import from_hf
 from ouro_edge.arch.loop_program import loop_program
+from ouro_edge.arch.to_hf import to_hf
 from ouro_edge.errors import CheckpointError, ConfigError, RequestError
 from ouro_edge.export.gguf.config import read_config
 from ouro_edge.export.gguf.header import read_header

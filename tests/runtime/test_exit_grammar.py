@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ouro_edge import (
     Agreement,
     ConfidenceThreshold,
+    DivergenceThreshold,
     EntropyThreshold,
     ExitPolicy,
     ExitThreshold,
@@ -41,6 +42,7 @@ RULES_ALONE = st.one_of(
     st.builds(lambda q, b: ExitThreshold(q, **b), SHARES, bounds()),
     st.builds(lambda p, b: ConfidenceThreshold(p, **b), SHARES, bounds()),
     st.builds(lambda n, b: EntropyThreshold(n, **b), NUMBERS, bounds()),
+    st.builds(lambda n, b: DivergenceThreshold(n, **b), NUMBERS, bounds()),
     st.builds(lambda s, b: StateChange(s, **b), NUMBERS, bounds()),
     st.builds(lambda b: Agreement(**b), bounds()),
 )
@@ -64,6 +66,7 @@ def test_every_policy_is_written_and_read_back(policy: ExitPolicy):
         ("full", FullDepth()),
         ("confidence:0.9", ConfidenceThreshold(0.9)),
         ("entropy:1.5", EntropyThreshold(1.5)),
+        ("kl:0.001", DivergenceThreshold(0.001)),
         ("change:.05", StateChange(0.05)),
         ("agreement", Agreement()),
         ("agreement,floor=3", Agreement(floor=3)),

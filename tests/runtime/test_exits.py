@@ -17,6 +17,7 @@ from ouro_edge.runtime.exits.loop_budget import LoopBudget
 from ouro_edge.runtime.exits.policies import (
     Agreement,
     ConfidenceThreshold,
+    DivergenceThreshold,
     EntropyThreshold,
     ExitThreshold,
     FixedDepth,
@@ -29,6 +30,7 @@ POLICIES = st.one_of(
     st.builds(StateChange, st.floats(0.0, 1.5), floor=st.integers(1, 3)),
     st.builds(ConfidenceThreshold, SHARES, ceiling=st.sampled_from([None, 1, 3])),
     st.builds(EntropyThreshold, st.floats(0.0, 5.0)),
+    st.builds(DivergenceThreshold, st.floats(0.0, 5.0)),
     st.builds(Agreement, floor=st.integers(1, 3)),
 )
 
@@ -51,6 +53,9 @@ def wanted_depths(policy, logits, steps):
                     stop = np.exp(logs[r - 1, t].max()) >= policy.probability
                 case EntropyThreshold():
                     stop = -(np.exp(logs[r - 1, t]) * logs[r - 1, t]).sum() <= policy.nats
+                case DivergenceThreshold():
+                    earlier = logs[r - 2, t] if r > 1 else np.full(logs.shape[2], -np.log(logs.shape[2]))
+                    stop = (np.exp(earlier) * (earlier - logs[r - 1, t])).sum() <= policy.nats
                 case Agreement():
                     stop = r > 1 and logits[r - 1, t].argmax() == logits[r - 2, t].argmax()
             if (stop and r >= policy.floor) or r == last:

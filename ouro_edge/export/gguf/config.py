@@ -69,8 +69,8 @@ def read_config(header: Header, divisors: Array | None = None) -> tuple[ModelCon
     """
     metadata, tensors = header.metadata, header.tensors
     arch, kind = metadata.get("general.architecture"), metadata.get("general.type", "model")
-    if not isinstance(arch, str) or arch not in FAMILIES:
-        raise ConfigError(f"general.architecture is {brief(arch)}; expected one of {family_names()}")
+    if not isinstance(arch, str) or arch not in FAMILIES or not FAMILIES[arch].has_gguf:
+        raise ConfigError(f"general.architecture is {brief(arch)}; expected one of {family_names(gguf=True)}")
     if not isinstance(kind, str) or kind != "model":
         raise ConfigError(f"general.type is {brief(kind)}; expected 'model', a whole model")
     if (parts := _number(metadata, "split.count", 1, (int,))) > 1:

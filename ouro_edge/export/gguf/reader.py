@@ -19,9 +19,10 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from ouro_edge.arch.config import ModelConfig, to_hf
+from ouro_edge.arch.config import ModelConfig
 from ouro_edge.arch.json_object import parse_json_object
 from ouro_edge.arch.published import single_pass_note
+from ouro_edge.arch.to_hf import to_hf
 from ouro_edge.arch.weights import Array, TensorReader, Weights
 from ouro_edge.errors import CheckpointError
 from ouro_edge.export.checkpoint import Checkpoint

@@ -117,6 +117,9 @@ def write_gguf(
     cannot be written. With `overwrite`, an existing file is replaced when the new one is complete.
     """
     out = Path(os.path.realpath(out))
+    if not config.family.has_gguf:
+        raise ExportError(f"GGUF has no form for models of the type {config.family.architecture}: export to a "
+                          "directory instead")  # fmt: skip
     if os.path.exists(out) and not (overwrite and out.is_file()):
         raise ExportError(f"{out} exists; choose another name" + ("" if out.is_dir() else " or pass --overwrite"))
     try:

@@ -19,7 +19,8 @@ from ouro_edge.arch.config import ModelConfig
 from ouro_edge.arch.loop_program import BLOCK
 from ouro_edge.bundle.bundle import SLOT_COUNTS, cache_head_dim
 from ouro_edge.export.graphs.block_graph import block_graph
-from ouro_edge.export.graphs.builder import CACHE_TYPES, MICROSOFT, GraphBuilder, tensor_type
+from ouro_edge.export.graphs.builder import CACHE_TYPES, MICROSOFT, GraphBuilder
+from ouro_edge.export.graphs.values import tensor_type
 
 
 class BatchedBuilder(GraphBuilder):

@@ -42,20 +42,22 @@ def block_graph(
     if config.prefix_lm:
         g.inputs("bidirectional", "bool", [1])
     residual, kept = _entry(g, part)
-    normed = g.norm(residual, f"layers.{part.layers[0]}.attn_norm")
+    has_input_norms, closing = config.norms != "after the branch", "norm" if part.closing_norm else None
+    first = f"layers.{part.layers[0]}.attn_norm"
+    normed = g.norm(residual, first) if has_input_norms else residual
     for i, number in enumerate(part.layers):
         layer = f"layers.{number}."
         for half in ("key", "value"):
             g.cache_inputs(i, half)
         mixed = g.linear(g.self_attention(normed, layer, i), layer + "o_proj")
-        if config.sandwich_norms:
-            mixed = g.norm(mixed, layer + "attn_post_norm")
-        normed, residual = g.add_norm(residual, mixed, layer + "ffn_norm")
+        following = layer + "ffn_norm" if has_input_norms else None
+        normed, residual = _add_part(g, residual, mixed, layer + "attn_post_norm", following)
         mixed = g.feed_forward(normed, layer)
-        if config.sandwich_norms:
-            mixed = g.norm(mixed, layer + "ffn_post_norm")
-        last = number == part.layers[-1]
-        normed, residual = g.add_norm(residual, mixed, "norm" if last else f"layers.{number + 1}.attn_norm")
+        if number == part.layers[-1]:
+            following = closing
+        elif has_input_norms:
+            following = f"layers.{number + 1}.attn_norm"
+        normed, residual = _add_part(g, residual, mixed, layer + "ffn_post_norm", following)
     g.outputs("hidden_out", "float32", ["batch", "length", program.width])
     parts = {"row": [normed], "first": [normed, kept], "second": [kept, normed], "both": [residual, normed]}
     if part.writes == "row":
@@ -72,12 +74,35 @@ def block_graph(
     return g.model(f"ouro_edge_{stack}")
 
 
+def _add_part(g: GraphBuilder, residual: str, mixed: str, post: str, following: str | None) -> tuple[str, str]:
+    """The output of one part of a layer added to its input, with norms where `ModelConfig.norms` says.
+
+    Returns what enters the next part, behind the norm `following` if there is one, and the sum itself.
+    """
+    norms = g.config.norms
+    if norms == "after the sum":
+        total, _ = g.add_norm(residual, mixed, post)
+        return (total if following is None else g.norm(total, following)), total
+    if norms != "before":
+        mixed = g.norm(mixed, post)
+    if following is not None:
+        return g.add_norm(residual, mixed, following)
+    total = g.node("Add", [residual, mixed])
+    return total, total
+
+
 def _entry(g: GraphBuilder, stack: Stack) -> tuple[str, str]:
     """What enters the first layer, and the part of the row that the pass keeps."""
     if stack.reads == "row":
         return "hidden", ""
     g.node("Split", ["hidden"], "first_part", "second_part", axis=-1, num_outputs=2)
-    entry = g.node("Add", ["first_part", "second_part"]) if stack.reads == "sum" else "first_part"
+    entry = "second_part" if stack.reads == "second" else "first_part"
+    if stack.reads == "sum":
+        entry = g.node("Add", ["first_part", "second_part"])
+    elif stack.reads == "adapter":
+        entry = g.linear(g.node("Concat", ["second_part", "first_part"], axis=-1), "adapter")
+    if stack.opening_norm:
+        entry = g.norm(entry, "norm")
     return entry, "second_part" if stack.writes == "first" else "first_part"
 
 

@@ -17,21 +17,12 @@ from onnx import TensorProto, helper, numpy_helper
 from ouro_edge.arch.config import ModelConfig
 from ouro_edge.arch.weights import fused_names
 from ouro_edge.bundle.bundle import MIDDLE_POINTS, cache_head_dim
-from ouro_edge.bundle.directory import DATA_FILE
-from ouro_edge.bundle.manifest import StoredArray
-from ouro_edge.bundle.tensors import ArraySpec, TensorSpec
+from ouro_edge.bundle.tensors import TensorSpec
+from ouro_edge.export.graphs.values import external, value_info
 
 MICROSOFT = "com.microsoft"  # the domain of onnxruntime's own operators
 OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid(MICROSOFT, 1)]
 IR_VERSION = 10  # the oldest with opset 21, so that older onnxruntime versions can load it
-_ONNX_TYPES = {
-    "float32": TensorProto.FLOAT,
-    "uint8": TensorProto.UINT8,
-    "int8": TensorProto.INT8,
-    "int32": TensorProto.INT32,
-    "int64": TensorProto.INT64,
-    "bool": TensorProto.BOOL,
-}
 CACHE_TYPES = {"fp32": "float32", "int8": "int8", "int4": "uint8"}
 # MatMulNBits accuracy_level: activations rounded to int8 in blocks; float32 (level 0) on CPUs without such a kernel.
 INT8_COMPUTE = 4
@@ -52,10 +43,10 @@ class GraphBuilder:
         self._out: list[onnx.ValueInfoProto] = []
 
     def inputs(self, name: str, dtype: str, shape: list[Any]) -> None:
-        self._in.append(_value(name, dtype, shape))
+        self._in.append(value_info(name, dtype, shape))
 
     def outputs(self, name: str, dtype: str, shape: list[Any]) -> None:
-        self._out.append(_value(name, dtype, shape))
+        self._out.append(value_info(name, dtype, shape))
 
     def node(self, op: str, inputs: list[str], *outputs: str, domain: str = "", **attributes: Any) -> str:
         """Append an operator of `domain` ("" is ONNX's own) and return the name of its first output."""
@@ -155,11 +146,24 @@ class GraphBuilder:
     def self_attention(self, x: str, layer: str, index: int) -> str:
         """Attention over x [B, T, C] before the output projection: weights of a layer, cache number `index`."""
         if not self.config.family.attention_gate:
-            return self.attention(self.linear(x, layer + "qkv_proj"), index)
+            return self.attention(self.adjusted(self.linear(x, layer + "qkv_proj"), layer, index), index)
         config, qkv, gate = self.config, f"qkv_{index}", f"attention_gate_{index}"
         sizes = self.constant([config.q_size + 2 * config.kv_size, config.q_size])
         self.node("Split", [self.linear(x, layer + "qkv_gate_proj"), sizes], qkv, gate, axis=-1)
         return self.node("Mul", [self.attention(qkv, index), self.node("Sigmoid", [gate])])
+
+    def adjusted(self, qkv: str, layer: str, index: int) -> str:
+        """Queries, keys and values with the biases and norms of a layer, where the model has them."""
+        config = self.config
+        if config.qkv_bias:
+            qkv = self.node("Add", [qkv, self.initializer(layer + "qkv_bias", "values")])
+        if not config.family.qk_norm:
+            return qkv
+        parts = [f"{part}_{index}" for part in ("queries", "keys", "values")]
+        sizes = self.constant([config.q_size, config.kv_size, config.kv_size])
+        self.node("Split", [qkv, sizes], *parts, axis=-1)
+        normed = [self.norm(rows, f"{layer}{part}_norm") for rows, part in zip(parts, "qk", strict=False)]
+        return self.node("Concat", [*normed, parts[2]], axis=-1)
 
     def attention(self, qkv: str, layer: int) -> str:
         """Rotary attention over the layer's cache, extended in place; heads are padded to the cache's width."""
@@ -243,23 +247,3 @@ class GraphBuilder:
     def model(self, name: str) -> onnx.ModelProto:
         graph = helper.make_graph(self._nodes, name, self._in, self._out, list(self._initializers.values()))
         return helper.make_model(graph, opset_imports=OPSETS, ir_version=IR_VERSION, producer_name="ouro-edge")
-
-
-def _value(name: str, dtype: str, shape: list[Any]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], shape)
-
-
-def tensor_type(dtype: str) -> int:
-    """The ONNX type of a NumPy type."""
-    return int(_ONNX_TYPES[dtype])
-
-
-def external(name: str, array: ArraySpec) -> onnx.TensorProto:
-    """An initializer whose values are not in the graph: in the bundle's data file, or passed by name."""
-    tensor = TensorProto(name=name, data_type=_ONNX_TYPES[array.dtype], dims=array.shape)
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value=DATA_FILE)  # a location is required, also where it is not read
-    if isinstance(array, StoredArray):
-        tensor.external_data.add(key="offset", value=str(array.offset))
-        tensor.external_data.add(key="length", value=str(array.size))
-    return tensor

@@ -112,9 +112,9 @@ class OnnxBackend:
             return self._shared.run(groups, cancel)
         return [group.cache.run(group.rows, group.start, cancel, group.bidirectional) for group in groups]
 
-    def embed(self, ids: Sequence[int]) -> Array:
+    def embed(self, ids: Sequence[int], start: int = 0) -> Array:
         """State rows [T, W] of token ids, made of rows of the memory-mapped embedding."""
-        return self.program.first_rows(self._embedding(np.asarray(ids)), self._second)
+        return self.program.first_rows(self._embedding(np.asarray(ids)), self._second, start)
 
     def head(self, rows: Array) -> Array:
         """Logits [T, V] of normed state rows [T, W]."""
@@ -223,10 +223,11 @@ class OnnxBackend:
         """OrtValues of each cache's scales, a pair per layer; one cache for several passes gets the widest range."""
         wrap = self._ort.OrtValue.ortvalue_from_numpy
         passes = self.program.passes
-        widest = (
-            ranges[[i for i, step in enumerate(passes) if step.cache == cache]].max(axis=0)
-            for cache in range(self.program.num_caches)
-        )
+        if self.program.shares_caches:
+            widest = [ranges[[i for i, step in enumerate(passes) if step.cache == cache]].max(axis=0)
+                      for cache in range(self.program.num_caches)]  # fmt: skip
+        else:
+            widest = [ranges[self.program.measured_as(cache)] for cache in range(self.program.num_caches)]
         return [
             [(wrap(key), wrap(value)) for key, value in scales_of(reach, self.kv)[: self._layers_of(cache)]]
             for cache, reach in enumerate(widest)

@@ -74,8 +74,8 @@ class Backend(Protocol):
         that a group would have added are then undefined in its cache, those before them are not touched.
         """
 
-    def embed(self, ids: Sequence[int]) -> Array:
-        """State rows [T, W] of token ids, the input of the first pass."""
+    def embed(self, ids: Sequence[int], start: int = 0) -> Array:
+        """State rows [T, W] of token ids at positions from `start` on, the input of the first pass."""
 
     def head(self, rows: Array) -> Array:
         """Logits [T, V] of normed state rows [T, W]."""

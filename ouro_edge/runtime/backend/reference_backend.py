@@ -52,11 +52,11 @@ class ReferenceBackend:
             outputs.append(GroupOutput(states, gates.astype(np.float32)))
         return outputs
 
-    def embed(self, ids: Sequence[int]) -> Array:
+    def embed(self, ids: Sequence[int], start: int = 0) -> Array:
         """State rows [T, W] of token ids."""
         second = self.program.second
         rows: Array = self._weights["embedding"][np.asarray(ids)].astype(np.float32)
-        return self.program.first_rows(rows, self._weights[second] if second else None)
+        return self.program.first_rows(rows, self._weights[second] if second else None, start)
 
     def head(self, rows: Array) -> Array:
         """Logits [T, V] of normed state rows [T, W]."""

@@ -61,7 +61,7 @@ class ScriptedBackend:
             self.rows += sum(len(group.rows) for group in groups)
             return [group.cache.run(group.rows, group.start) for group in groups]
 
-    def embed(self, ids: Sequence[int]) -> Array:
+    def embed(self, ids: Sequence[int], start: int = 0) -> Array:
         """State rows that carry nothing but the token ids."""
         rows = np.zeros((len(ids), self.program.width), np.float32)
         rows[:, 0] = ids

@@ -71,6 +71,10 @@ class _Capped(ExitPolicy):
     def limit(self, config: ModelConfig) -> int:
         return min(self.rule.limit(config), self.most)
 
+    @property
+    def is_fixed(self) -> bool:
+        return self.rule.is_fixed
+
     def stops(self, states: LoopStates) -> NDArray[np.bool_]:
         return self.rule.stops(states)
 

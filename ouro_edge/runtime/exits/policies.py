@@ -26,6 +26,11 @@ class ExitPolicy(ABC):
         """The deepest loop that this rule can reach; RequestError if the model does not support the rule."""
         return config.loops
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether no position stops before the limit."""
+        return False
+
     @abstractmethod
     def stops(self, states: LoopStates) -> NDArray[np.bool_]:
         """Which positions [T] stop after the last loop of `states`. Not called at the limit."""
@@ -34,6 +39,10 @@ class ExitPolicy(ABC):
 @dataclass(frozen=True, slots=True)
 class FullDepth(ExitPolicy):
     """All loops for every token."""
+
+    @property
+    def is_fixed(self) -> bool:
+        return True
 
     def stops(self, states: LoopStates) -> NDArray[np.bool_]:
         return np.zeros(len(states), bool)
@@ -52,10 +61,12 @@ class FixedDepth(ExitPolicy):
     def __post_init__(self) -> None:
         _check_depth("depth", self.depth)
 
+    @property
+    def is_fixed(self) -> bool:
+        return True
+
     def limit(self, config: ModelConfig) -> int:
-        if self.depth > config.loops:
-            raise RequestError(f"depth is {self.depth}; this model was trained for {_trained(config)} loops; more need "
-                               "--force-loops (in Python load(loops=))")  # fmt: skip
+        _check_most("depth", self.depth, config)
         if self.depth < config.loops and not config.family.exits and not self.force:
             raise RequestError(f"depth is {self.depth}; this model was trained for {config.loops} loops only; fewer "
                                "give wrong text: leave the number out, or insist with --force-loops (in Python "
@@ -85,8 +96,8 @@ class BoundedPolicy(ExitPolicy):
             raise RequestError(f"this model was trained for {config.loops} loops only, so an exit rule means nothing: "
                                "leave it out")  # fmt: skip
         for name, depth in (("floor", self.floor), ("ceiling", self.ceiling)):
-            if depth is not None and depth > config.loops:
-                raise RequestError(f"{name} is {depth}; this model was trained for 1 to {config.loops} loops")
+            if depth is not None:
+                _check_most(name, depth, config)
         return config.loops if self.ceiling is None else self.ceiling
 
     def stops(self, states: LoopStates) -> NDArray[np.bool_]:
@@ -136,8 +147,8 @@ class StateChange(BoundedPolicy):
     def decides(self, states: LoopStates) -> NDArray[np.bool_]:
         if states.loop == 1:
             return np.zeros(len(states), bool)
-        change = np.linalg.norm(states.hidden - states[states.loop - 1].hidden, axis=1)
-        stopped: NDArray[np.bool_] = change <= self.share * np.linalg.norm(states.hidden, axis=1)
+        change = np.linalg.norm(states.state - states[states.loop - 1].state, axis=1)
+        stopped: NDArray[np.bool_] = change <= self.share * np.linalg.norm(states.state, axis=1)
         return stopped
 
 
@@ -173,6 +184,31 @@ class EntropyThreshold(BoundedPolicy):
 
 
 @dataclass(frozen=True, slots=True)
+class DivergenceThreshold(BoundedPolicy):
+    """Stop when a loop changed the head's distribution by a divergence of at most `nats`: KL(p_{r-1} || p_r).
+
+    The distribution before loop 1 is uniform, as in the code of Huginn (arXiv 2502.05171), whose default is 0.001.
+    Costs a call of the head each loop.
+    """
+
+    nats: float
+
+    def __post_init__(self) -> None:
+        _check_number("nats", self.nats, np.inf, "a number of at least 0")
+        BoundedPolicy.__post_init__(self)
+
+    def decides(self, states: LoopStates) -> NDArray[np.bool_]:
+        logs = states.log_probabilities
+        if states.loop == 1:
+            divergence = -np.log(logs.shape[1]) - logs.mean(axis=1)
+        else:
+            before = states[states.loop - 1].log_probabilities
+            divergence = (np.exp(before) * (before - logs)).sum(axis=1)
+        stopped: NDArray[np.bool_] = divergence <= self.nats
+        return stopped
+
+
+@dataclass(frozen=True, slots=True)
 class Agreement(BoundedPolicy):
     """Stop when two successive loops prefer the same token. Costs a call of the head each loop."""
 
@@ -192,6 +228,14 @@ def check_gate(config: ModelConfig, what: str) -> None:
     if not config.has_gate:
         raise NoGateError(f"this model has no exit gate, so {what} means nothing: choose a fixed number of loops "
                           f"from 1 to {config.loops}")  # fmt: skip
+
+
+def _check_most(name: str, depth: int, config: ModelConfig) -> None:
+    if depth > config.most_loops > config.loops:
+        raise RequestError(f"{name} is {depth}; this model runs 1 to {config.most_loops} loops")
+    if depth > config.most_loops:
+        raise RequestError(f"{name} is {depth}; this model was trained for {_trained(config)} loops; more need "
+                           "--force-loops (in Python load(loops=))")  # fmt: skip
 
 
 def _check_number(name: str, value: float, most: float, expected: str) -> None:

@@ -1,7 +1,8 @@
 """A sequence on disk: tokens, frontiers, keys and values, waiting rows, in a strict format with a checksum.
 
     one line of JSON    format, version, identity of model and cache, frontier
-    int32 tokens        then the valid positions of every buffer of every cache, then the waiting rows
+    int32 tokens        in models with a coda then the int32 exits
+    keys and values     the valid positions of every buffer of every cache; then the waiting rows
     32 bytes            SHA-256 of all preceding bytes
 
 All sizes follow from the header; the size of the file is compared with them before anything is allocated.
@@ -38,7 +39,9 @@ def save_sequence(sequence: TokenSequence, path: str | os.PathLike[str]) -> None
     header = {
         "format": _FORMAT, "version": _VERSION, "model": sequence.backend.state_id, "kv": sequence.backend.kv,
         "shared": sequence.kv_share == "last", "frontier": sequence.frontier,
-    } | ({"prefix": sequence.prefix} if sequence.prefix else {})  # fmt: skip
+    }  # fmt: skip
+    header |= {"prefix": sequence.prefix} if sequence.prefix else {}
+    header |= {"exits": len(sequence.exits)} if sequence.exits else {}
     path = _checked(path)
     if path.exists() and not path.is_file():
         raise RequestError(f"{path} exists and is not a file: choose another name")
@@ -114,7 +117,8 @@ def _read(model: Model, path: Path, file: IO[bytes]) -> TokenSequence:
     if isinstance(frontier, list) and frontier and type(frontier[0]) is int and frontier[0] > most:
         raise ContextOverflowError(f"{path} holds {frontier[0]} tokens, this model was loaded for {most}: set a larger "
                                    "context (--ctx)")  # fmt: skip
-    size = _size(model, sequence, frontier)
+    count = header.get("exits", 0)
+    size = _size(model, sequence, frontier, count)
     if size is None or len(line) + size + _CHECKSUM_BYTES != os.fstat(file.fileno()).st_size:
         raise RequestError(f"{path} is damaged: its size does not fit its header")
     prefix = header.get("prefix", 0)
@@ -130,14 +134,19 @@ def _read(model: Model, path: Path, file: IO[bytes]) -> TokenSequence:
         digest.update(view)
         return array
 
-    width, passes = sequence.backend.program.width, len(sequence.backend.program.passes)
+    width, (_, counts) = sequence.backend.program.width, sequence.layout(frontier)
     tokens = read(np.empty(frontier[0], "<i4"))
     if ((tokens < 0) | (tokens >= model.config.vocab_size)).any():
         raise RequestError(f"{path} is damaged: it holds token ids outside the vocabulary")
-    sequence.load_state(tokens.tolist(), frontier, [np.empty((0, width), np.float32)] * (passes - 1), prefix)
+    exits = read(np.empty(count, "<i4")).tolist()
+    loops = range(1, len(frontier) - sequence.backend.program.first_loop)
+    if any(
+        left not in loops or frontier[sequence.backend.program.step_of(left)] <= at for at, left in enumerate(exits)
+    ):
+        raise RequestError(f"{path} is damaged: it holds exits that no loop has reached")
+    sequence.load_state(tokens.tolist(), frontier, [np.empty((0, width), np.float32)] * len(counts), prefix, exits)
     for cache, valid in sequence.caches():
         cache.fill(valid, (read(np.empty(array.shape, array.dtype)) for array in cache.valid(valid)))
-    _, counts = sequence.layout(frontier)
     waiting = [read(np.empty((count, width), "<f4")) for count in counts]
     if file.read(_CHECKSUM_BYTES) != digest.digest():
         raise RequestError(f"{path} is damaged: it differs from its checksum")
@@ -147,14 +156,15 @@ def _read(model: Model, path: Path, file: IO[bytes]) -> TokenSequence:
 
 def _content(sequence: TokenSequence) -> Iterator[NDArray[Any]]:
     yield np.array(sequence.tokens, "<i4")
+    yield np.array(sequence.exits, "<i4")
     for cache, valid in sequence.caches():
         if valid:
             yield from cache.valid(valid)
     yield from sequence.waiting()
 
 
-def _size(model: Model, sequence: TokenSequence, frontier: Any) -> int | None:
-    """Bytes of the arrays for a frontier; None when it is not a valid frontier."""
+def _size(model: Model, sequence: TokenSequence, frontier: Any, exits: Any) -> int | None:
+    """Bytes of the arrays for a frontier and a number of exits; None when they are not valid."""
     program = sequence.backend.program
     if (
         not isinstance(frontier, list)
@@ -169,6 +179,10 @@ def _size(model: Model, sequence: TokenSequence, frontier: Any) -> int | None:
         valid, waiting = sequence.layout(frontier)
     except RequestError:
         return None
+    coda = program.coda
+    if type(exits) is not int or not 0 <= exits <= (frontier[program.step_of(1)] if coda is not None else 0):
+        return None
+    valid += [exits] * (coda is not None)
     layers = sum(count * len(program.stack_of(cache).layers) for cache, count in enumerate(valid))
     per_layer = kv_bytes_per_layer(model.config, sequence.backend.kv)
-    return 4 * frontier[0] + layers * per_layer + 4 * sum(waiting) * program.width
+    return 4 * (frontier[0] + exits) + layers * per_layer + 4 * sum(waiting) * program.width

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ from ouro_edge.arch.weights import Array
 from ouro_edge.errors import RequestError
 from ouro_edge.runtime.backend.cancel import Cancel
 from ouro_edge.runtime.exits.expected_logits import exit_states
+from ouro_edge.runtime.exits.loop_budget import position_rule
 from ouro_edge.runtime.exits.loop_states import Head, LoopStates
 from ouro_edge.runtime.exits.policies import ExitPolicy
 
@@ -47,6 +49,7 @@ class DepthRun:
         *,
         head: Head | None = None,
         cancel: Cancel | None = None,
+        settled: bool = False,
     ) -> None:
         self.positions = list(positions)  # ascending; those that have not stopped
         self.states: LoopStates | None = None  # of these positions; None before the first loop
@@ -54,6 +57,8 @@ class DepthRun:
         self._head = sequence.backend.head if head is None else head
         self._program = sequence.backend.program
         self._limit = self._program.exit_at(policy.limit(sequence.config))
+        self._settled = settled  # whether all positions before the first have left, or are another run's
+        self._part = self._program.state_columns(sequence.config.hidden_size)
 
     @property
     def loop(self) -> int:
@@ -83,11 +88,11 @@ class DepthRun:
 
     def _step(self, loop: int) -> Exited:
         """Run one loop as far as the last position; the positions that stop there leave the run."""
-        gates, hidden = self._gather(self._advance(loop, self.positions[-1] + 1))
         if self.states is None:
-            states = LoopStates(gates[:, None], [hidden], self._head)
-        else:
-            states = self.states.deeper(gates, hidden)
+            self._prepare()
+        gates, hidden = self._gather(self._advance(loop, self.positions[-1] + 1))
+        earlier = self.states
+        states = self._first_states(gates, hidden) if earlier is None else earlier.deeper(gates, hidden)
         if loop < self._limit:
             stops = self._decide(states) if self._program.may_exit(loop) else None
             count = 0 if stops is None else int(np.count_nonzero(stops))
@@ -98,7 +103,7 @@ class DepthRun:
             return Exited([], states)
         if count == len(states):
             leaving, self.positions, self.states = self.positions, [], states
-            return Exited(leaving, exit_states(self._policy, states))
+            return Exited(leaving, self._leave(leaving, exit_states(self._policy, states)))
         assert stops is not None
         where, rest = np.flatnonzero(stops), np.flatnonzero(~stops)
         exited = Exited([self.positions[i] for i in where], exit_states(self._policy, states.rows(where)))
@@ -106,8 +111,33 @@ class DepthRun:
         self.states = states.rows(rest)
         return exited
 
+    def _prepare(self) -> None:
+        """Everything before the first loop."""
+        if not self._settled:
+            limit = self._program.exit_at(position_rule(self._policy).limit(self._sequence.config))
+            self._sequence.settle(self.positions[0], limit, self._cancel)
+        for step in range(1, self._program.first_loop + 1):
+            self._sequence.advance(step, self.positions[-1] + 1, self._cancel)
+
     def _advance(self, loop: int, upto: int) -> list[LoopChunk]:
-        return self._sequence.advance(loop, upto, self._cancel, since=self.positions[0])
+        return self._sequence.advance(self._program.step_of(loop), upto, self._cancel, since=self.positions[0])
+
+    def _first_states(self, gates: NDArray[np.float64], hidden: Array) -> LoopStates:
+        """The states after the first loop."""
+        coda = self._sequence.coda
+        if coda is None:
+            return LoopStates(gates[:, None], [hidden], self._head)
+        return LoopStates(
+            gates[:, None], [hidden], self._head,
+            read=partial(coda.read, cancel=self._cancel), positions=np.array(self.positions), part=self._part,
+        )  # fmt: skip
+
+    def _leave(self, positions: Sequence[int], states: LoopStates) -> LoopStates:
+        """The states of positions that leave, with the rows that the head reads."""
+        coda = self._sequence.coda
+        if coda is None:
+            return states
+        return states.with_output(coda.commit(positions[0], states.hidden, states.loop, self._cancel))
 
     def _decide(self, states: LoopStates) -> NDArray[np.bool_]:
         """Which positions stop. Logits are kept for a few positions only, which bounds the memory."""

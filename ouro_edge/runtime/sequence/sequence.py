@@ -21,6 +21,7 @@ from ouro_edge.runtime.backend.protocol import Backend, Cache, GroupOutput, RowG
 from ouro_edge.runtime.checks import check_ids, check_kind, check_whole
 from ouro_edge.runtime.exits.loop_states import LoopStates
 from ouro_edge.runtime.exits.policies import ExitPolicy
+from ouro_edge.runtime.sequence.coda import WithoutCoda
 from ouro_edge.runtime.sequence.depth_run import DepthRun, Exited
 from ouro_edge.runtime.sequence.hidden_queue import HiddenQueue
 from ouro_edge.runtime.sequence.old_names import renamed
@@ -32,10 +33,9 @@ from ouro_edge.runtime.sequence.work import LoopChunk, Work
 TAIL_TOKENS = 2
 
 
-class TokenSequence:
+class TokenSequence(WithoutCoda):
     """Tokens, frontiers, KV and waiting rows of one sequence. Not safe for use by several threads at once."""
 
-    can_draft = True  # whether tokens may be drafted from shallow loops and verified by deeper ones
     kv_share = "none"  # "last" if all loops share one cache: see SharedKVSequence
 
     def __init__(self, backend: Backend) -> None:
@@ -48,7 +48,7 @@ class TokenSequence:
         self.generation_id = 0  # counts `set_prompt`: a generation notices when another one has taken over
         self._version = 0  # changes when positions are dropped or replaced
         self._changing = False  # tokens, frontiers and waiting rows may disagree: an exception has ended a change
-        self._caches = [backend.new_cache(index) for index in range(program.num_caches)]
+        self._caches = [backend.new_cache(index) for index in range(1 + max(step.cache for step in program.passes))]
         self._waiting = [HiddenQueue(program.width) for _ in program.passes[1:]]  # [r]: input of loop r + 2
 
     def __len__(self) -> int:
@@ -56,8 +56,9 @@ class TokenSequence:
 
     @property
     def pending_loops(self) -> int:
-        """Loops that no token has needed yet, summed over all positions that have begun."""
-        return sum(self.frontier[1] - at for at in self.frontier[2:])
+        """Loops that no token has needed yet, of those a model usually runs, summed over positions that have begun."""
+        first = self.backend.program.step_of(1)
+        return sum(max(0, self.frontier[first] - at) for at in self.frontier[first + 1 : first + self.config.loops])
 
     @property
     def kv_bytes(self) -> int:
@@ -83,7 +84,12 @@ class TokenSequence:
         return [rows.peek(len(rows)) for rows in self._waiting]
 
     def load_state(
-        self, tokens: Sequence[int], frontier: Sequence[int], waiting: Sequence[Array], prefix: int = 0
+        self,
+        tokens: Sequence[int],
+        frontier: Sequence[int],
+        waiting: Sequence[Array],
+        prefix: int = 0,
+        exits: Sequence[int] = (),
     ) -> None:
         """Take over this state; caches get room for their valid positions, which the caller then fills."""
         self.tokens, self.frontier, self.prefix = list(tokens), list(frontier), prefix
@@ -107,7 +113,7 @@ class TokenSequence:
         _, counts = self.layout(frontier)
         waiting = [rows[:count] for rows, count in zip(self.waiting(), counts, strict=True)]
         child = type(self)(self.backend)
-        child.load_state(self.tokens[:length], frontier, waiting, min(self.prefix, length))
+        child.load_state(self.tokens[:length], frontier, waiting, min(self.prefix, length), self.exits[:length])
         for (mine, _), (copy, valid) in zip(self.caches(), child.caches(), strict=True):
             copy.fill(valid, mine.valid(valid))
         return child
@@ -132,8 +138,8 @@ class TokenSequence:
         self._changing = True
         del self.tokens[length:]
         self.frontier, self.prefix = self._clipped(length), min(self.prefix, length)
-        for r, rows in enumerate(self._waiting, start=1):
-            rows.clip(self.frontier[r] - self.frontier[r + 1])
+        for rows, (above, at) in zip(self._waiting, pairwise(self.frontier[1:]), strict=False):
+            rows.clip(above - at)
         self._changing = False
 
     def _clipped(self, length: int) -> list[int]:
@@ -184,12 +190,12 @@ class TokenSequence:
         self._changing = True
         if loop > 1:
             self._waiting[loop - 2].drop(count)
-        if loop < len(self.frontier) - 1:
+        if loop <= len(self._waiting):
             self._waiting[loop - 1].append(output.states)
         self.frontier[loop] += count
         self._changing = False
         self.work.calls += 1
-        self.work.rows += count
+        self.work.rows += count * (loop > self.backend.program.first_loop)
 
     def advance(
         self, loop: int, upto: int | None = None, cancel: Cancel | None = None, *, since: int = 0
@@ -226,7 +232,7 @@ class TokenSequence:
             calls = -(-(target - start) // self.backend.rows_per_call)
             count = -(-(target - start) // calls)
         if loop == 1:
-            rows = self.backend.embed(self.tokens[start : start + count])
+            rows = self.backend.embed(self.tokens[start : start + count], start)
         else:
             rows = self._waiting[loop - 2].peek(count)
         return RowGroup(self.kv_of(loop), start, rows, self._version, start < self.prefix)

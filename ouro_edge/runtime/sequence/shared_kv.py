@@ -18,6 +18,7 @@ from ouro_edge.runtime.exits.expected_logits import exit_states
 from ouro_edge.runtime.exits.loop_budget import position_rule
 from ouro_edge.runtime.exits.loop_states import LoopStates
 from ouro_edge.runtime.exits.policies import ExitPolicy, FixedDepth
+from ouro_edge.runtime.sequence.coda_sequence import CodaSequence
 from ouro_edge.runtime.sequence.depth_run import DepthRun, Exited
 from ouro_edge.runtime.sequence.sequence import TokenSequence
 
@@ -25,7 +26,6 @@ from ouro_edge.runtime.sequence.sequence import TokenSequence
 class SharedKVSequence(TokenSequence):
     """Tokens and one cache, valid up to frontier[1]; the deeper frontiers differ only while loops are running."""
 
-    can_draft = False
     kv_share = "last"
 
     def __init__(self, backend: Backend) -> None:
@@ -40,6 +40,9 @@ class SharedKVSequence(TokenSequence):
     def set_prompt(self, ids: Sequence[int], prefix: int = 0) -> int:
         self._skipped = 0
         return super().set_prompt(ids, prefix)
+
+    def draft_obstacle(self, policy: ExitPolicy) -> str | None:
+        return "its loops share one KV cache"
 
     def layout(self, frontier: Sequence[int]) -> tuple[list[int], list[int]]:
         """One cache and no waiting rows. RequestError for frontiers that differ, which no saved sequence has."""
@@ -92,4 +95,6 @@ class SharedKVSequence(TokenSequence):
 
 def new_sequence(backend: Backend) -> TokenSequence:
     """An empty sequence of the kind that a backend's loop program needs."""
+    if backend.program.coda is not None:
+        return CodaSequence(backend)
     return SharedKVSequence(backend) if backend.program.shares_caches else TokenSequence(backend)

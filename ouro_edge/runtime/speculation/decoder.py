@@ -53,7 +53,10 @@ class _TimedRun(DepthRun):
     """A depth run that tells a draft policy what its block calls cost."""
 
     def __init__(self, decoder: SpeculativeDecoder, position: int) -> None:
-        super().__init__(decoder.sequence, [position], decoder.exit, head=decoder.head, cancel=decoder.request.cancel)
+        super().__init__(
+            decoder.sequence, [position], decoder.exit,
+            head=decoder.head, cancel=decoder.request.cancel, settled=decoder.has_open_positions,
+        )  # fmt: skip
         self._policy_of_drafts = decoder.policy
 
     def _advance(self, loop: int, upto: int) -> list[LoopChunk]:
@@ -94,6 +97,11 @@ class SpeculativeDecoder:
             if self.sequence.generation_id == self._generation_id:
                 self.sequence.truncate(min(len(self.sequence), self._kept))
 
+    @property
+    def has_open_positions(self) -> bool:
+        """Whether positions have begun that the exit rule has not stopped yet."""
+        return self._run is not None and bool(self._run.positions)
+
     def head(self, rows: Array) -> Array:
         """The backend's head, timed for the draft policy."""
         began = self.policy.clock()
@@ -120,8 +128,8 @@ class SpeculativeDecoder:
     def _begin(self, depth: int) -> None:
         """Run the newest position through the loops up to `depth`, or to where the exit rule stops it."""
         at = len(self.sequence) - 1
-        self._pending.append(_Position(at))
         run = _TimedRun(self, at)
+        self._pending.append(_Position(at))
         for exited in run.until(depth):
             self._settle(exited)
         if run.positions and self._run is None:
@@ -188,7 +196,7 @@ class SpeculativeDecoder:
         drafted = position.guess.depth if position.guess is not None else 0
         shallower = [states[loop] for loop in range(1, states.loop) if loop != drafted]
         if shallower:
-            rows = np.concatenate([state.hidden for state in shallower])
+            rows = np.concatenate([state.output for state in shallower])
             for state, logits in zip(shallower, self.head(rows), strict=True):
                 token, confident = self._guess(logits, 0)
                 self.policy.record_draft(state.loop, confident, token == position.token)

@@ -20,23 +20,24 @@ _MIN_BLOCK_WEIGHTS = 1 << 24
 
 
 def check_speculate(
-    speculate: Speculate, config: ModelConfig, exit: ExitPolicy, constraint: Constraint | None, can_draft: bool
+    speculate: Speculate, config: ModelConfig, exit: ExitPolicy, constraint: Constraint | None, obstacle: str | None
 ) -> Speculate:
     """Whether to speculate: "auto" becomes False where nothing can be drafted or drafting cannot pay.
 
-    A DraftPolicy is used as it is. RequestError when True is impossible, or for another value.
+    `obstacle` is the sequence's reason against it. A DraftPolicy is used as it is. RequestError when True is
+    impossible, or for another value.
     """
     valid = isinstance(speculate, (bool, DraftPolicy)) or (isinstance(speculate, str) and speculate == "auto")
     if not valid:
         raise RequestError(f"speculate is {speculate!r}; expected True, False or 'auto'")
     if speculate is False:
         return False
-    if isinstance(speculate, DraftPolicy) and speculate.loops != config.loops:
-        raise RequestError(f"the draft policy is for {speculate.loops} loops; this model has {config.loops}")
+    if isinstance(speculate, DraftPolicy) and speculate.loops != config.most_loops:
+        raise RequestError(f"the draft policy is for {speculate.loops} loops; this model has {config.most_loops}")
     reasons = (
         (config.loops == 1, "the model has one loop"),
+        (obstacle is not None, obstacle),
         (not config.family.exits, "it was trained to be read after all its loops only"),
-        (not can_draft, "its loops share one KV cache"),
         (constraint is not None, "a constraint is given"),
         (isinstance(exit, LoopBudget), "a loop budget depends on earlier tokens"),
     )

@@ -17,5 +17,5 @@ def draft_policy_for(sequence: TokenSequence, *, forced: bool) -> DraftPolicy:
     with _lock:
         policy = _policies.get(sequence)
         if policy is None or policy.forced != forced:
-            policy = _policies[sequence] = DraftPolicy(sequence.config.loops, forced=forced)
+            policy = _policies[sequence] = DraftPolicy(sequence.config.most_loops, forced=forced)
         return policy

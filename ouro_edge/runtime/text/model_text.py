@@ -40,14 +40,20 @@ def read_model_text(bundle: Bundle) -> ModelText:
     generation = _read_json(bundle, "generation_config.json")
     source = bundle.text("tokenizer.json")
     path = bundle.path / "tokenizer.json"
+    tokenizer = None if source is None else fitting_tokenizer(source, bundle.config.vocab_size, path, _start(bundle))
+    stop_ids = read_stop_ids(bundle, generation)
+    if tokenizer is not None and not bundle.config.eos_token_ids:  # a config that does not know its tokenizer
+        name = _token_text(_read_json(bundle, "tokenizer_config.json").get("eos_token"))
+        end = tokenizer.token_id(name) if name else None
+        stop_ids = tuple(sorted({*stop_ids, *(() if end is None else (end,))}))
     return ModelText(
         name=bundle.name,
         path=bundle.path,
-        tokenizer=None if source is None else fitting_tokenizer(source, bundle.config.vocab_size, path, _start(bundle)),
+        tokenizer=tokenizer,
         tokenizer_json=source,
         template=_read_template(bundle),
         generation=generation,
-        stop_ids=read_stop_ids(bundle, generation),
+        stop_ids=stop_ids,
         notes=tuple(bundle.notes),
     )
 
