@@ -170,7 +170,8 @@ class Model(ForwardModel, AsyncTwins):
 
         `template` are variables of the chat template, such as enable_thinking.
         """
-        ids = self.tokenizer.encode(self.render(messages, **check_variables(template)))
+        prompt = self.render(messages, **check_variables(template))
+        ids = self.tokenizer.encode(prompt)
         options.setdefault("new_text", True)
         if options.get("prefix") is None:
             options["prefix"] = self.prefix_of(ids)
