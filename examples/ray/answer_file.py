@@ -2,9 +2,9 @@
 
     python answer_file.py questions.jsonl answers --model ouro-int4 --actors 2 --threads 1 --max-tokens 64
 
-A row has a `prompt`, or `messages` as for a chat. With --checkpoint DIR and rows that have an `id`, a job that was
-interrupted continues: run the same command again. On a cluster, start it on any of its machines; paths must be on
-storage that all machines see.
+A row has a `prompt`, or `messages` as for a chat. With --checkpoint DIR and a Parquet source whose rows have an `id`, a
+job that was interrupted continues: run the same command again. On a cluster, start it on any of its machines; paths must
+be on storage that all machines see.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ def main() -> None:
     parser.add_argument("--exit", help="exit rule, such as gate:0.7")
     parser.add_argument("--checkpoint", type=Path, help="directory for Ray's checkpoint; rows need a unique id")
     options = parser.parse_args()
+    source = str(Path(options.source).resolve())
+    is_json = source.endswith(".jsonl") or any(Path(source).glob("*.jsonl"))
+    if options.checkpoint and is_json:
+        parser.error("--checkpoint needs a Parquet source: Ray's checkpoints do not continue JSON files")
     if options.checkpoint:
         ray.data.DataContext.get_current().checkpoint_config = CheckpointConfig(
             id_column="id", checkpoint_path=str(options.checkpoint.resolve()), delete_checkpoint_on_success=False
         )
-    source = str(Path(options.source).resolve())
-    is_json = source.endswith(".jsonl") or any(Path(source).glob("*.jsonl"))
     rows = ray.data.read_json(source, lines=True) if is_json else ray.data.read_parquet(source)
     answers = answer(
         rows, options.model, actors=options.actors, threads=options.threads, batch_size=8,
