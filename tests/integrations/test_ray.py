@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -46,11 +48,16 @@ def run(tmp_path):
         script = tmp_path / "script.py"
         script.write_text(CLUSTER + textwrap.dedent(code) + END)
         environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
-        done = subprocess.run(
-            [python, script, tmp_path], env=environment, capture_output=True, text=True, timeout=400, check=False
+        process = subprocess.Popen(
+            [python, script, tmp_path], env=environment, stdout=-1, stderr=-1, text=True, start_new_session=True
         )
-        assert done.returncode == 0, (done.stdout, done.stderr[-3000:])
-        return json.loads(done.stdout.strip().splitlines()[-1])
+        try:
+            out, error = process.communicate(timeout=400)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # nothing of the cluster stays when it was interrupted
+        assert process.returncode == 0, (out, error[-3000:])
+        return json.loads(out.strip().splitlines()[-1])
 
     return run
 
