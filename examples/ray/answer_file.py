@@ -2,9 +2,9 @@
 
     python answer_file.py questions.jsonl answers --model ouro-int4 --actors 2 --threads 1 --max-tokens 64
 
-A row has a `prompt`, or `messages` as for a chat. With --checkpoint DIR and a Parquet source whose rows have an `id`, an
-interrupted job continues: run the same command again. On a cluster, start it on any of its machines; paths must be on
-storage that all machines see.
+A row has a `prompt`, or `messages` as for a chat. With --checkpoint DIR and a Parquet source whose rows have an `id`,
+an interrupted job continues: run the same command again. On a cluster, start it on any of its machines; paths must be
+on storage that all machines see.
 """
 
 from __future__ import annotations
