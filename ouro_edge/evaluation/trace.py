@@ -53,7 +53,7 @@ def trace(
     if model.backend.program.coda is None:
         depths = exit_depths(policy, model, gates, hidden)
     else:  # a rule sees other logits than those of a text whose positions all exit at one depth
-        depths = model.score(ids, exit=policy).depth[at]
+        depths = model.depths(ids[:-1], exit=policy)[at]
     probabilities = exit_probabilities(gates, loops)
     lens = [[_candidates(model, logits, candidates) for logits in model.logits(rows)] for rows in hidden]
     return [

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ouro_edge.arch.weights import Array
 from ouro_edge.bundle.fitted_gate import FittedGate
@@ -144,6 +145,12 @@ class ForwardModel:
         ids = check_ids(ids, self.config.vocab_size)
         token_budget(len(ids), None, self.config.max_positions)
         return run_states(self._own(sequence), ids, cancel, prefix)
+
+    def depths(
+        self, ids: Sequence[int], *, exit: ExitPolicy | None = None, cancel: Cancel | None = None
+    ) -> NDArray[np.int64]:
+        """The depth [T] at which the exit rule stops every position. Raises Cancelled when `cancel` fires."""
+        return self._forward(ids, exit, cancel).depth
 
     def score(
         self,

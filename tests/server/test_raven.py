@@ -27,7 +27,7 @@ def exported(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(exported):
-    with ouro_edge.load(exported, kv="fp32", parallel=2) as loaded:
+    with ouro_edge.load(exported, kv="fp32", parallel=2, threads=1) as loaded:
         yield loaded
 
 
@@ -60,11 +60,11 @@ def test_commands(exported, tmp_path):
     for arguments in (
         ["run", str(exported), "-p", "hello", "-n", "4", "--loops", "6"],
         ["run", str(exported), "-p", "hello", "-n", "4", "--exit", "agreement", "--state-noise", "3"],
-        ["trace", str(exported), "-p", "hello there", "--exit", "kl:0.2"],
+        ["trace", str(exported), "-p", "hello there", "-n", "4", "--exit", "kl:0.2"],
         ["calibrate", str(exported), "--tokens", "64"],
         ["run", str(exported), "-p", "hello", "-n", "4", "--kv", "int8", "--loops", "8"],
     ):
-        result = run.invoke(main, arguments)
+        result = run.invoke(main, [*arguments, "--threads", "1"])
         assert result.exit_code == 0, (arguments, result.output)
     for arguments, says in (
         (["run", str(exported), "-p", "hello", "--loops", "129"], "128"),
