@@ -101,9 +101,9 @@ def collect() -> None:
         path = PAGES / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(with_links((ROOT / source).read_text(encoding="utf-8"), source, pages), encoding="utf-8")
-    for image in (ROOT / "docs").iterdir():
-        if image.suffix in (".png", ".svg"):
-            shutil.copy(image, PAGES)
+    for asset in (ROOT / "docs").iterdir():
+        if asset.suffix in (".png", ".svg", ".css", ".js"):
+            shutil.copy(asset, PAGES)
     (PAGES / "cli.md").write_text(commands_page(), encoding="utf-8")
     (PAGES / "reference.md").write_text(reference_page(), encoding="utf-8")
 
