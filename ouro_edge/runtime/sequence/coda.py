@@ -85,7 +85,7 @@ class Coda:
         self._kept = (len(exits), self._kept[1][:0])
 
     def _run(self, start: int, rows: Array, cancel: Cancel | None) -> Array:
-        """The coda on rows that are no exits, or not yet: entries before `start` are put right first."""
+        """The coda on rows that are not exits, or not yet: entries before `start` are put right first."""
         self.restore(start, cancel)
         assert start <= self._written
         self._valid = min(self._valid, start)
