@@ -75,7 +75,10 @@ def test_the_capital_of_france_is_paris(model):
     assert "Paris" in done.text
 
 
-@pytest.mark.parametrize("options", [(), ("--block-size", "32"), ("-p", "int8")])
+NEAREST = ("--rounding", "nearest")
+
+
+@pytest.mark.parametrize("options", [NEAREST, (*NEAREST, "--block-size", "32"), ("-p", "int8")])
 def test_an_export_passes_verify(smollm2, tmp_path, options):
     result = CliRunner().invoke(main, ["export", str(smollm2), str(tmp_path / "model"), *options])
     assert result.exit_code == 0, result.output

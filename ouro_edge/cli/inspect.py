@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ouro_edge.arch.config import ModelConfig
-
 if TYPE_CHECKING:
+    from ouro_edge.arch.config import ModelConfig
     from ouro_edge.bundle.directory import DirectoryBundle
 
 

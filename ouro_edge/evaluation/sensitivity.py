@@ -59,10 +59,14 @@ class Matched(Mapping[str, Array]):
             self._factors |= {layer + name: factors for name, factors in found.items()}
 
     def __getitem__(self, name: str) -> Array:
-        values = self._original[name]
+        return self.scaled(name, self._original[name])
+
+    def scaled(self, name: str, values: Array, start: int = 0) -> Array:
+        """Rows of an original tensor, from `start` on, with the scales of the exported model."""
         rows, columns = self._factors.get(name, (None, None))
         if rows is None or columns is None:
             return values
+        rows = rows[start : start + len(values)] if len(rows) > 1 else rows
         return values * rows if values.ndim == 1 else values * rows[:, None] * columns
 
     def __iter__(self) -> Iterator[str]:

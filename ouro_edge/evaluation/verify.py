@@ -17,8 +17,9 @@ from ouro_edge.arch import reference
 from ouro_edge.arch.config import ModelConfig
 from ouro_edge.arch.weights import Array, Weights, fused_rows
 from ouro_edge.bundle.bundle import Bundle
-from ouro_edge.bundle.directory import check_files, graph_files, open_bundle
+from ouro_edge.bundle.directory import DirectoryBundle, check_files, graph_files, open_bundle
 from ouro_edge.errors import ContextOverflowError, RequestError
+from ouro_edge.evaluation.sensitivity import Matched
 from ouro_edge.evaluation.stored_weights import StoredWeights
 from ouro_edge.export.float_activations import FloatActivations
 from ouro_edge.export.open_checkpoint import open_checkpoint
@@ -162,16 +163,20 @@ def _compare(
         yield _limit(f"exit probabilities (worst){suffix}", worst, _ROUNDED_EXIT_LIMIT if rounded else limits[-1])
 
 
-def _fidelity(bundle: Bundle, weights: Weights) -> Iterator[Check]:
+def _fidelity(bundle: DirectoryBundle, weights: Weights) -> Iterator[Check]:
     """The worst signal-to-noise ratio against the checkpoint, for each kind of format in the bundle."""
     if bundle.config != weights.config:
         yield Check("config equals the checkpoint's", 1, 0, "differences", False)
         return
     stored, positions = StoredWeights(bundle), fused_rows(bundle.config)
+    # Eight-bit exports scale channels, which keeps the function.
+    scales = Matched(bundle.config, weights, stored) if bundle.manifest.rounding else None
     worst: dict[int, tuple[float, str]] = {}
     for name in weights:
         meter = ErrorMeter()
         for start, original in _pieces(weights, name):
+            if scales is not None:
+                original = scales.scaled(name, original, start)
             meter.add(original, stored[name][start : start + len(original)])
         snr = meter.result().snr_db
         bits = _bits(bundle, positions[name].tensor)

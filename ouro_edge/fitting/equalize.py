@@ -65,9 +65,9 @@ class Scaled:
         """Rows start..stop of the first axis."""
         values = self.weights.rows(self.name, start, stop)
         if self.rows is not None:
-            values *= self.rows[start:stop].reshape(-1, *[1] * (values.ndim - 1))
+            values = values * self.rows[start:stop].reshape(-1, *[1] * (values.ndim - 1))
         if self.columns is not None:
-            values *= self.columns
+            values = values * self.columns
         return values
 
 

@@ -49,7 +49,7 @@ def test_verify_passes_and_names_the_passes_with_an_output(exported, name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_bench_and_eval_have_one_depth(exported, name, tmp_path):
     rows = json.loads(run("bench", exported[name], "-p", 8, "-n", 2, "--repeat", 1, "--json"))
-    assert {test["depth"] for run in rows["runs"] for test in run["tests"]} == {FAMILIES[name]}
+    assert {speed["test"]["depth"] for run in rows["runs"] for speed in run["speeds"]} == {FAMILIES[name]}
     gguf = GOLDEN.parent / name / f"{name}.gguf"
     scores = json.loads(run("eval", gguf, "--windows", 1, "--against", GOLDEN.parent / name, "--json"))["scores"]
     assert [score["name"] for score in scores] == [f"depth {FAMILIES[name]}"]

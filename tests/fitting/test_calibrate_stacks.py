@@ -10,7 +10,13 @@ from models import GOLDEN
 
 from ouro_edge.arch import reference
 from ouro_edge.export.open_checkpoint import open_checkpoint
-from ouro_edge.fitting.calibrate_weights import RoundedFiles, WeightCalibration, calibration_windows, round_weights
+from ouro_edge.fitting.calibrate_weights import (
+    ROUNDING,
+    RoundedFiles,
+    WeightCalibration,
+    calibration_windows,
+    round_weights,
+)
 from ouro_edge.quant import Grid, Scheme, dequantize, quantize
 
 HRM = GOLDEN.parent / "hrm-tiny"
@@ -52,6 +58,6 @@ def test_an_interrupted_calibration_continues(whole, tmp_path, layer):
         rounded(tmp_path, stop)
     seen: list[str] = []
     again = rounded(tmp_path, lambda done, total, what: seen.append(what))
-    assert seen == [*(f"layer {i} of 4" for i in range(layer, 5)), ""]
+    assert seen == [ROUNDING, *(f"layer {i} of 4" for i in range(layer, 5)), ""]
     for name in whole:
         np.testing.assert_array_equal(again[name].codes, whole[name].codes)

@@ -28,7 +28,7 @@ def test_a_group_alone_in_a_small_and_in_a_large_model(bundle_of, checkpoint_of,
     path = bundle_of(checkpoint_of())
     with ouro_edge.load(path, kv="fp32") as alone, ouro_edge.load(path, kv="fp32", parallel=4) as together:
         backend: Any = together.backend
-        assert (backend._single is backend._session) == (most == 0)
+        assert (backend._single == backend._sessions) == (most == 0)
         states = [model.states(PROMPTS[2]).hidden for model in (alone, together)]
         np.testing.assert_array_equal(states[0], states[1])
         assert answer(together, PROMPTS[0]) == answer(alone, PROMPTS[0])

@@ -36,6 +36,9 @@ class ScriptedModel:
         )
         self.prompts = []
 
+    def prefix_of(self, ids):
+        return 0
+
     def new_sequence(self):
         return []  # has a length, as much as the loop asks of it
 

@@ -19,7 +19,7 @@ QUESTION = "Ada likes Ben. Ben likes Cleo. Ada likes someone who likes who?"
 NOTHING_SET = {
     "exit": None, "exit_threshold": None, "loops": None, "loop_budget": None, "max_tokens": None, "stop": (),
     "logit_bias": {}, "temperature": None, "top_k": None, "top_p": None, "min_p": None, "repetition_penalty": None,
-    "seed": None, "speculate": None, "think": None, "show_depth": False,
+    "seed": None, "speculate": None, "force_loops": False, "prefix": None, "think": None, "show_depth": False,
 }  # fmt: skip
 
 
