@@ -133,6 +133,7 @@ def concatenate(tensors: Sequence[QuantizedTensor]) -> QuantizedTensor:
     )
 
 
+@np.errstate(over="ignore", invalid="ignore")  # scales in files of unknown origin
 def _restore(tensor: QuantizedTensor, rows: range | NDArray[np.intp]) -> Array:
     scheme, width = tensor.scheme, tensor.shape[1]
     blocks = scheme.blocks(width)

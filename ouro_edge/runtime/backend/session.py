@@ -62,7 +62,7 @@ def open_session(graph: Graph, threads: int | None = None, *, parallel: bool = T
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or default_threads()
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors only, which are also raised
+    options.log_severity_level = 4  # nothing below fatal: errors are raised, and the log would print them once more
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if rounds_whole_rows(graph, platform.machine(), ort.__version__):
         options.add_session_config_entry("mlas.disable_kleidiai", "1")

@@ -129,7 +129,8 @@ class ExitThreshold(BoundedPolicy):
         return BoundedPolicy.limit(self, config)
 
     def decides(self, states: LoopStates) -> NDArray[np.bool_]:
-        survival = np.exp(-np.logaddexp(0.0, states.gate_logits).sum(axis=1))
+        with np.errstate(invalid="ignore"):  # damaged weights give NaN, which never stops early
+            survival = np.exp(-np.logaddexp(0.0, states.gate_logits).sum(axis=1))
         stopped: NDArray[np.bool_] = survival <= 1.0 - self.threshold
         return stopped
 
