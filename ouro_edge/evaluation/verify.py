@@ -169,8 +169,9 @@ def _fidelity(bundle: DirectoryBundle, weights: Weights) -> Iterator[Check]:
         yield Check("config equals the checkpoint's", 1, 0, "differences", False)
         return
     stored, positions = StoredWeights(bundle), fused_rows(bundle.config)
-    # Eight-bit exports scale channels, which keeps the function.
-    scales = Matched(bundle.config, weights, stored) if bundle.manifest.rounding else None
+    # Some exports scale channels, which keeps the function.
+    scaled = bundle.manifest.rounding.get("method") == "scaled channels"
+    scales = Matched(bundle.config, weights, stored) if scaled else None
     worst: dict[int, tuple[float, str]] = {}
     for name in weights:
         meter = ErrorMeter()
