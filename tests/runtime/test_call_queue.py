@@ -122,3 +122,20 @@ def test_a_budget_follows_the_times_of_calls():
     small.record([1], [1], 0.001)
     small.record([1, 300], [1, 30], 0.004)
     assert small.share([1, 256])[-1] == 256  # short calls leave a prompt whole
+
+
+def test_long_prompts_take_turns():
+    block = Block()
+    queue = CallQueue(block, lambda rows: rows, 8, 256)
+    groups = {"token": group("token", 1), "short": group("short", 40)}
+    groups |= {name: group(name, 300, 600) for name in ("a", "b")}
+    threads, found = submitted(queue, block, groups)
+    block.release.set()
+    for thread in threads:
+        thread.join(60)
+    assert all(len(found[name][0].states) == len(groups[name].rows) for name in groups)
+    names = [[name for name, *_ in call] for call in block.calls]
+    assert names[1] == ["short", "a"] and not any({"a", "b"} <= set(call) for call in names)
+    for name in ("a", "b"):
+        starts = [start for call in block.calls for cache, start, _ in call if cache == name]
+        assert starts == sorted(starts) and starts[0] == 600

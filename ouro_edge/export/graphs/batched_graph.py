@@ -9,6 +9,7 @@ refuses empty inputs.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,20 @@ from ouro_edge.bundle.bundle import SLOT_COUNTS, cache_head_dim
 from ouro_edge.export.graphs.block_graph import block_graph
 from ouro_edge.export.graphs.builder import CACHE_TYPES, MICROSOFT, GraphBuilder
 from ouro_edge.export.graphs.values import tensor_type
+
+
+@dataclass(frozen=True, slots=True)
+class Fan:
+    """The slots that attention is fanned out to: numbers of slots to choose from, and names of what a call gives."""
+
+    first: int  # slot
+    sizes: list[int]  # ascending; the first that holds the slots in use runs
+    used: str = "slots"  # scalar: slots in use
+    rows: str = "total_rows"  # [1]: their rows
+
+    def only(self, sizes: list[int]) -> Fan:
+        """The same slots, with fewer numbers to choose from."""
+        return Fan(self.first, sizes, self.used, self.rows)
 
 
 class BatchedBuilder(GraphBuilder):
@@ -48,81 +63,84 @@ class BatchedBuilder(GraphBuilder):
         self.inputs("total_rows", "int64", [1])
         self.inputs("slots", "int64", [])
 
-    def attention_outputs(self, layer: int) -> list[str]:
-        """Names of the attention and of the extended caches of all slots."""
-        present = [f"present.{layer}.{part}.{slot}" for slot in range(self.slots) for part in ("key", "value")]
-        return [f"attention_{layer}", *present]
+    def attention_outputs(self, layer: int, first: int = 0, prefix: str = "") -> list[str]:
+        """Names of the attention and of the extended caches of the slots from `first` on."""
+        present = [f"{prefix}present.{layer}.{part}.{slot}" for slot, part in self._caches(first)]
+        return [f"{prefix}attention_{layer}", *present]
 
     def attend(self, qkv: str, layer: int) -> str:
         """Attention [1, T, H * D] over the caches of the slots that run."""
         names = self.attention_outputs(layer)
-        sizes = [count for count in SLOT_COUNTS if count <= self.slots]
-        self._nodes += self._branch_nodes(qkv, layer, sizes, names, "")
+        self._nodes += self.fan_out(qkv, layer, self.all_slots(), names, "")
         return names[0]
 
-    def branch(self, qkv: str, layer: int, sizes: list[int], prefix: str) -> onnx.GraphProto:
-        """Attention of as many slots as one of the sizes, as a branch whose names start with `prefix`."""
-        names = [prefix + name for name in self.attention_outputs(layer)]
-        return self.branch_graph(f"{prefix}{layer}", self._branch_nodes(qkv, layer, sizes, names, prefix), names)
+    def all_slots(self) -> Fan:
+        """All slots, in as few numbers as waste little."""
+        return Fan(0, [count for count in SLOT_COUNTS if count <= self.slots])
+
+    def branch(self, qkv: str, layer: int, fan: Fan, prefix: str) -> onnx.GraphProto:
+        """Attention of these slots, as a branch whose names start with `prefix`."""
+        names = self.attention_outputs(layer, fan.first, prefix)
+        return self.branch_graph(f"{prefix}{layer}", self.fan_out(qkv, layer, fan, names, prefix), names)
 
     def branch_graph(self, name: str, nodes: list[onnx.NodeProto], outputs: list[str]) -> onnx.GraphProto:
-        """Nodes as a branch that returns attention and all caches."""
+        """Nodes as a branch that returns attention and caches."""
         types = [onnx.TensorProto.FLOAT, *[tensor_type(CACHE_TYPES[self.kv])] * (len(outputs) - 1)]
         values = [helper.make_tensor_value_info(*pair, None) for pair in zip(outputs, types, strict=True)]
         return helper.make_graph(nodes, name, [], values)
 
-    def _branch_nodes(
-        self, qkv: str, layer: int, sizes: list[int], names: list[str], prefix: str
-    ) -> list[onnx.NodeProto]:
-        """Nodes that run the smallest of the sizes that holds all slots in use."""
-        if len(sizes) == 1:
-            return self._fan_out(qkv, layer, sizes[0], names, prefix)
+    def fan_out(self, qkv: str, layer: int, fan: Fan, names: list[str], prefix: str) -> list[onnx.NodeProto]:
+        """Nodes for attention of the slots in use; their outputs are `names`, as `attention_outputs` returns them."""
+        if len(fan.sizes) == 1:
+            return self._slots_attention(qkv, layer, fan, names, prefix)
+        least = fan.sizes[0]
         condition = f"{prefix}few_{layer}"
-        limit = self.array(f"slots_{sizes[0]}", np.array(sizes[0], np.int64))
-        few = self.branch(qkv, layer, sizes[:1], f"{prefix}a{sizes[0]}_")
-        many = self.branch(qkv, layer, sizes[1:], f"{prefix}b{sizes[0]}_")
+        limit = self.array(f"slots_{least}", np.array(least, np.int64))
+        few = self.branch(qkv, layer, fan.only(fan.sizes[:1]), f"{prefix}a{least}_")
+        many = self.branch(qkv, layer, fan.only(fan.sizes[1:]), f"{prefix}b{least}_")
         return [
-            helper.make_node("LessOrEqual", ["slots", limit], [condition]),
+            helper.make_node("LessOrEqual", [fan.used, limit], [condition]),
             helper.make_node("If", [condition], names, then_branch=few, else_branch=many),
         ]
 
     def passed_through(self, layer: int, first: int, present: list[str]) -> list[onnx.NodeProto]:
         """Nodes that return the caches from slot `first` on as they are: bound to the same memory, so no copy."""
-        rest = [(slot, part) for slot in range(first, self.slots) for part in ("key", "value")]
         return [
             helper.make_node("Identity", [f"past.{layer}.{part}.{slot}"], [name])
-            for (slot, part), name in zip(rest, present[2 * first :], strict=True)
+            for (slot, part), name in zip(self._caches(first), present, strict=True)
         ]
 
-    def _fan_out(self, qkv: str, layer: int, count: int, names: list[str], prefix: str) -> list[onnx.NodeProto]:
-        """Attention of `count` slots."""
-        present, nodes = names[1:], list[onnx.NodeProto]()
+    def _caches(self, first: int) -> list[tuple[int, str]]:
+        return [(slot, part) for slot in range(first, self.slots) for part in ("key", "value")]
+
+    def _slots_attention(self, qkv: str, layer: int, fan: Fan, names: list[str], prefix: str) -> list[onnx.NodeProto]:
+        """Attention of as many slots as the only size of `fan`."""
+        present, nodes, (count,) = names[1:], list[onnx.NodeProto](), fan.sizes
+        slots = range(fan.first, fan.first + count)
         if count == 1:
-            nodes.append(self._slot_attention(qkv, layer, 0, names[0], present[:2]))
+            nodes.append(self._slot_attention(qkv, layer, fan.first, names[0], present[:2]))
         else:
             config = self.config
             width = (config.num_heads + 2 * config.num_kv_heads) * cache_head_dim(config)
             dummies = self.array(f"dummy_rows_{count}", np.zeros((1, count, width), np.float32))
             counts, rest = f"{prefix}counts_{layer}", f"{prefix}rest_{layer}"
-            parts = [f"{prefix}qkv_{layer}_{slot}" for slot in range(count)]
-            outs = [f"{prefix}mixed_{layer}_{slot}" for slot in range(count)]
-            picks = self.array(f"first_{count}_and_last", np.array([*range(count), self.slots], np.int64))
+            parts = [f"{prefix}qkv_{layer}_{slot}" for slot in slots]
+            outs = [f"{prefix}mixed_{layer}_{slot}" for slot in slots]
+            picks = self.array(f"slots_{fan.first}_{count}_and_last", np.array([*slots, self.slots], np.int64))
             nodes += [
                 helper.make_node("Gather", ["slot_rows", picks], [counts]),
                 helper.make_node("Concat", [qkv, dummies], [f"{prefix}padded_{layer}"], axis=1),
                 helper.make_node("Split", [f"{prefix}padded_{layer}", counts], [*parts, rest], axis=1),
                 *(
-                    self._slot_attention(parts[slot], layer, slot, outs[slot], present[2 * slot : 2 * slot + 2])
-                    for slot in range(count)
+                    self._slot_attention(parts[i], layer, slot, outs[i], present[2 * i : 2 * i + 2])
+                    for i, slot in enumerate(slots)
                 ),
                 helper.make_node("Concat", outs, [f"{prefix}all_{layer}"], axis=1),
                 helper.make_node(
-                    "Slice",
-                    [f"{prefix}all_{layer}", self.constant([0]), "total_rows", self.constant([1])],
-                    [names[0]],
+                    "Slice", [f"{prefix}all_{layer}", self.constant([0]), fan.rows, self.constant([1])], [names[0]]
                 ),
             ]
-        return nodes + self.passed_through(layer, count, present)
+        return nodes + self.passed_through(layer, fan.first + count, present[2 * count :])
 
     def _slot_attention(self, qkv: str, layer: int, slot: int, out: str, present: list[str]) -> onnx.NodeProto:
         inputs, attributes = self.attention_inputs(qkv, layer, f".{slot}")

@@ -32,7 +32,8 @@ class PrefillBuilder(GraphBuilder):
         """Nodes for positions and the causal mask, which all layers share."""
         one, column = self.array("one", np.array(1)), self.constant([1, 1, -1, 1])
         total = self.node("Cast", ["total_length" + self.slot], to=TensorProto.INT64)
-        start = self.node("Sub", [total, self.node("Squeeze", [self.node("Shape", ["hidden"], start=1, end=2)])])
+        self._rows = self.prompt_rows()
+        start = self.node("Sub", [total, self.node("Squeeze", [self._rows])])
         self._start, self._end = (self.node("Reshape", [at, self.constant([-1])]) for at in (start, total))
         positions = self.node("Reshape", [self.node("Range", [start, total, one]), column])
         # Positions of new rows in a cache [1, KV, capacity, D]: indices [1, KV, T, 3] of batch, head and position.
@@ -43,6 +44,10 @@ class PrefillBuilder(GraphBuilder):
         )
         seen = self.node("LessOrEqual", [self.node("Range", [self.array("zero", np.array(0)), total, one]), positions])
         self._causal = self.node("Where", [seen, self.number(0.0), self.number(-1e30)])
+
+    def prompt_rows(self) -> str:
+        """The rows of the prompt [1]."""
+        return self.node("Shape", ["hidden"], start=1, end=2)
 
     def linear(self, x: str, weight: str, *outputs: str) -> str:
         """x @ weight.T in integers: x [1, T, K] as uint8 with a scale per row, weights as int8 with one per column."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ouro_edge.runtime.backend.batching.prompt_budget import PROMPT_ROWS
 from ouro_edge.runtime.backend.cancel import Cancel
 from ouro_edge.runtime.backend.kv import KVBuffers
 from ouro_edge.runtime.backend.protocol import GroupOutput, RowGroup
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 class BatchedCall:
     """The binding of a batched session with all its slots. Safe to use from several threads, which take turns."""
 
-    def __init__(self, backend: OnnxBackend, session: Any, dummy: DummyCache, slots: int) -> None:
+    def __init__(self, backend: OnnxBackend, session: Any, dummy: DummyCache, slots: int, prompts: bool) -> None:
         self._backend, self._session, self._dummy = backend, session, dummy
+        self._prompts = prompts  # whether the session has attention for one prompt, in slot 0
         self._wrap = import_onnxruntime().OrtValue.ortvalue_from_numpy
         self._binding = backend.new_binding(session)
         self._seqlens = [np.zeros(1, np.int32) for _ in range(slots)]
@@ -49,8 +51,14 @@ class BatchedCall:
 
     def run(self, groups: Sequence[RowGroup], cancel: Cancel | None = None) -> list[GroupOutput]:
         """Compute at most as many groups as there are slots; the outputs are copies."""
+        order = list(range(len(groups)))
+        longest = max(order, key=lambda i: len(groups[i].rows))
+        prompt = self._prompts and len(groups[longest].rows) > PROMPT_ROWS
+        if prompt:
+            order[0], order[longest] = longest, 0  # an exchange, which undoes itself
         with self._lock:
-            return self._run(groups, cancel)
+            outputs = self._run([groups[i] for i in order], prompt, cancel)
+        return [outputs[i] for i in order]
 
     def release(self, growing: OnnxCache | None = None) -> None:
         """Free the buffers of dropped sequences, and the old ones of a cache that is about to grow."""
@@ -59,12 +67,13 @@ class BatchedCall:
                 if bound() in (None, growing):
                     self._bind_cache(slot, self._dummy)
 
-    def _run(self, groups: Sequence[RowGroup], cancel: Cancel | None) -> list[GroupOutput]:
+    def _run(self, groups: Sequence[RowGroup], prompt: bool, cancel: Cancel | None) -> list[GroupOutput]:
         total = sum(len(group.rows) for group in groups)
         self._bind_rows(total)
         self._slot_rows[:] = 0
-        self._slot_rows[-1] = len(groups)  # dummy rows that no slot takes
-        self._total_rows[0], self._used[...] = total, len(groups)
+        fanned_out = len(groups) - prompt
+        self._slot_rows[-1] = fanned_out  # dummy rows that no slot takes
+        self._total_rows[0], self._used[...] = total, -fanned_out if prompt else fanned_out
         ends = []
         start = 0
         for slot in range(len(self._bound)):

@@ -170,13 +170,17 @@ class CallQueue:
             self._wait_seconds = min(max(seconds * _WAIT_TO_CALL_RATIO, _MIN_WAIT_SECONDS), _MAX_WAIT_SECONDS)
 
     def _take(self, kind: str, most: int, own: Job | None = None) -> list[Job]:
-        """The waiting jobs of a kind, `own` first, with at most this many groups or rows."""
+        """The waiting jobs of a kind, `own` first, with at most this many groups or rows.
+
+        At most one is a long prompt: a graph has the attention for many rows over a quantised cache only once.
+        """
         with self._changed:
             taken: list[Job] = []
             for job in sorted((j for j in self._waiting if j.kind == kind), key=lambda j: j is not own):
                 if taken and sum(len(t.work) for t in taken) + len(job.work) > most:
                     break
-                taken.append(job)
+                if not (job.kind and job.is_long_prompt and any(other.is_long_prompt for other in taken)):
+                    taken.append(job)
             for job in taken:
                 self._waiting.remove(job)
             return taken

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ouro_edge.runtime.backend.batching.prompt_budget import LONG_CONTEXT, PROMPT_ROWS
 from ouro_edge.runtime.backend.cancel import Cancel
 from ouro_edge.runtime.backend.protocol import GroupOutput, RowGroup
 
@@ -33,6 +34,14 @@ class Job:
         if len(self.work) > 1:
             return [len(group.rows) for group in self.work]
         return [len(self.work[0].rows) - self._computed]
+
+    @property
+    def is_long_prompt(self) -> bool:
+        """Whether many rows with many positions before them wait."""
+        if len(self.work) > 1 or self.waiting_rows()[0] <= PROMPT_ROWS:
+            return False
+        start: int = self.work[0].start + self._computed
+        return start > LONG_CONTEXT
 
     def next_groups(self, counts: Sequence[int]) -> list[RowGroup]:
         """The groups for the next call, with so many rows; all rows if there are several groups."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 PROMPT_ROWS = 16  # a group of more rows may be computed in parts: it is a prompt, neither drafts nor a catch-up
+LONG_CONTEXT = 512  # a prompt with more positions before it shares no call with another such prompt
 MIN_ROWS = 48  # of prompts per call: each call also costs a pass over the keys and values before, if these are int8
 FIRST_ROWS = 64  # before calls have been measured
 # A call with prompt rows may take this long, or this many times as long as without them. A token needs a call per loop.

@@ -66,6 +66,8 @@ class SharedCalls:
         rows, graph = sum(len(group.rows) for group in groups), groups[0].cache.graph
         session = self._backend.session_for(rows, graph, max(len(groups), 2))
         if id(session) not in self._calls:
-            dummy = self._dummies[graph]
-            self._calls[id(session)] = BatchedCall(self._backend, session, dummy, self._backend.slots)
+            prompts = self._backend.kv != "fp32" and session is not self._backend.session_for(1, graph, 2)
+            self._calls[id(session)] = BatchedCall(
+                self._backend, session, self._dummies[graph], self._backend.slots, prompts
+            )
         return self._calls[id(session)]
