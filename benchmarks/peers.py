@@ -2,7 +2,8 @@
 
 Installs the peers in separate environments, creates one random model with Ouro-1.4B's shapes for each, and times them
 in turn (A B C A B C), each time in a new process. Reports medians, ranges, and the speed of ouro-edge divided by that
-of the peer in the same round. `--only dense` compares with an alternative to a looped 1.4B: a dense 4B in llama.cpp.
+of the peer in the same round. `--only dense` compares with an alternative to a looped 1.4B: a dense 4B in llama.cpp;
+`--only nanbeige` compares Nanbeige4.2-3B's shapes, which llama.cpp computes too.
 Results are stored, so that an interrupted run can be continued. Linux; a full run takes most of an hour.
 """
 
@@ -27,7 +28,7 @@ from peer_models.install import FULL, QUICK, Places, Sizes, prepare
 
 from ouro_edge.system.cpus import available_threads
 
-PEERS = ("ouro-edge", "openvino", "llama.cpp", "dense")
+PEERS = ("ouro-edge", "openvino", "llama.cpp", "dense", "nanbeige")
 SECTIONS = {
     "prefill": (Test("prefill", 128), Test("prefill", 512)),
     "long-prefill": (Test("prefill", 2048),),
@@ -36,6 +37,7 @@ SECTIONS = {
     "longest-decode": (Test("decode", 4096),),
     "batched": tuple(Test("batched", count) for count in (1, 2, 4, 8, 16)),
     "dense": (Test("prefill", 128), Test("decode", 128), Test("decode", 2048)),
+    "nanbeige": (Test("prefill", 128), Test("decode", 128)),
 }
 QUICK_SECTIONS = {
     "prefill": (Test("prefill", 16),),
@@ -45,17 +47,24 @@ QUICK_SECTIONS = {
     "longest-decode": (Test("decode", 96),),
     "batched": (Test("batched", 2),),
     "dense": (Test("prefill", 16), Test("decode", 16)),
+    "nanbeige": (Test("prefill", 16), Test("decode", 16)),
 }
 MAX_OTHER_CPUS = 0.2  # CPUs in use by other processes above which a run is repeated
 USED = (("load", 1.0), ("resident", 1e9), ("peak", 1e9))  # columns of time and memory, and their units
-OURS = ("ouro-edge", "ouro-edge, int8 KV")  # default settings; prefill without the copy is a separate contender
+OURS = (
+    "ouro-edge",
+    "ouro-edge, int8 KV",
+    "ouro-edge, Nanbeige",
+)  # default settings; prefill without the copy is a separate contender
 
 
 def contenders_of(section: str, peers: tuple[str, ...]) -> list[Contender]:
-    """The contenders of a section: dense model and smaller depths only in `dense`, other KV types for long contexts."""
+    """The contenders of a section: other models and smaller depths have their own."""
     there = [c for c in CONTENDERS if c.peer in peers]
     if section == "dense":
         return [c for c in there if c.peer == "dense" or c.name == OURS[1]]
+    if section == "nanbeige":
+        return [c for c in there if c.peer == "nanbeige"]
     if section == "batched":  # OpenVINO's driver decodes one sequence
         there = [c for c in there if c.peer != "openvino"]
     left_out = {
@@ -65,7 +74,7 @@ def contenders_of(section: str, peers: tuple[str, ...]) -> list[Contender]:
         "batched": ("q8_0",),
     }.get(section, ())
     there = [c for c in there if c.prefill == "auto" or section == "prefill"]
-    return [c for c in there if c.peer != "dense" and c.kv not in left_out]
+    return [c for c in there if c.peer not in ("dense", "nanbeige") and c.kv not in left_out]
 
 
 def measure(

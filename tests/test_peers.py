@@ -73,6 +73,13 @@ def test_several_sequences_have_no_time_and_memory_of_a_process():
     assert theirs.split(" | ")[2:8] == ["12", "12-12", "1.33 times (1.33-1.33)", "-", "-", "-"]
 
 
+def test_another_model_is_compared_with_itself():
+    done = [outcome("decode 128", name, rate, section="nanbeige")
+            for name, rate in (("ouro-edge, Nanbeige", 6.0), ("Nanbeige in llama.cpp", 4.0))]  # fmt: skip
+    [theirs] = [line for line in peers.report(done).splitlines() if "llama.cpp" in line]
+    assert "1.50 times (1.50-1.50)" in theirs
+
+
 def test_half_a_loop_is_every_other_token():
     names = {"ouro-edge, depth 2, int8 KV": 12.0, "ouro-edge, depth 3, int8 KV": 6.0, "dense 4B in llama.cpp": 4.0}
     done = [outcome("decode 64", name, rate, section="dense") for name, rate in names.items()]
@@ -87,6 +94,8 @@ def test_who_takes_part():
     batched = [c.name for c in peers.contenders_of("batched", peers.PEERS)]
     assert batched == ["ouro-edge", "ouro-edge, int8 KV", "llama.cpp, f16 KV"]
     assert [c.depth for c in peers.contenders_of("dense", ("ouro-edge", "dense"))] == [4, 4, 3, 2]
+    nanbeige = [c.name for c in peers.contenders_of("nanbeige", peers.PEERS)]
+    assert nanbeige == ["ouro-edge, Nanbeige", "Nanbeige in llama.cpp"]
     assert [c.name for c in peers.contenders_of("decode", ("llama.cpp",))] == ["llama.cpp, f16 KV"]
 
 

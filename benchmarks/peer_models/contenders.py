@@ -20,6 +20,7 @@ from peer_models.install import Places, Sizes
 ROOT = Path(__file__).parents[2]
 TOKENS = 16
 BATCHED_CONTEXT = 128
+LLAMA_CPP_MODELS = {"llama.cpp": "looped.gguf", "dense": "dense.gguf", "nanbeige": "nanbeige.gguf"}  # by peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ CONTENDERS = (
     Contender("dense 4B in llama.cpp", "dense", "f16"),
     Contender("ouro-edge, depth 3, int8 KV", "dense", "int8", 3),
     Contender("ouro-edge, depth 2, int8 KV", "dense", "int8", 2),
+    Contender("ouro-edge, Nanbeige", "nanbeige", "fp32", 2),
+    Contender("Nanbeige in llama.cpp", "nanbeige", "f16", 2),
 )
 
 
@@ -83,10 +86,11 @@ def run(contender: Contender, test: Test, places: Places, sizes: Sizes, threads:
             contender, test.size, places.llama_batched_bench, models / "looped.gguf", threads, wrap
         )
     if contender.name.startswith("ouro-edge"):
-        return _ouro_edge(contender, test, models / "ouro-edge", threads, wrap)
+        model = models / ("nanbeige" if contender.peer == "nanbeige" else "ouro-edge")
+        return _ouro_edge(contender, test, model, threads, wrap)
     if contender.peer == "openvino":
         return _openvino(test, places.openvino_python, models / "openvino", threads, wrap)
-    model = models / ("dense.gguf" if contender.peer == "dense" else "looped.gguf")
+    model = models / LLAMA_CPP_MODELS[contender.peer]
     return _llama_cpp(contender, test, places.llama_bench, model, threads, wrap)
 
 

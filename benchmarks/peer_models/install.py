@@ -30,19 +30,23 @@ WITHOUT_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Models of one comparison: a looped one in three formats, and a dense one."""
+    """Models of one comparison: a looped one in three formats, a dense one, and a Nanbeige in two formats."""
 
     name: str
     checkpoint: str  # shape of benchmarks/random_checkpoint.py
     looped: Shape
     dense: Shape
+    nanbeige_checkpoint: str
+    nanbeige: Shape
     group: int  # weights of a scale at 4 bits
 
 
 FULL = Sizes("full", "1.4b", Shape(24, 2048, 5632, 16, 16, 128, 49152, loops=4),
-             Shape(36, 2560, 9728, 32, 8, 128, 151936, tied=True), 128)  # fmt: skip
+             Shape(36, 2560, 9728, 32, 8, 128, 151936, tied=True),
+             "nanbeige4.2-3b", Shape(22, 3072, 10752, 48, 8, 128, 166144, loops=2), 128)  # fmt: skip
 QUICK = Sizes("quick", "tiny", Shape(3, 128, 352, 4, 4, 32, 384, loops=4),
-              Shape(3, 128, 352, 4, 2, 32, 384, tied=True), 16)  # fmt: skip
+              Shape(3, 128, 352, 4, 2, 32, 384, tied=True),
+              "tiny-nanbeige", Shape(3, 128, 352, 4, 2, 32, 384, loops=2), 16)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +80,11 @@ def prepare(places: Places, sizes: Sizes, peers: tuple[str, ...], say: Callable[
     """Make what is missing; a second run finds it all there."""
     models = places.models(sizes)
     models.mkdir(parents=True, exist_ok=True)
-    checkpoint, bundle = models / "checkpoint", models / "ouro-edge"
-    if not (checkpoint / "config.json").is_file():
-        say("writing a random checkpoint")
-        _run(sys.executable, HERE.parent / "random_checkpoint.py", checkpoint, "--shape", sizes.checkpoint)
-    if not (bundle / "ouro_edge.json").is_file():
-        say("exporting it to int4")
-        _run(sys.executable, "-m", "ouro_edge", "export", checkpoint, bundle, "--block-size", sizes.group,
-             "--rounding", "nearest")  # fmt: skip
+    checkpoint = models / "checkpoint"
+    if {"ouro-edge", "openvino", "dense"} & set(peers):
+        _export_random(sizes.checkpoint, checkpoint, models / "ouro-edge", sizes.group, say)
+    if "nanbeige" in peers:
+        _export_random(sizes.nanbeige_checkpoint, models / "nanbeige-checkpoint", models / "nanbeige", sizes.group, say)
     if "openvino" in peers:
         if not places.openvino_python.is_file():
             say("installing OpenVINO and optimum-intel")
@@ -93,15 +94,28 @@ def prepare(places: Places, sizes: Sizes, peers: tuple[str, ...], say: Callable[
         if not (models / "openvino" / "openvino_model.xml").is_file():
             say("exporting the checkpoint with optimum-intel")
             _export_openvino(places, checkpoint, models / "openvino", sizes.group)
-    if {"llama.cpp", "dense"} & set(peers):
-        tools = [tool for tool in (places.llama_bench, places.llama_batched_bench) if not tool.is_file()]
-        if tools:
-            say("building llama.cpp")
-            _build_llama_cpp(places.data, tools)
-        for file, shape in (("looped.gguf", sizes.looped), ("dense.gguf", sizes.dense)):
-            if not (models / file).is_file():
-                say(f"writing {file}")
-                write_gguf(models / file, shape)
+    files = {"llama.cpp": ("looped.gguf", sizes.looped), "dense": ("dense.gguf", sizes.dense)}
+    files["nanbeige"] = ("nanbeige.gguf", sizes.nanbeige)
+    needed = [files[peer] for peer in peers if peer in files]
+    tools = [tool for tool in (places.llama_bench, places.llama_batched_bench) if not tool.is_file()]
+    if needed and tools:
+        say("building llama.cpp")
+        _build_llama_cpp(places.data, tools)
+    for file, shape in needed:
+        if not (models / file).is_file():
+            say(f"writing {file}")
+            write_gguf(models / file, shape)
+
+
+def _export_random(shape: str, checkpoint: Path, bundle: Path, group: int, say: Callable[[str], None]) -> None:
+    """A random checkpoint, and the same in int4."""
+    if not (checkpoint / "config.json").is_file():
+        say(f"writing a random checkpoint, {shape}")
+        _run(sys.executable, HERE.parent / "random_checkpoint.py", checkpoint, "--shape", shape)
+    if not (bundle / "ouro_edge.json").is_file():
+        say("exporting it to int4")
+        _run(sys.executable, "-m", "ouro_edge", "export", checkpoint, bundle, "--block-size", group,
+             "--rounding", "nearest")  # fmt: skip
 
 
 def _export_openvino(places: Places, checkpoint: Path, out: Path, group: int) -> None:

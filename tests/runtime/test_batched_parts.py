@@ -35,13 +35,13 @@ def test_a_group_alone_in_a_small_and_in_a_large_model(bundle_of, checkpoint_of,
 
 
 def test_tokens_do_not_depend_on_how_a_prompt_is_cut(bundle_of, checkpoint_of, monkeypatch):
-    for name, value in {"MIN_ROWS": 3, "FIRST_ROWS": 3, "CALL_SECONDS": 0.0, "CALL_RATIO": 1.0}.items():
+    for name, value in {"MIN_ROWS": 3, "FIRST_ROWS": 3, "WAIT_SECONDS": 0.0}.items():
         monkeypatch.setattr(prompt_budget, name, value)
     path, shares = bundle_of(checkpoint_of()), []
     share = PromptBudget.share
 
-    def record(self, waiting):
-        shares.append(share(self, waiting))
+    def record(self, waiting, alone):
+        shares.append(share(self, waiting, alone))
         return shares[-1]
 
     monkeypatch.setattr(PromptBudget, "share", record)

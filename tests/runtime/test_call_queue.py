@@ -102,26 +102,45 @@ def test_an_error_in_a_part_ends_the_groups_of_that_call():
 def test_prompts_share_what_short_ones_leave():
     budget = PromptBudget(256)
     assert budget.share([1, 300]) == [1, 60]  # at most 64: five even parts
-    assert budget.share([300]) == [300]
+    assert budget.share([300], alone=True) == [300] and budget.share([300]) == [60]
     assert budget.share([4, 8, 1]) == [4, 8, 1]
     assert budget.share([1, 40, 50]) == [1, 20, 25]  # at most half of 64, then what is left
     assert budget.share([1, 20, 40]) == [1, 20, 40]
-    assert budget.share([300, 20]) == [150, 20]  # nobody decodes: 256 rows
+    assert budget.share([300, 20], alone=True) == [150, 20]  # nobody decodes: 256 rows
     assert budget.share([1, *[20] * 64])[1:3] == [1, 1]
 
 
-def test_a_budget_follows_the_times_of_calls():
+def test_a_part_is_as_large_as_the_wait_for_it_allows():
     budget = PromptBudget(256)
     budget.record([1] * 8, [1] * 8, 0.1)
-    budget.record([1] * 8 + [300], [1] * 8 + [30], 0.16)  # 2 ms per row
-    assert budget.share([1] * 8 + [300])[-1] == 75  # 0.15 s are left of 0.25
+    budget.record([1] * 8 + [300], [1] * 8 + [30], 0.25)  # 5 ms per row: 150 in 0.75 s
+    assert budget.share([1] * 8 + [450])[-1] == 150
     slow, small = PromptBudget(256), PromptBudget(256)
-    slow.record([1], [1], 0.1)
-    slow.record([1, 300], [1, 30], 0.7)
+    slow.record([1], [1], 0.2)
+    slow.record([1, 300], [1, 30], 0.5)
+    slow.record([1], [1], 0.2)
+    assert slow.share([1, 480])[-1] == 69  # 10 ms per row: at most 75, in even parts
+    slow.record([1, 300], [1, 4], 1.1)
+    slow.record([1], [1], 2.0)
     assert slow.share([1, 480])[-1] == 48  # never fewer
     small.record([1], [1], 0.001)
-    small.record([1, 300], [1, 30], 0.004)
+    small.record([1, 300], [1, 30], 0.002)
     assert small.share([1, 256])[-1] == 256  # short calls leave a prompt whole
+
+
+def test_after_a_part_the_others_have_calls_without_it():
+    budget = PromptBudget(256)
+    budget.record([1] * 8, [1] * 8, 0.1)
+    budget.record([1] * 8 + [300], [1] * 8 + [100], 0.7)  # 0.6 s more: 0.4 s of calls of 0.1 s, this one included
+    served = []
+    while budget.share([1] * 8 + [200]) == [1] * 8 + [0]:
+        budget.record([1] * 8, [1] * 8, 0.1)
+        served.append(0.1)
+    assert len(served) == 3
+    budget.record([1] * 8 + [200], [1] * 8 + [20], 0.22)  # a short prompt delays them little
+    assert budget.share([1] * 8 + [20]) == [1] * 8 + [20]
+    budget.record([1] * 8 + [300], [1] * 8 + [100], 0.7)
+    assert budget.share([200]) == budget.share([200], alone=False) != [0]  # nobody else waits: no call would be empty
 
 
 def test_long_prompts_take_turns():

@@ -6,7 +6,7 @@ and hands over. A leader first waits a moment for the threads whose groups were 
 about to submit their next work; without this, two threads would take turns and never share a call.
 
 A group of many rows, such as a prompt, is computed in parts while other groups wait, so that these do not wait for all
-of it (`prompt_budget.py`).
+of it, and leaves some calls to the others (`prompt_budget.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -154,11 +155,19 @@ class CallQueue:
         jobs = self._take(own.kind, self._max_groups, own)
         if not jobs:
             return
+        alone = self._recent <= {job.thread for job in jobs}
+        waiting = [job.waiting_rows() for job in jobs]
+        shares = iter(self._budget.share(list(chain(*waiting)), alone))
+        counts = [[next(shares) for _ in each] for each in waiting]
+        with self._changed:  # prompts whose turn it is not keep their places
+            self._waiting[:0] = [job for job, share in zip(jobs, counts, strict=True) if share == [0]]
+        planned = [plan for plan in zip(jobs, waiting, counts, strict=True) if plan[2] != [0]]
+        self._run([job for job, *_ in planned], [each for _, each, _ in planned], [share for *_, share in planned])
+
+    def _run(self, jobs: list[Job], waiting: list[list[int]], counts: list[list[int]]) -> None:
+        """One call with so many of the rows that wait, per job and group."""
         self._recent = {job.thread for job in jobs}
-        waiting = [rows for job in jobs for rows in job.waiting_rows()]
-        shares = self._budget.share(waiting)
-        counts = iter(shares)
-        parts = [job.next_groups([next(counts) for _ in job.work]) for job in jobs]
+        parts = [job.next_groups(each) for job, each in zip(jobs, counts, strict=True)]
         cancel = jobs[0].cancel if len(jobs) == 1 else None  # a shared call goes on when one of its jobs is cancelled
         with self._handing_over(jobs):
             began = time.monotonic()
@@ -166,7 +175,7 @@ class CallQueue:
             seconds = time.monotonic() - began
             for job, part in zip(jobs, parts, strict=True):
                 job.take([next(outputs) for _ in part])
-            self._budget.record(waiting, shares, seconds)
+            self._budget.record(list(chain(*waiting)), list(chain(*counts)), seconds)
             self._wait_seconds = min(max(seconds * _WAIT_TO_CALL_RATIO, _MIN_WAIT_SECONDS), _MAX_WAIT_SECONDS)
 
     def _take(self, kind: str, most: int, own: Job | None = None) -> list[Job]:
