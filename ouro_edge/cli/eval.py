@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 @click.command(name="eval", short_help="Measure the quality of a MODEL, and compare it with another.")
 @click.argument("model")
-@click.option("--against", metavar="MODEL", help="Compare the probabilities with those of this model; a checkpoint "
-              "directory is computed in float32.")  # fmt: skip
+@click.option("--against", metavar="MODEL", help="Compare the probabilities with those of this model.")  # fmt: skip
 @click.option("--text", "text_file", type=click.Path(path_type=Path), metavar="FILE",
               help="UTF-8 text to measure on. Default: built-in English prose.")  # fmt: skip
 @click.option("--windows", type=click.IntRange(1), metavar="N",
@@ -53,7 +52,7 @@ def command(
     chart: Path | None,
 ) -> None:
     """Measure perplexity at every depth of MODEL by llama-perplexity's protocol: windows of 512 tokens without overlap,
-    of which the second half is scored.
+    of which the second half is scored. A checkpoint directory is computed in float32, by NumPy.
 
     With --against, also the Kullback-Leibler divergence (KL, in nats a token) from the other model at the same depth,
     and how often both have the same most probable token. Exit rules are compared with its full depth.

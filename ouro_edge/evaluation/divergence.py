@@ -141,7 +141,7 @@ def token_windows(ids: Sequence[int], config: ModelConfig, most: int | None = No
 
 
 def compare(
-    model: Model,
+    model: Model | States,
     windows: Sequence[Sequence[int]],
     other: States | None = None,
     exits: Iterable[tuple[str, ExitPolicy]] = (),
@@ -151,9 +151,12 @@ def compare(
 
     A model that was trained to be read after all loops only has one depth. Every token sees those before it only.
 
-    RequestError when the models differ in vocabulary or loops.
+    RequestError when the models differ in vocabulary or loops, and for an exit rule with a model that is not loaded.
     """
-    own, rules = LoadedModel(model), list(exits)
+    rules, loaded = list(exits), model if isinstance(model, Model) else None
+    own = model if not isinstance(model, Model) else LoadedModel(model)
+    if rules and loaded is None:
+        raise RequestError("exit rules need a loaded model")
     depths = own.config.depths
     if other is not None:
         for name in ("vocab_size", "loops"):
@@ -175,7 +178,8 @@ def compare(
                 logits = other.logits(theirs[depth - 1, scored])
             total.add(own.logits(hidden[depth - 1, scored]), targets, logits, depth)
         for total, (_, rule) in zip(sums[len(depths) :], rules, strict=True):
-            run = model.forward(list(ids), exit=rule)
+            assert loaded is not None
+            run = loaded.forward(list(ids), exit=rule)
             total.add(np.asarray(run.logits)[scored], targets, logits, float(run.depth[scored].mean()))
     if progress:
         progress(len(windows), len(windows), "")

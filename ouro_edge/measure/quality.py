@@ -12,18 +12,19 @@ from typing import Any
 
 from ouro_edge.arch.weights import Array, tensor_shapes
 from ouro_edge.bundle.directory import is_bundle, open_bundle
-from ouro_edge.errors import NoTokenizerError, RequestError
+from ouro_edge.errors import CheckpointError, NoTokenizerError, RequestError
 from ouro_edge.evaluation.divergence import LoadedModel, OriginalWeights, Score, States, compare, to_dict, token_windows
 from ouro_edge.evaluation.questions import Question, exact_match
 from ouro_edge.evaluation.sensitivity import Sensitivity, sensitivity
 from ouro_edge.evaluation.stored_weights import StoredWeights
-from ouro_edge.export.checkpoint import is_gguf
+from ouro_edge.export.checkpoint import Checkpoint, is_gguf
 from ouro_edge.export.open_checkpoint import open_checkpoint
 from ouro_edge.loading import load, open_model_files
 from ouro_edge.runtime.exits.parse import parse_exit
 from ouro_edge.runtime.model import Model
 from ouro_edge.runtime.options import KVType
-from ouro_edge.runtime.text.model_text import read_model_text
+from ouro_edge.runtime.text.model_text import read_model_text, stored_tokenizer
+from ouro_edge.runtime.text.tokenizer import Tokenizer
 from ouro_edge.system.hub import resolve
 from ouro_edge.system.progress import Progress
 
@@ -73,9 +74,9 @@ def evaluate(
     """Measure a model on a text by llama-perplexity's protocol, at every depth, and on questions with exact answers.
 
     Args:
-        model: A model as for `load`, or a loaded one.
-        against: What its probabilities are compared with: a model as for `load`, or a checkpoint directory, which is
-            computed in float32.
+        model: An exported directory, a .gguf file, or a loaded model. A checkpoint is computed in float32, by NumPy,
+            on the text only.
+        against: What its probabilities are compared with, as for `model`.
         text: The text. Default: built-in English prose.
         windows: At most this many windows of 512 tokens. Default: the whole text.
         exits: Exit rules to measure besides the fixed depths.
@@ -90,34 +91,50 @@ def evaluate(
     rules = [(rule, parse_exit(rule)) for rule in exits]
     with ExitStack() as stack:
 
-        def open_(name: str | os.PathLike[str] | Model) -> Model:
+        def open_(name: str | os.PathLike[str] | Model) -> Model | Checkpoint:
             if isinstance(name, Model):
                 return name
+            found = resolve(name, progress=progress).path
+            if not is_gguf(found) and not is_bundle(found):
+                return open_checkpoint(found)
             return stack.enter_context(load(name, kv=kv, threads=threads, prefill_weights="none", progress=progress))
 
-        def other_states() -> States | None:
-            if against is None:
-                return None
-            if not isinstance(against, Model):
-                found = resolve(against, progress=progress).path
-                if not is_gguf(found) and not is_bundle(found):
-                    checkpoint = open_checkpoint(found)
-                    return OriginalWeights(checkpoint.config, checkpoint.weights)
-            return LoadedModel(open_(against))
+        def states(opened: Model | Checkpoint) -> States:
+            return LoadedModel(opened) if isinstance(opened, Model) else OriginalWeights(opened.config, opened.weights)
 
-        loaded = open_(model)
-        ids = loaded.tokenizer.encode_text(built_in_text() if text is None else text)
-        parts = token_windows(ids, loaded.config, windows)
-        scores = compare(loaded, parts, other_states(), rules, progress)
-        shares = exact_match(loaded, questions, rules, progress) if questions else None
+        measured = open_(model)
+        loaded = measured if isinstance(measured, Model) else None
+        if loaded is None and (rules or questions):
+            raise RequestError(f"{model} is a checkpoint, which is only computed on a text: for exit rules and "
+                               "questions export it, for example with -p fp32")  # fmt: skip
+        tokenizer = measured.tokenizer if isinstance(measured, Model) else _tokenizer(measured)
+        ids = tokenizer.encode_text(built_in_text() if text is None else text)
+        parts = token_windows(ids, measured.config, windows)
+        other = None if against is None else states(open_(against))
+        scores = compare(loaded or states(measured), parts, other, rules, progress)
+        shares = exact_match(loaded, questions, rules, progress) if questions and loaded is not None else None
         return Quality(
-            loaded.name,
+            measured.name,
             None if against is None else _name(against),
             sum(map(len, parts)),
             tuple(scores),
             len(questions),
             None if shares is None else tuple(shares),
         )
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    def text(name: str) -> str | None:
+        content = checkpoint.files.get(name)
+        return None if content is None else content.decode()
+
+    try:
+        found = stored_tokenizer(text, checkpoint.config.vocab_size, checkpoint.path)
+    except UnicodeDecodeError as problem:
+        raise CheckpointError(f"a text file of {checkpoint.path} is not UTF-8: {problem}") from None
+    if found is None:
+        raise NoTokenizerError(f"{checkpoint.path} has no tokenizer.json")
+    return found
 
 
 def measure_sensitivity(

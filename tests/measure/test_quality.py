@@ -14,7 +14,7 @@ from toy_text import add_tokenizer
 import ouro_edge
 from ouro_edge.arch import reference
 from ouro_edge.cli import main
-from ouro_edge.errors import RequestError
+from ouro_edge.errors import NoTokenizerError, RequestError
 from ouro_edge.evaluation.distances import log_softmax
 from ouro_edge.evaluation.questions import Question, exact_match, read_questions
 from ouro_edge.export.open_checkpoint import open_checkpoint
@@ -67,6 +67,21 @@ def test_a_float_model_does_not_diverge_from_its_checkpoint(checkpoint, exported
     found = evaluate(exported / "fp32", against=checkpoint, text=TEXT, windows=1)
     assert all(abs(score.divergence.mean) < 1e-6 for score in found.scores)
     assert found.best.divergence.same_top == 1
+
+
+def test_a_checkpoint_is_measured_in_float32(checkpoint, exported):
+    found, exact = (evaluate(path, text=TEXT, windows=1) for path in (checkpoint, exported / "fp32"))
+    assert [s.name for s in found.scores] == [s.name for s in exact.scores]
+    for mine, theirs in zip(found.scores, exact.scores, strict=True):
+        assert mine.perplexity == pytest.approx(theirs.perplexity, rel=1e-5)
+    with pytest.raises(RequestError, match="is a checkpoint, which is only computed on a text"):
+        evaluate(checkpoint, text=TEXT, windows=1, exits=["depth:2"])
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path):
+    bare = write_checkpoint(tmp_path / "bare", vocab_size=320, max_position_embeddings=64)
+    with pytest.raises(NoTokenizerError, match=r"has no tokenizer\.json"):
+        evaluate(bare, text=TEXT)
 
 
 def test_an_exit_rule_has_a_line_of_its_own(exported):

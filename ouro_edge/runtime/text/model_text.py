@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from ouro_edge.errors import BundleError
 from ouro_edge.runtime.text.chat_template import ChatTemplate
 from ouro_edge.runtime.text.reasoning import ReasoningTags, tags_of
 from ouro_edge.runtime.text.tokenizer import Tokenizer
+
+ReadText = Callable[[str], str | None]  # name of a small file -> its content, None if there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +40,7 @@ class ModelText:
 def read_model_text(bundle: Bundle) -> ModelText:
     """Read the text files of a bundle. BundleError when one is damaged or does not fit the model."""
     generation = _read_json(bundle, "generation_config.json")
-    source = bundle.text("tokenizer.json")
-    path = bundle.path / "tokenizer.json"
-    tokenizer = None if source is None else fitting_tokenizer(source, bundle.config.vocab_size, path, _start(bundle))
+    tokenizer = stored_tokenizer(bundle.text, bundle.config.vocab_size, bundle.path)
     stop_ids = read_stop_ids(bundle, generation)
     if tokenizer is not None and not bundle.config.eos_token_ids:  # a config that does not know its tokenizer
         name = _token_text(_read_json(bundle, "tokenizer_config.json").get("eos_token"))
@@ -50,12 +50,20 @@ def read_model_text(bundle: Bundle) -> ModelText:
         name=bundle.name,
         path=bundle.path,
         tokenizer=tokenizer,
-        tokenizer_json=source,
+        tokenizer_json=bundle.text("tokenizer.json"),
         template=_read_template(bundle),
         generation=generation,
         stop_ids=stop_ids,
         notes=tuple(bundle.notes),
     )
+
+
+def stored_tokenizer(text: ReadText, vocab_size: int, folder: Path) -> Tokenizer | None:
+    """The tokenizer of the files that `text` reads by name; None without a tokenizer.json. BundleError: damaged."""
+    source = text("tokenizer.json")
+    if source is None:
+        return None
+    return fitting_tokenizer(source, vocab_size, folder / "tokenizer.json", _start(text, folder))
 
 
 def fitting_tokenizer(text: str, vocab_size: int, path: Path, start: str | bool | None = None) -> Tokenizer:
@@ -75,14 +83,16 @@ def read_stop_ids(bundle: Bundle, generation: Mapping[str, Any]) -> tuple[int, .
     return tuple(sorted(i for i in ids if 0 <= i < bundle.config.vocab_size))
 
 
-def _start(bundle: Bundle) -> str | bool | None:
+def _start(text: ReadText, folder: Path) -> str | bool | None:
     """tokenizer_config.json's word on BOS before a text, which overrules tokenizer.json's as in llama.cpp."""
-    settings = _read_json(bundle, "tokenizer_config.json")
+    settings = _object(text("tokenizer_config.json"), folder / "tokenizer_config.json")
     adds = settings.get("add_bos_token")
     if not isinstance(adds, bool):
         return None
-    names = (settings, _read_json(bundle, "special_tokens_map.json")) if adds else ()
-    return next((text for names in names if (text := _token_text(names.get("bos_token")))), None) if adds else False
+    if not adds:
+        return False
+    places = settings, _object(text("special_tokens_map.json"), folder / "special_tokens_map.json")
+    return next((token for place in places if (token := _token_text(place.get("bos_token")))), None)
 
 
 def _read_template(bundle: Bundle) -> ChatTemplate | None:
@@ -95,11 +105,14 @@ def _read_template(bundle: Bundle) -> ChatTemplate | None:
 
 def _read_json(bundle: Bundle, name: str) -> dict[str, Any]:
     """The object in one of the small files; empty when there is no such file."""
-    text = bundle.text(name)
+    return _object(bundle.text(name), bundle.path / name)
+
+
+def _object(text: str | None, file: Path) -> dict[str, Any]:
     try:
         data = json.loads(text.removeprefix("\ufeff")) if text else {}
     except (ValueError, RecursionError) as problem:
-        raise BundleError(f"{bundle.path / name} is not valid JSON: {problem}") from None
+        raise BundleError(f"{file} is not valid JSON: {problem}") from None
     return data if isinstance(data, dict) else {}
 
 
