@@ -60,6 +60,18 @@ fi
 answer=$(arm -m ouro_edge run -p "Ada likes Ben. Ben likes Cleo. Ada likes someone who likes who?")
 echo "$answer"
 [ "$answer" = Cleo ]
-arm -m pytest -q -p no:cacheprovider tests/runtime/test_zero_points.py tests/arch/test_reference.py \
-  tests/runtime/test_golden.py tests/runtime/test_laws.py tests/runtime/test_quantised.py tests/runtime/test_kv.py \
-  tests/test_run_gguf.py tests/gguf/test_formats.py tests/test_nano.py
+# Every model family against what its published code computed, every number format against its stored weights.
+tests=(
+  tests/runtime/test_zero_points.py tests/arch/test_reference.py tests/arch/test_rope.py tests/runtime/test_golden.py
+  tests/runtime/test_laws.py tests/runtime/test_quantised.py tests/runtime/test_kv.py tests/test_run_gguf.py
+  tests/gguf/test_formats.py tests/gguf/test_coded.py::test_logits_are_those_of_the_stored_weights tests/test_nano.py
+  tests/export/test_nanbeige.py::test_every_loop_count_and_greedy_tokens
+  tests/export/test_hrm_text.py::test_logits_and_greedy_tokens
+  "tests/runtime/test_prefix.py::test_golden[onnx-0]" "tests/runtime/test_prefix.py::test_golden[parallel-1]"
+  tests/export/test_raven.py::test_every_depth_and_greedy_tokens
+  "tests/export/test_raven.py::test_quantised_weights[raven-tiny-int4]"
+  "tests/export/test_raven.py::test_quantised_weights[retrofit-olmo-tiny-int8]"
+  tests/fitting/test_equalize.py::test_a_model_in_eight_bits_is_closer_to_its_checkpoint
+  tests/cli/test_verify.py::test_an_error_smaller_than_the_rounding_of_activations_is_seen
+)
+arm -m pytest -q -p no:cacheprovider "${tests[@]}"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from models import GOLDEN
+from models import GOLDEN, write_checkpoint
+from toy_text import add_tokenizer
 
 import ouro_edge
 from ouro_edge.arch import reference
 from ouro_edge.bundle.directory import open_bundle
 from ouro_edge.evaluation.stored_weights import StoredWeights
+from ouro_edge.fitting.calibrate_weights import WeightCalibration
 from ouro_edge.runtime.exits.policies import FixedDepth
 
 PROMPT = [5, 17, 3, 88, 41, 41, 7, 60, 12, 33, 2, 0, 95, 11]
@@ -29,6 +31,24 @@ def test_depth_one_follows_the_dequantised_reference(checkpoint_of, bundle_of, p
         found = model.forward(PROMPT, exit=FixedDepth(1)).logits
     assert np.sqrt(np.mean((found - wanted) ** 2) / np.mean(wanted**2)) < 0.05
     assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.999
+
+
+@pytest.mark.parametrize(("precision", "method"), [("int4", "calibrated"), ("int8", "scaled channels")])
+def test_calibrated_weights_are_packed_as_they_are_stored(tmp_path, monkeypatch, precision, method):
+    monkeypatch.setenv("OURO_EDGE_CACHE", str(tmp_path / "cache"))
+    sizes = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 128}
+    checkpoint = add_tokenizer(write_checkpoint(tmp_path / "checkpoint", **sizes))
+    rounding = WeightCalibration(rows=1024, codes=precision == "int4")
+    path = ouro_edge.export(
+        checkpoint, tmp_path / "model", precision=precision, rounding=rounding, calibration=None
+    ).path
+    bundle = open_bundle(path)
+    assert bundle.manifest.rounding["method"] == method
+    weights = StoredWeights(bundle)
+    wanted = reference.head(weights, reference.run(bundle.config, weights, np.array(PROMPT)).hidden[0])
+    with ouro_edge.load(path) as model:
+        found = model.forward(PROMPT, exit=FixedDepth(1)).logits
+    assert np.sqrt(np.mean((found - wanted) ** 2) / np.mean(wanted**2)) < 0.05
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
