@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 from pathlib import Path
 from types import ModuleType
@@ -60,6 +61,28 @@ def test_links_are_rewritten(site: ModuleType, source: str, text: str, expected:
 def test_a_broken_link_is_an_error(site: ModuleType, text: str) -> None:
     with pytest.raises(SystemExit, match=r"README\.md refers to"):
         site.with_links(text, "README.md", site.sources())
+
+
+def test_columns_of_tables_have_names(site: ModuleType) -> None:
+    """Screen readers read a column's name before each of its cells."""
+    unnamed = []
+    for source in site.sources():
+        lines = (ROOT / source).read_text(encoding="utf-8").splitlines()
+        for number, (header, rule) in enumerate(itertools.pairwise(lines), 1):
+            if re.fullmatch(r"\|( *:?-+:? *\|)+", rule) and not all(map(str.strip, header[1:-1].split("|"))):
+                unnamed.append(f"{source}:{number}")
+    assert unnamed == []
+
+
+def test_every_family_is_tested_on_arm64() -> None:
+    """.ci/test_arm64.sh names tests that exist, and among them one of the golden data of each family."""
+    script = (ROOT / ".ci" / "test_arm64.sh").read_text(encoding="utf-8")
+    tests = re.findall(r"\b(tests/[\w/]+\.py)(?:::(\w+))?", script)
+    texts = {path: (ROOT / path).read_text(encoding="utf-8") for path, _ in tests}
+    assert [name for path, name in tests if name and f"def {name}(" not in texts[path]] == []
+    families = {path.name for path in (ROOT / "tests" / "golden").iterdir() if path.is_dir()} - {"ouro-tiny"}
+    assert {name for name in families if not any(f'"{name}"' in text for text in texts.values())} == set()
+    assert "tests/runtime/test_golden.py" in texts  # of ouro-tiny
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
