@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,10 +97,8 @@ def prepare(places: Places, sizes: Sizes, peers: tuple[str, ...], say: Callable[
     files = {"llama.cpp": ("looped.gguf", sizes.looped), "dense": ("dense.gguf", sizes.dense)}
     files["nanbeige"] = ("nanbeige.gguf", sizes.nanbeige)
     needed = [files[peer] for peer in peers if peer in files]
-    tools = [tool for tool in (places.llama_bench, places.llama_batched_bench) if not tool.is_file()]
-    if needed and tools:
-        say("building llama.cpp")
-        _build_llama_cpp(places.data, tools)
+    if needed:
+        build_llama_cpp(places.data, (places.llama_bench.name, places.llama_batched_bench.name), say)
     for file, shape in needed:
         if not (models / file).is_file():
             say(f"writing {file}")
@@ -140,19 +138,27 @@ def _export_openvino(places: Places, checkpoint: Path, out: Path, group: int) ->
     partial.rename(out)
 
 
-def _build_llama_cpp(data: Path, tools: list[Path]) -> None:
+def build_llama_cpp(data: Path, names: Sequence[str], say: Callable[[str], None]) -> None:
+    """Build the programs of llama.cpp with these names in the folder `data`, unless they are there."""
+    tools = [data / name for name in names if not (data / name).is_file()]
+    if not tools:
+        return
+    say(f"building llama.cpp: {', '.join(tool.name for tool in tools)}")
     for program in ("cmake", "c++"):
         if shutil.which(program) is None:
             raise SystemExit(
                 f"error: llama.cpp is built from source, which needs {program}; or leave it out with --peers"
             )
     work = data / "llama.cpp-source"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    _run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python",
-         "--dest", work, LLAMA_CPP)  # fmt: skip
-    with tarfile.open(next(work.glob("*.tar.gz"))) as archive:
-        archive.extractall(work, filter="data")
+    unpacked = work / "unpacked"
+    if not unpacked.is_file():  # else a build was interrupted: it continues
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        _run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python",
+             "--dest", work, LLAMA_CPP)  # fmt: skip
+        with tarfile.open(next(work.glob("*.tar.gz"))) as archive:
+            archive.extractall(work, filter="data")
+        unpacked.touch()
     source = next(work.glob("*/vendor/llama.cpp"))
     off = ("BUILD_SHARED_LIBS", "LLAMA_CURL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER")
     for tool in tools:
