@@ -11,7 +11,7 @@ from models import GOLDEN
 from ouro_edge.arch.config import ModelConfig, from_hf
 from ouro_edge.arch.loop_program import loop_program
 from ouro_edge.arch.programs import raven, raven_reference
-from ouro_edge.arch.reference import rope_tables, run_pass
+from ouro_edge.arch.reference import entry, rope_tables, run_pass
 from ouro_edge.errors import ConfigError
 from ouro_edge.export.open_checkpoint import open_checkpoint
 
@@ -58,6 +58,9 @@ def test_every_step(case, row):
         np.testing.assert_allclose(
             case.logits(states[steps - 1]), case.expected[f"logits_steps{steps}"][row], atol=1e-4
         )
+    coda = loop_program(case.config).stack(raven.CODA)
+    entered = entry(case.config, case.weights, coda, states[7])
+    np.testing.assert_allclose(entered, case.expected["coda_in_steps8"][row], atol=1e-4)
     trained = states[case.config.loops - 1]
     np.testing.assert_allclose(case.logits(trained), case.expected["logits"][row], atol=1e-4)
 
@@ -77,20 +80,6 @@ def test_greedy_continuation(case, row, steps, name):
         ids.append(int(token))
 
 
-@ROWS
-def test_exit_measures(huginn, row):
-    """What rules look at: the published code's measures for the last position."""
-    states = huginn.states(huginn.expected["input_ids"][row], 8)
-    logits = np.stack([huginn.logits(rows)[-1] for rows in states]).astype(np.float64)
-    logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    before = np.concatenate([np.full_like(logs[:1], -np.log(logs.shape[1])), logs[:-1]])
-    divergence = (np.exp(before) * (before - logs)).sum(axis=1)
-    np.testing.assert_allclose(divergence, huginn.expected["exitval_kl"][:, row], atol=1e-4)
-    states = states[..., huginn.config.hidden_size :]
-    change = np.linalg.norm(np.diff(states, axis=0), axis=2) / np.linalg.norm(states[1:], axis=2)
-    np.testing.assert_allclose(change.mean(axis=1), huginn.expected["exitval_latent_diff"][1:, row], atol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("name", "prompt_depth", "depths"),
     [("mixed_pre4_dec2_full", 4, [2] * 12), ("mixed_pre2_dec4_latest", 2, [4] * 12),
@@ -101,8 +90,19 @@ def test_caches_of_the_published_code(huginn, row, name, prompt_depth, depths):
     """Theirs differ from `exact`: at step s, a token reads token j at step min(s, depth of j)."""
     depths = huginn.expected["mixed_steps"].tolist() if depths is None else depths
     depths = [prompt_depth] * PROMPT + depths
-    found = _latest(huginn, huginn.expected["input_ids"][row], depths)
+    found = _cached(huginn, huginn.expected["input_ids"][row], depths, lambda step, depth, at: min(step, depth))
     np.testing.assert_allclose(found, huginn.expected[name][row], atol=1e-4)
+
+
+@ROWS
+def test_the_published_cache_of_the_last_step_only(huginn, row):
+    """`compress-s4` at 4 steps: the prompt is read step by step, later tokens read the last step of earlier ones."""
+
+    def look_up(step, depth, at):
+        return step if at < PROMPT else depth
+
+    found = _cached(huginn, huginn.expected["input_ids"][row], [4] * 24, look_up)
+    np.testing.assert_allclose(found, huginn.expected["compress_s4_steps4"][row], atol=1e-4)
 
 
 @ROWS
@@ -124,8 +124,10 @@ def test_exact_without_exits_is_a_fixed_number_of_steps(case, limit):
     np.testing.assert_allclose(rows @ case.weights["head"].T, case.expected[f"logits_steps{limit}"][0], atol=1e-4)
 
 
-def _latest(case, ids, depths):
-    """Logits [T, V] of tokens with these depths, with the cache look-up that the published code calls latest."""
+def _cached(case, ids, depths, look_up):
+    """Logits [T, V] of tokens with these depths, if a token at `at` and a step reads an earlier one of this depth at
+    `look_up(step, depth, at)`.
+    """
     config, weights = case.config, case.weights
     program, (cos, sin) = loop_program(config), rope_tables(config, len(ids))
     kept = {}  # (stack, step, layer, position) -> key, value
@@ -136,7 +138,8 @@ def _latest(case, ids, depths):
             def extend_layer(layer):
                 def extend(key, value):
                     kept[name, step, layer, at] = key, value
-                    earlier = [kept[name, min(step, depths[j]), layer, j] for j in range(at + 1)]
+                    earlier = [kept[name, look_up(step, depths[j], at) if step and j < at else step, layer, j]
+                               for j in range(at + 1)]  # fmt: skip
                     return tuple(np.concatenate(part) for part in zip(*earlier, strict=True))
 
                 return extend
@@ -159,7 +162,8 @@ def hf(path=HUGINN, **changes):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("bias", True), ("block_class_name", "TransformerPreNormBlock"), ("injection_type", "add"),
+    [("initial_state_mode", "skip-adapter"), ("initial_state_mode", "embed-init"), ("bias", True),
+     ("block_class_name", "TransformerPreNormBlock"), ("injection_type", "add"),
      ("mlp_class_name", "BaseMLP"), ("nonlin_name", "GELU"), ("norm_class_name", "LayerNorm"), ("n_layers", 9),
      ("n_layers_in_coda", 0), ("n_layers_in_prelude", None), ("mean_recurrence", None), ("mean_recurrence", 0),
      ("head_dim", 16), ("padded_vocab_size", 319), ("n_embd", 50), ("num_key_value_heads", 2), ("rope_base", None),

@@ -53,6 +53,7 @@ FIELDS = frozenset(_RENAMED) | frozenset(
 )
 ONLY_VALUES: Mapping[str, tuple[Any, ...]] = {
     "bias": (False,),
+    "initial_state_mode": ("random",),  # of forks: others start from the embedding, or leave the adapter out at step 1
     "block_class_name": ("SandwichBlock",),  # also in the retrofits, whose layers are others
     "injection_type": ("linear",),
     "mlp_class_name": ("GatedMLP",),
