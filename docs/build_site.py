@@ -37,7 +37,8 @@ REFERENCE = {
     "Answers": ["Token", "Done", "Event", "Usage", "Timings", "GenerationOptions", "Sampler", "Constraint", "Cancel"],
     "Exit rules": [
         "parse_exit", "format_exit", "ExitPolicy", "ExitThreshold", "FixedDepth", "FullDepth", "ConfidenceThreshold",
-        "EntropyThreshold", "DivergenceThreshold", "Agreement", "StateChange", "ExpectedLogits", "LoopBudget",
+        "EntropyThreshold", "DivergenceThreshold", "EntropyChange", "Agreement", "StableChoice", "StateChange",
+        "StateTurn", "ExpectedLogits", "LoopBudget",
     ],
     "Sequences": ["TokenSequence", "PrefixCache", "save_sequence", "load_sequence"],
     "Export, checks and fitting": [

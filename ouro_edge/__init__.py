@@ -43,19 +43,24 @@ if TYPE_CHECKING:
     from ouro_edge.measure.quality import Quality, evaluate
     from ouro_edge.runtime.backend.cancel import Cancel
     from ouro_edge.runtime.events import Done, Event, Timings, Token, Usage
+    from ouro_edge.runtime.exits.comparisons import (
+        Agreement,
+        DivergenceThreshold,
+        EntropyChange,
+        StableChoice,
+        StateChange,
+        StateTurn,
+    )
     from ouro_edge.runtime.exits.expected_logits import ExpectedLogits
     from ouro_edge.runtime.exits.loop_budget import LoopBudget
     from ouro_edge.runtime.exits.parse import format_exit, parse_exit
     from ouro_edge.runtime.exits.policies import (
-        Agreement,
         ConfidenceThreshold,
-        DivergenceThreshold,
         EntropyThreshold,
         ExitPolicy,
         ExitThreshold,
         FixedDepth,
         FullDepth,
-        StateChange,
     )
     from ouro_edge.runtime.forward import Forward, Score
     from ouro_edge.runtime.model import Model
@@ -87,8 +92,10 @@ _HOMES = {
     "runtime.sampling.constraint": ("Constraint",),
     "runtime.events": ("Done", "Event", "Timings", "Token", "Usage"),
     "runtime.exits.policies": (
-        "Agreement", "ConfidenceThreshold", "DivergenceThreshold", "EntropyThreshold", "ExitPolicy",
-        "ExitThreshold", "FixedDepth", "FullDepth", "StateChange",
+        "ConfidenceThreshold", "EntropyThreshold", "ExitPolicy", "ExitThreshold", "FixedDepth", "FullDepth",
+    ),
+    "runtime.exits.comparisons": (
+        "Agreement", "DivergenceThreshold", "EntropyChange", "StableChoice", "StateChange", "StateTurn",
     ),
     "runtime.exits.expected_logits": ("ExpectedLogits",),
     "runtime.forward": ("Forward", "Score"),
@@ -118,6 +125,7 @@ __all__ = [
     "ContextOverflowError",
     "DivergenceThreshold",
     "Done",
+    "EntropyChange",
     "EntropyThreshold",
     "Event",
     "ExitPolicy",
@@ -145,7 +153,9 @@ __all__ = [
     "RequestError",
     "Sampler",
     "Score",
+    "StableChoice",
     "StateChange",
+    "StateTurn",
     "TemplateError",
     "Timings",
     "Token",

@@ -36,8 +36,8 @@ class GenerationOptions:
     """Options of one answer in the user's notation; None means the model's default. RequestError for a wrong value."""
 
     exit: str | None = option(
-        None, "Exit rule: gate:Q, depth:N, full, confidence:P, entropy:NATS, kl:NATS, change:SHARE, agreement or "
-        "weighted.",
+        None, "Exit rule: gate:Q, depth:N, full, confidence:P, entropy:NATS, kl:NATS, entropy-change:NATS, "
+        "change:SHARE, turn:DISTANCE, agreement, stable:N or weighted.",
         "--exit", metavar="RULE", group="depth", default_text=_MODELS_OWN,
     )  # fmt: skip
     exit_threshold: float | None = option(

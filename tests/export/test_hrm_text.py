@@ -115,6 +115,15 @@ def test_numbers_of_cycles(expected, tmp_path, high, low):
         assert loaded.states(ids[0].tolist()).hidden.shape == (high * (low + 1), 24, 128)
 
 
+def test_what_the_published_code_says_of_positions_before_a_block_in_the_middle(expected):
+    """`logits_mid5_12`: a block of positions 5 to 11, which cannot be asked for here; those before it are causal."""
+    np.testing.assert_allclose(expected["logits"], expected["logits_causal"], atol=1e-6)
+    middle, causal = expected["logits_mid5_12"], expected["logits_causal"]
+    for row, ids in enumerate(expected["input_ids"]):
+        np.testing.assert_allclose(logits(HRM, ids)[:5], middle[row, :5], atol=1e-4)
+    assert (np.abs(middle - causal).max(axis=2)[:, 5:] > 1e-3).all()
+
+
 @pytest.mark.parametrize("row", [0, 1])
 def test_logits_and_greedy_tokens(expected, model, row):
     ids = expected["input_ids"][row].tolist()

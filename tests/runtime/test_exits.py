@@ -12,16 +12,21 @@ from models import oracle
 import ouro_edge
 from ouro_edge.arch import reference
 from ouro_edge.errors import NoGateError, RequestError
+from ouro_edge.runtime.exits.comparisons import (
+    Agreement,
+    DivergenceThreshold,
+    EntropyChange,
+    StableChoice,
+    StateChange,
+    StateTurn,
+)
 from ouro_edge.runtime.exits.expected_logits import ExpectedLogits
 from ouro_edge.runtime.exits.loop_budget import LoopBudget
 from ouro_edge.runtime.exits.policies import (
-    Agreement,
     ConfidenceThreshold,
-    DivergenceThreshold,
     EntropyThreshold,
     ExitThreshold,
     FixedDepth,
-    StateChange,
 )
 
 SHARES = st.floats(0.0, 1.0)
@@ -31,7 +36,10 @@ POLICIES = st.one_of(
     st.builds(ConfidenceThreshold, SHARES, ceiling=st.sampled_from([None, 1, 3])),
     st.builds(EntropyThreshold, st.floats(0.0, 5.0)),
     st.builds(DivergenceThreshold, st.floats(0.0, 5.0)),
+    st.builds(EntropyChange, st.floats(0.0, 1.0)),
+    st.builds(StateTurn, st.floats(0.0, 0.5), floor=st.integers(1, 3)),
     st.builds(Agreement, floor=st.integers(1, 3)),
+    st.builds(StableChoice, st.integers(1, 3)),
 )
 
 
@@ -56,6 +64,14 @@ def wanted_depths(policy, logits, steps):
                 case DivergenceThreshold():
                     earlier = logs[r - 2, t] if r > 1 else np.full(logs.shape[2], -np.log(logs.shape[2]))
                     stop = (np.exp(earlier) * (earlier - logs[r - 1, t])).sum() <= policy.nats
+                case EntropyChange():
+                    entropy = [-(np.exp(row) * row).sum() for row in logs[:r, t]]
+                    stop = r > 1 and abs(entropy[-1] - entropy[-2]) <= policy.nats
+                case StateTurn():
+                    stop = r > 1 and 1 - h @ before / np.linalg.norm(h) / np.linalg.norm(before) <= policy.distance
+                case StableChoice():
+                    choices = logits[max(0, r - 1 - policy.loops) : r, t].argmax(axis=1)
+                    stop = r > policy.loops and len(set(choices.tolist())) == 1
                 case Agreement():
                     stop = r > 1 and logits[r - 1, t].argmax() == logits[r - 2, t].argmax()
             if (stop and r >= policy.floor) or r == last:
@@ -104,6 +120,11 @@ def test_the_head_is_called_only_when_a_rule_looks(bundle_of):
         lambda: ConfidenceThreshold(1.5),
         lambda: ConfidenceThreshold("x"),
         lambda: EntropyThreshold(-1),
+        lambda: DivergenceThreshold(True),
+        lambda: EntropyChange(float("nan")),
+        lambda: StateTurn(-1e-9),
+        lambda: StableChoice(0),
+        lambda: StableChoice(2.0),
         lambda: Agreement(floor=0),
         lambda: Agreement(floor=3, ceiling=2),
     ],

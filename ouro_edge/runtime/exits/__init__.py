@@ -1,3 +1,3 @@
 """Exit rules: when a position stops looping."""
 
-__all__ = ["expected_logits", "loop_budget", "loop_states", "parse", "policies"]
+__all__ = ["comparisons", "expected_logits", "loop_budget", "loop_states", "parse", "policies"]

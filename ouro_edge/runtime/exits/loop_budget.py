@@ -75,6 +75,10 @@ class _Capped(ExitPolicy):
     def is_fixed(self) -> bool:
         return self.rule.is_fixed
 
+    @property
+    def needs_logits(self) -> bool:
+        return self.rule.needs_logits
+
     def stops(self, states: LoopStates) -> NDArray[np.bool_]:
         return self.rule.stops(states)
 

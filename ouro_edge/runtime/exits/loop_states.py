@@ -96,6 +96,13 @@ class LoopStates:
             self._log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
         return self._log_probabilities
 
+    @property
+    def entropy(self) -> NDArray[np.float64]:
+        """[T], the entropy of the head's distribution after the last loop, in nats."""
+        logs = self.log_probabilities
+        found: NDArray[np.float64] = -(np.exp(logs) * logs).sum(axis=1)
+        return found
+
     def with_hidden(self, hidden: Array) -> LoopStates:
         """The same, with other states [T, C] after the last loop."""
         earlier = {loop: logits for loop, logits in self._logits.items() if loop < self.loop}

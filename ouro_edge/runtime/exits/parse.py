@@ -14,19 +14,24 @@ from typing import Any
 
 from ouro_edge.errors import RequestError
 from ouro_edge.runtime.checks import shown
+from ouro_edge.runtime.exits.comparisons import (
+    Agreement,
+    DivergenceThreshold,
+    EntropyChange,
+    StableChoice,
+    StateChange,
+    StateTurn,
+)
 from ouro_edge.runtime.exits.expected_logits import ExpectedLogits
 from ouro_edge.runtime.exits.loop_budget import LoopBudget
 from ouro_edge.runtime.exits.policies import (
-    Agreement,
     BoundedPolicy,
     ConfidenceThreshold,
-    DivergenceThreshold,
     EntropyThreshold,
     ExitPolicy,
     ExitThreshold,
     FixedDepth,
     FullDepth,
-    StateChange,
 )
 
 
@@ -61,8 +66,13 @@ RULES = {rule.name: rule for rule in (
     ExitRule("entropy", EntropyThreshold, "the entropy of the head's distribution is at most NATS", "nats", "NATS"),
     ExitRule("kl", DivergenceThreshold, "a loop changed the head's distribution by a KL divergence of at most NATS",
              "nats", "NATS"),
+    ExitRule("entropy-change", EntropyChange, "a loop changed the entropy of that distribution by at most NATS", "nats",
+             "NATS"),
     ExitRule("change", StateChange, "a loop changed the state by at most SHARE of its length", "share", "SHARE"),
+    ExitRule("turn", StateTurn, "a loop turned the state by a cosine distance of at most DISTANCE", "distance",
+             "DISTANCE"),
     ExitRule("agreement", Agreement, "two successive loops prefer the same token"),
+    ExitRule("stable", StableChoice, "the preferred token has not changed for N loops", "loops", "N", int),
     ExitRule("weighted", ExpectedLogits, "all loops were run; the gate's probabilities weight their logits"),
 )}  # fmt: skip
 _FORMS = [rule.form for rule in RULES.values()]

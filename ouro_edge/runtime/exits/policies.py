@@ -1,7 +1,8 @@
 """Exit rules: when a position stops looping. Pure functions of what the loops have computed so far.
 
 A rule gets the LoopStates of T positions after loop r and returns which of them stop there. Depths count from 1. Every
-rule is exact: a position's output equals the one from running all loops and then selecting by the same rule.
+rule is exact: a position's output equals the one from running all loops and then selecting by the same rule. Rules that
+compare a loop with the one before it are in `comparisons`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ class ExitPolicy(ABC):
         """Whether no position stops before the limit."""
         return False
 
+    @property
+    def needs_logits(self) -> bool:
+        """Whether `stops` may look at logits, as it may unless a rule says otherwise."""
+        return True
+
     @abstractmethod
     def stops(self, states: LoopStates) -> NDArray[np.bool_]:
         """Which positions [T] stop after the last loop of `states`. Not called at the limit."""
@@ -59,7 +65,7 @@ class FixedDepth(ExitPolicy):
     force: bool = False
 
     def __post_init__(self) -> None:
-        _check_depth("depth", self.depth)
+        check_depth("depth", self.depth)
 
     @property
     def is_fixed(self) -> bool:
@@ -85,9 +91,9 @@ class BoundedPolicy(ExitPolicy):
     ceiling: int | None = None
 
     def __post_init__(self) -> None:
-        _check_depth("floor", self.floor)
+        check_depth("floor", self.floor)
         if self.ceiling is not None:
-            _check_depth("ceiling", self.ceiling)
+            check_depth("ceiling", self.ceiling)
             if self.ceiling < self.floor:
                 raise RequestError(f"ceiling {self.ceiling} is below floor {self.floor}")
 
@@ -121,7 +127,7 @@ class ExitThreshold(BoundedPolicy):
     threshold: float
 
     def __post_init__(self) -> None:
-        _check_number("exit threshold", self.threshold, 1.0, "0 (one loop) to 1 (all loops)")
+        check_number("exit threshold", self.threshold, 1.0, "0 (one loop) to 1 (all loops)")
         BoundedPolicy.__post_init__(self)
 
     def limit(self, config: ModelConfig) -> int:
@@ -136,31 +142,13 @@ class ExitThreshold(BoundedPolicy):
 
 
 @dataclass(frozen=True, slots=True)
-class StateChange(BoundedPolicy):
-    """Stop when a loop changed the state by at most this share: |h_r - h_{r-1}| <= share * |h_r|, from loop 2 on."""
-
-    share: float
-
-    def __post_init__(self) -> None:
-        _check_number("share", self.share, np.inf, "a number of at least 0")
-        BoundedPolicy.__post_init__(self)
-
-    def decides(self, states: LoopStates) -> NDArray[np.bool_]:
-        if states.loop == 1:
-            return np.zeros(len(states), bool)
-        change = np.linalg.norm(states.state - states[states.loop - 1].state, axis=1)
-        stopped: NDArray[np.bool_] = change <= self.share * np.linalg.norm(states.state, axis=1)
-        return stopped
-
-
-@dataclass(frozen=True, slots=True)
 class ConfidenceThreshold(BoundedPolicy):
     """Stop when the head gives its first choice at least this probability. Costs a call of the head each loop."""
 
     probability: float
 
     def __post_init__(self) -> None:
-        _check_number("probability", self.probability, 1.0, "0 to 1")
+        check_number("probability", self.probability, 1.0, "0 to 1")
         BoundedPolicy.__post_init__(self)
 
     def decides(self, states: LoopStates) -> NDArray[np.bool_]:
@@ -175,48 +163,11 @@ class EntropyThreshold(BoundedPolicy):
     nats: float
 
     def __post_init__(self) -> None:
-        _check_number("nats", self.nats, np.inf, "a number of at least 0")
+        check_number("nats", self.nats, np.inf, "a number of at least 0")
         BoundedPolicy.__post_init__(self)
 
     def decides(self, states: LoopStates) -> NDArray[np.bool_]:
-        logs = states.log_probabilities
-        stopped: NDArray[np.bool_] = -(np.exp(logs) * logs).sum(axis=1) <= self.nats
-        return stopped
-
-
-@dataclass(frozen=True, slots=True)
-class DivergenceThreshold(BoundedPolicy):
-    """Stop when a loop changed the head's distribution by a divergence of at most `nats`: KL(p_{r-1} || p_r).
-
-    The distribution before loop 1 is uniform, as in the code of Huginn (arXiv 2502.05171), whose default is 0.001.
-    Costs a call of the head each loop.
-    """
-
-    nats: float
-
-    def __post_init__(self) -> None:
-        _check_number("nats", self.nats, np.inf, "a number of at least 0")
-        BoundedPolicy.__post_init__(self)
-
-    def decides(self, states: LoopStates) -> NDArray[np.bool_]:
-        logs = states.log_probabilities
-        if states.loop == 1:
-            divergence = -np.log(logs.shape[1]) - logs.mean(axis=1)
-        else:
-            before = states[states.loop - 1].log_probabilities
-            divergence = (np.exp(before) * (before - logs)).sum(axis=1)
-        stopped: NDArray[np.bool_] = divergence <= self.nats
-        return stopped
-
-
-@dataclass(frozen=True, slots=True)
-class Agreement(BoundedPolicy):
-    """Stop when two successive loops prefer the same token. Costs a call of the head each loop."""
-
-    def decides(self, states: LoopStates) -> NDArray[np.bool_]:
-        if states.loop == 1:
-            return np.zeros(len(states), bool)
-        stopped: NDArray[np.bool_] = states.logits.argmax(axis=1) == states[states.loop - 1].logits.argmax(axis=1)
+        stopped: NDArray[np.bool_] = states.entropy <= self.nats
         return stopped
 
 
@@ -239,11 +190,13 @@ def _check_most(name: str, depth: int, config: ModelConfig) -> None:
                            "--force-loops (in Python load(loops=))")  # fmt: skip
 
 
-def _check_number(name: str, value: float, most: float, expected: str) -> None:
+def check_number(name: str, value: float, most: float, expected: str) -> None:
+    """RequestError unless it is a number from 0 to `most`."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)) or not 0.0 <= value <= most:
         raise RequestError(f"{name} is {value!r}; expected {expected}")
 
 
-def _check_depth(name: str, depth: int) -> None:
+def check_depth(name: str, depth: int) -> None:
+    """RequestError unless it is a number of loops."""
     if type(depth) is not int or depth < 1:
         raise RequestError(f"{name} is {depth!r}; expected a number of loops, counted from 1")
