@@ -17,13 +17,15 @@ from ouro_edge.arch.programs import raven_reference
 from ouro_edge.export.open_checkpoint import open_checkpoint
 from ouro_edge.runtime.backend.reference_backend import ReferenceBackend
 from ouro_edge.runtime.exits.policies import ExitPolicy
+from ouro_edge.runtime.forward import run_forward
+from ouro_edge.runtime.sequence import coda_sequence
 from ouro_edge.runtime.speculation.draft_policy import DraftPlan, DraftPolicy
 from ouro_edge.testing import MeteredBackend
 
 HUGINN, LLAMA, OLMO = (GOLDEN.parent / name for name in ("raven-tiny", "retrofit-tiny", "retrofit-olmo-tiny"))
 IDS = [5, 17, 3, 88, 41, 41, 7, 60, 12, 33, 2, 0, 95, 11]
-RULES = ["change:0.72", "change:0.6,floor=2", "kl:0.3", "kl:0.2,ceiling=6", "agreement", "confidence:0.05",
-         "entropy:5.3"]  # fmt: skip
+RULES = ["change:0.72", "change:0.6,floor=2", "turn:0.3", "kl:0.3", "kl:0.2,ceiling=6", "entropy-change:0.03",
+         "agreement", "stable:2,ceiling=6", "confidence:0.05", "entropy:5.3"]  # fmt: skip
 
 
 class Planned(ExitPolicy):
@@ -87,7 +89,7 @@ def test_every_rule_equals_its_oracle(oracle, model, text):
 
         loop = len(states)
         known = LoopStates(np.full((1, loop), np.nan), [row[None] for row in states], lambda rows: rows)
-        if "change" not in text:
+        if rule.needs_logits:
             known = LoopStates(known.gate_logits, [np.full((1, 1), step) for step in range(1, loop + 1)],
                                lambda rows: logits(int(rows[0, 0]))[None])  # fmt: skip
         return bool(rule.stops(known)[0])
@@ -96,6 +98,30 @@ def test_every_rule_equals_its_oracle(oracle, model, text):
     found = model.forward(IDS, exit=rule)
     assert found.depth.tolist() == depths.tolist()
     np.testing.assert_allclose(found.logits, rows @ weights["head"].T, atol=1e-3)
+
+
+@pytest.mark.parametrize("text", ["change:0.72", "kl:0.3"])
+def test_positions_are_decided_on_a_few_at_a_time(model, monkeypatch, text):
+    """The steps of the core run for all positions of a part at once, whether or not the rule looks at logits."""
+    rule, found = ouro_edge.parse_exit(text), {}
+    for most in (1, 3, 64):
+        monkeypatch.setattr(coda_sequence, "_POSITIONS_AT_A_TIME", most)
+        sequence = model.new_sequence()
+        found[most] = run_forward(sequence, IDS, rule), sequence
+    for forward, sequence in found.values():
+        assert forward.depth.tolist() == found[1][0].depth.tolist() == sequence.exits
+        np.testing.assert_allclose(forward.hidden, found[1][0].hidden, atol=1e-4)
+    one, all_at_once = (found[most][1].work.calls for most in (1, 64))
+    if rule.needs_logits:  # a call of the coda for every position and step, and four of the core
+        assert all_at_once < one and all_at_once <= sum(found[64][0].depth) + 1 + 4
+    else:  # one of the prelude, one of the coda
+        assert all_at_once == 1 + max(found[64][0].depth) + 1
+    sequence = found[64][1]  # both go on
+    logits = []
+    for each in (sequence, found[1][1]):
+        each.append([3])
+        logits.append(each.run_until_exit(Planned([4])).logits)
+    np.testing.assert_allclose(*logits, atol=1e-3)
 
 
 def test_rules_stop_at_different_depths(model):

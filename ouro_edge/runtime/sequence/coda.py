@@ -36,15 +36,15 @@ class Coda:
         """Number of positions that are committed."""
         return len(self.exits)
 
-    def commit(self, start: int, rows: Array, depth: int, cancel: Cancel | None = None) -> Array:
-        """Rows [T, W] for the head of states [T, W], with which positions start..start+T have left at this depth."""
+    def commit(self, start: int, rows: Array, depths: Sequence[int], cancel: Cancel | None = None) -> Array:
+        """Rows [T, W] for the head of states [T, W], with which positions start..start+T have left at these depths."""
         assert start == len(self), "positions leave in order"
         if self._last is not None and self._last[0] == start and np.array_equal(self._last[1], rows):
             output = self._last[2]  # the exit rule has just looked at it
         else:
             output = self._run(start, rows, cancel)
         self._kept = (start, rows.copy())
-        self.exits += [depth] * len(rows)
+        self.exits += depths
         self._valid = len(self)
         return output
 

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from ouro_edge.arch.weights import Array
 from ouro_edge.runtime.backend.cancel import Cancel
 from ouro_edge.runtime.backend.protocol import Backend, Cache
+from ouro_edge.runtime.exits.loop_budget import position_rule
 from ouro_edge.runtime.exits.policies import ExitPolicy
 from ouro_edge.runtime.sequence.coda import Coda
 from ouro_edge.runtime.sequence.depth_run import DepthRun, Exited
 from ouro_edge.runtime.sequence.hidden_queue import HiddenQueue
 from ouro_edge.runtime.sequence.sequence import TokenSequence
+from ouro_edge.runtime.sequence.work import LoopChunk
+
+_POSITIONS_AT_A_TIME = 64  # whose states after every step are kept until a rule has decided on all of them
 
 
 class CodaSequence(TokenSequence):
@@ -93,17 +99,51 @@ class CodaSequence(TokenSequence):
         states = rows.peek(position - taken)[start - taken :]
         for first in range(0, len(states), self.backend.rows_per_call):
             part = states[first : first + self.backend.rows_per_call]
-            self.coda.commit(start + first, part, depth, cancel)
+            self.coda.commit(start + first, part, [depth] * len(part), cancel)
 
     def run_positions(
         self, positions: Sequence[int], policy: ExitPolicy, cancel: Cancel | None = None
     ) -> Iterator[Exited]:
-        """As for other sequences; a rule that may stop early decides position by position."""
-        if policy.is_fixed:
+        """As for other sequences; a rule that looks at logits decides position by position.
+
+        Steps of the core do not depend on exits, so they are computed for many positions at a time all the same.
+        """
+        if policy.is_fixed or len(positions) == 1:
             yield from DepthRun(self, positions, policy, cancel=cancel)
-        else:
-            for position in positions:
-                yield from DepthRun(self, [position], policy, cancel=cancel)
+            return
+        in_a_row = positions[-1] - positions[0] + 1 == len(positions)
+        most = _POSITIONS_AT_A_TIME if in_a_row else 1
+        for first in range(0, len(positions), most):
+            part = positions[first : first + most]
+            yield from (self._one_by_one if policy.needs_logits else self._together)(part, policy, cancel)
+
+    def _one_by_one(self, positions: Sequence[int], policy: ExitPolicy, cancel: Cancel | None) -> Iterator[Exited]:
+        """Every position with the exits of those before it behind it; each step of the core once for all of them."""
+        program, known = self.backend.program, dict[int, list[LoopChunk]]()
+        end = positions[-1] + 1
+
+        def advance(loop: int, _: int) -> list[LoopChunk]:
+            if loop not in known:
+                known[loop] = self.advance(program.step_of(loop), end, cancel, since=positions[0])
+            return known[loop]
+
+        self.settle(positions[0], program.exit_at(position_rule(policy).limit(self.config)), cancel)
+        for step in range(1, program.first_loop + 1):
+            self.advance(step, end, cancel)
+        for position in positions:
+            yield from DepthRun(self, [position], policy, cancel=cancel, advance=advance)
+
+    def _together(self, positions: Sequence[int], policy: ExitPolicy, cancel: Cancel | None) -> Iterator[Exited]:
+        """All exits are decided first, and then the coda runs over them."""
+        found = [exited for exited in DepthRun(self, positions, policy, cancel=cancel, leave=False) if exited.positions]
+        places = np.concatenate([exited.positions for exited in found])
+        states = np.concatenate([exited.states.hidden for exited in found])
+        depths = np.repeat([exited.states.loop for exited in found], [len(exited.positions) for exited in found])
+        order = np.argsort(places)
+        outputs = np.empty_like(states)
+        outputs[order] = self.coda.commit(positions[0], states[order], depths[order].tolist(), cancel)
+        for exited, output in zip(found, np.split(outputs, np.cumsum([len(e.positions) for e in found])), strict=False):
+            yield Exited(exited.positions, exited.states.with_output(output))
 
     def _taken(self, step: int) -> int:
         """Positions whose states after a pass the next pass has taken."""

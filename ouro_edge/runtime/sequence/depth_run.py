@@ -6,7 +6,7 @@ loops) are this one loop with other positions and rules.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,6 +25,8 @@ from ouro_edge.runtime.exits.policies import ExitPolicy
 if TYPE_CHECKING:
     from ouro_edge.runtime.sequence.sequence import TokenSequence
     from ouro_edge.runtime.sequence.work import LoopChunk
+
+Advance = Callable[[int, int], "list[LoopChunk]"]  # of a loop as far as a position: what it has computed
 
 _ROWS_PER_DECISION = 128  # positions that a rule sees at a time: their logits take 24 MiB at a vocabulary of 49152
 _ROWS_WITH_KEPT_LOGITS = 16  # up to here logits that a rule has looked at are kept, as for tokens that are generated
@@ -50,6 +52,8 @@ class DepthRun:
         head: Head | None = None,
         cancel: Cancel | None = None,
         settled: bool = False,
+        advance: Advance | None = None,
+        leave: bool = True,
     ) -> None:
         self.positions = list(positions)  # ascending; those that have not stopped
         self.states: LoopStates | None = None  # of these positions; None before the first loop
@@ -58,6 +62,8 @@ class DepthRun:
         self._program = sequence.backend.program
         self._limit = self._program.exit_at(policy.limit(sequence.config))
         self._settled = settled  # whether all positions before the first have left, or are another run's
+        self._given = advance  # what computes the loops, if it is not the sequence
+        self._leaves = leave  # whether positions take the coda when they stop; otherwise that is the caller's work
         self._part = self._program.state_columns(sequence.config.hidden_size)
 
     @property
@@ -120,6 +126,8 @@ class DepthRun:
             self._sequence.advance(step, self.positions[-1] + 1, self._cancel)
 
     def _advance(self, loop: int, upto: int) -> list[LoopChunk]:
+        if self._given is not None:
+            return self._given(loop, upto)
         return self._sequence.advance(self._program.step_of(loop), upto, self._cancel, since=self.positions[0])
 
     def _first_states(self, gates: NDArray[np.float64], hidden: Array) -> LoopStates:
@@ -135,9 +143,10 @@ class DepthRun:
     def _leave(self, positions: Sequence[int], states: LoopStates) -> LoopStates:
         """The states of positions that leave, with the rows that the head reads."""
         coda = self._sequence.coda
-        if coda is None:
+        if coda is None or not self._leaves:
             return states
-        return states.with_output(coda.commit(positions[0], states.hidden, states.loop, self._cancel))
+        depths = [states.loop] * len(states)
+        return states.with_output(coda.commit(positions[0], states.hidden, depths, self._cancel))
 
     def _decide(self, states: LoopStates) -> NDArray[np.bool_]:
         """Which positions stop. Logits are kept for a few positions only, which bounds the memory."""
