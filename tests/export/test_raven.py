@@ -112,6 +112,8 @@ def test_commands(case, bundle_of, tmp_path):
         assert says in result.output
     result = run.invoke(main, ["export", str(path), str(tmp_path / "x.gguf"), "--format", "gguf"])
     assert result.exit_code == 1 and "GGUF has no form" in result.output
+    result = run.invoke(main, ["export", model, str(tmp_path / "x"), "--format", "hf"])
+    assert result.exit_code == 1 and "huginn_raven models are read and not written" in result.output
     assert list(tmp_path.iterdir()) == []
 
 

@@ -64,7 +64,10 @@ def write_huggingface(
     forced = storage_type(dtype)
     weights, config = checkpoint.weights, checkpoint.config
     if config.family.model_type is not None or config.family.translate is not None:
-        raise ExportError(f"checkpoints of {config.model_type} models are read and not written")
+        raise ExportError(
+            f"checkpoints of {config.family.model_type or config.model_type} models are read and not written: keep the "
+            "one that this model was exported from"
+        )
     if config.family.gate and not config.has_gate:
         raise CheckpointError(f"{checkpoint.path} has no exit gate, which checkpoints of this family contain; add "
                               "--gate-from CHECKPOINT")  # fmt: skip
