@@ -68,7 +68,7 @@ def built_in_mix() -> str:
 def memory_needed(config: ModelConfig, rows: int) -> int:
     """Bytes at the peak of a calibration, about."""
     c, f, q = config.hidden_size, config.intermediate_size, config.q_size
-    states = 4 * rows * 2 * (c + q)
+    states = 4 * rows * (2 * c + max(2 * q, f))
     layer = 4 * 2 * (2 * c * q + 2 * c * config.kv_size + 3 * c * f)
     solving = 8 * 5 * max(c, f) ** 2 + 4 * 24 * 1024 * max(c, f)
     return states + layer + solving + (200 << 20)
@@ -182,7 +182,7 @@ def _round_layer(
                 continue
             if objective is None:
                 objective = Objective(moments.hessian)
-            target = objective.target(layer[name], moments.cross)
+            target = objective.target(layer[name], moments.outputs(layer[name]))
             found[prefix + name] = result = round_matrix(target, objective, grid)
             rounded[name] = result.values(grid)
         return rounded

@@ -29,26 +29,35 @@ class Streams:
 
 
 class Moments:
-    """Means over all rows: of own^T own, the Hessian, and of exact^T own."""
+    """Means over all rows: of own^T own, the Hessian, and of left^T own, the cross moment.
 
-    def __init__(self, width: int) -> None:
+    `left` are the exact inputs of the matrices, or, with `outputs`, the exact outputs of the one matrix that they are
+    for: the moment that its target needs, which is smaller than that of the inputs.
+    """
+
+    def __init__(self, width: int, outputs: int | None = None) -> None:
         self.hessian = np.zeros((width, width), np.float32)
-        self.cross = np.zeros((width, width), np.float32)
+        self._cross = np.zeros((width if outputs is None else outputs, width), np.float32)
+        self._direct = outputs is not None
         self._rows = 0.0
 
-    def add(self, exact: Array, own: Array, weight: float) -> None:
+    def add(self, left: Array, own: Array, weight: float) -> None:
         """Add rows [S, K] of both streams."""
         if weight != 1:
-            exact, own = (rows * np.float32(weight**0.5) for rows in (exact, own))
+            left, own = (rows * np.float32(weight**0.5) for rows in (left, own))
         self.hessian += own.T @ own
-        self.cross += exact.T @ own
+        self._cross += left.T @ own
         self._rows += weight * len(own)
 
     def mean(self) -> Moments:
         """Divided by the number of rows, in place."""
-        for total in (self.hessian, self.cross):
+        for total in (self.hessian, self._cross):
             total /= np.float32(max(self._rows, 1e-30))
         return self
+
+    def outputs(self, weights: Array) -> Array:
+        """The mean of outputs^T own [N, K], where outputs are those of `weights` [N, K] on the exact inputs."""
+        return self._cross if self._direct else weights @ self._cross
 
 
 def walk_layer(config: ModelConfig, layer: Mapping[str, Array], streams: Streams, round_: Round) -> None:
@@ -68,39 +77,41 @@ def walk_layer(config: ModelConfig, layer: Mapping[str, Array], streams: Streams
 
     def measure(inputs: Callable[[int], tuple[Array, Array]], width: int, name: str = "", post: str = "") -> Moments:
         """Statistics of a matrix's inputs; of one that writes, `name`, also add the exact outputs to their stream."""
-        moments = Moments(width)
+        moments = Moments(width, len(layer[name]) if name else None)
         for window in range(windows):
-            exact, mine = inputs(window)
+            left, mine = inputs(window)
             if name:  # a norm follows, so the error counts in relation to the length of what it normalises
-                out, alone = exact @ layer[name].T, config.norms in ("sandwich", "after the branch")
+                out, alone = left @ layer[name].T, config.norms in ("sandwich", "after the branch")
                 length = np.sqrt(np.square(out if alone else out + streams.exact[window]).mean(axis=1))
-                exact, mine = (rows / (length[:, None] + np.float32(1e-6)) for rows in (exact, mine))
+                left, mine = (rows / (length[:, None] + np.float32(1e-6)) for rows in (out, mine))
                 add(streams.exact, window, out, post)
-            moments.add(exact, mine, float(streams.weights[window]))
+            moments.add(left, mine, float(streams.weights[window]))
         return moments.mean()
 
     names = ("q_proj", "k_proj", "v_proj", *(("attn_gate_proj",) if config.family.attention_gate else ()))
     own |= round_(names, measure(lambda w: both("attn_norm", w), config.hidden_size))
     shape = (windows, streams.exact.shape[1], config.q_size)
-    mixed = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    mixed = [np.empty(shape, np.float32), np.empty(shape, np.float32)]  # exact, own
     for window in range(windows):
         for values, rows, weights in zip(mixed, both("attn_norm", window), (layer, own), strict=True):
             values[window] = mixed_values(config, rows, weights, *tables)
-    exact, mine = mixed
-    own |= round_(("o_proj",), measure(lambda w: (exact[w], mine[w]), config.q_size, "o_proj", "attn_post_norm"))
+    own |= round_(("o_proj",), measure(lambda w: (mixed[0][w], mixed[1][w]), config.q_size, "o_proj", "attn_post_norm"))
     for window in range(windows):
-        add(streams.own, window, mine[window] @ own["o_proj"].T, "attn_post_norm")
+        add(streams.own, window, mixed[1][window] @ own["o_proj"].T, "attn_post_norm")
+    mixed.clear()  # the next pair of matrices needs the memory
 
     own |= round_(("gate_proj", "up_proj"), measure(lambda w: both("ffn_norm", w), config.hidden_size))
 
+    kept = np.empty((windows, streams.exact.shape[1], config.intermediate_size), np.float32)
+
     def gated(window: int) -> tuple[Array, Array]:
         rows = both("ffn_norm", window)
-        return gated_values(rows[0], layer), gated_values(rows[1], own)
+        kept[window] = gated_values(rows[1], own)
+        return gated_values(rows[0], layer), kept[window]
 
     own |= round_(("down_proj",), measure(gated, config.intermediate_size, "down_proj", "ffn_post_norm"))
     for window in range(windows):
-        rows = gated_values(normed(streams.own, "ffn_norm", window), own)
-        add(streams.own, window, rows @ own["down_proj"].T, "ffn_post_norm")
+        add(streams.own, window, kept[window] @ own["down_proj"].T, "ffn_post_norm")
 
 
 def run_layer(config: ModelConfig, layer: Mapping[str, Array], states: Array) -> None:

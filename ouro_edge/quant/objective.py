@@ -35,12 +35,12 @@ class Objective:
         upper = np.linalg.cholesky(damped[np.ix_(last_first, last_first)]).astype(np.float64)[::-1, ::-1]
         self.factor = _inverse(upper).astype(np.float32)  # [K, K] in `order`, upper: H^-1 = factor^T @ factor
 
-    def target(self, weights: Array, cross: Array) -> Array:
+    def target(self, weights: Array, outputs: Array) -> Array:
         """The matrix [N, K] that on these inputs comes closest to the outputs of `weights` on the original inputs.
 
-        `cross` [K, K] is original^T @ own inputs, on the scale of the Hessian.
+        `outputs` [N, K] is original outputs^T @ own inputs, on the scale of the Hessian.
         """
-        moment = weights @ (np.float32(1 - self.shrinkage) * cross) + weights * self._kept
+        moment = np.float32(1 - self.shrinkage) * outputs + weights * self._kept
         out = np.empty_like(moment)
         out[:, self.order] = moment[:, self.order] @ self.factor.T @ self.factor
         return out

@@ -25,7 +25,8 @@ from ouro_edge.quant.objective import Objective
 from ouro_edge.system.cpus import available_threads
 
 _ROWS = 1024  # rows of W per thread and step
-_COLUMNS = 32  # columns that are rounded between two matrix products
+_COLUMNS = 32  # columns that are rounded between two small matrix products
+_PANEL = 128  # columns between two products with all columns that follow
 _TINY = np.float32(2.0**-14)  # smallest scale: the smallest normal float16
 _MAX_SKEW = 0.2  # the ends of a trial range differ by no more
 _MIN_SPREAD = 1e-6  # of the sum of squares: below it the levels of a block are all the same
@@ -146,18 +147,20 @@ class _State:
         """Round column by column; the columns that follow compensate for the error."""
         order, factor, size = self.objective.order, self.objective.factor, self.grid.block_size
         values, width, top = self.target[order], len(order), self.grid.top
-        for start in range(0, width, _COLUMNS):
-            stop = min(width, start + _COLUMNS)
-            errors = np.empty((stop - start, values.shape[1]), np.float32)
-            for j in range(start, stop):
-                b, value = order[j] // size, values[j]
-                scale, low = self.scales[b], self.low[b]
-                level = np.clip(np.rint((value - self.minima[b]) / scale), low, low + top)
-                self.levels[order[j]] = level
-                error = (value - self.minima[b] - scale * level) / factor[j, j]
-                errors[j - start] = error
-                values[j + 1 : stop] -= factor[j, j + 1 : stop, None] * error
-            values[stop:] -= factor[start:stop, stop:].T @ errors
+        for first in range(0, width, _PANEL):
+            last = min(width, first + _PANEL)
+            errors = np.empty((last - first, values.shape[1]), np.float32)
+            for start, stop in _pieces(first, last):
+                for j in range(start, stop):
+                    b, value = order[j] // size, values[j]
+                    scale, low = self.scales[b], self.low[b]
+                    level = np.clip(np.rint((value - self.minima[b]) / scale), low, low + top)
+                    self.levels[order[j]] = level
+                    error = (value - self.minima[b] - scale * level) / factor[j, j]
+                    errors[j - first] = error
+                    values[j + 1 : stop] -= factor[j, j + 1 : stop, None] * error
+                values[stop:last] -= factor[start:stop, stop:last].T @ errors[start - first : stop - first]
+            values[last:] -= factor[first:last, last:].T @ errors
 
     def sweep(self) -> None:
         """One pass of coordinate descent over all blocks."""
@@ -166,22 +169,27 @@ class _State:
         for b, (first, last) in enumerate(self.spans):
             rest[first:last] -= self.levels[first:last] * self.scales[b] + self.minima[b]
         slope = hessian @ rest  # [K, N]: how fast the error falls when a value grows
-        for b, (first, last) in enumerate(self.spans):
-            own = hessian[first:last, first:last]
-            change = self._refit(b, slope[first:last], own)
-            slope -= hessian[:, first:last] @ change
-            scale, low = self.scales[b], self.low[b]
-            for k0, k1 in _pieces(first, last):
-                pull, moves = slope[k0:k1].copy(), np.empty((k1 - k0, slope.shape[1]), np.float32)
-                for j in range(k0, k1):
-                    old = self.levels[j]
-                    level = np.rint(old + pull[j - k0] / (hessian[j, j] * scale))
-                    np.clip(level, low, low + top, out=level)
-                    move = scale * (level - old)
-                    moves[j - k0] = move
-                    pull[j - k0 + 1 :] -= hessian[j + 1 : k1, j, None] * move
-                    self.levels[j] = level
-                slope -= hessian[:, k0:k1] @ moves
+        for blocks in _panels(self.spans):
+            start, stop = blocks[0][1][0], blocks[-1][1][1]
+            moved = np.zeros((stop - start, slope.shape[1]), np.float32)
+            for b, (first, last) in blocks:
+                change = self._refit(b, slope[first:last], hessian[first:last, first:last])
+                slope[first:stop] -= hessian[first:stop, first:last] @ change
+                moved[first - start : last - start] = change
+                scale, low = self.scales[b], self.low[b]
+                for k0, k1 in _pieces(first, last):
+                    pull, moves = slope[k0:k1], np.empty((k1 - k0, slope.shape[1]), np.float32)
+                    for j in range(k0, k1):
+                        old = self.levels[j]
+                        level = np.rint(old + pull[j - k0] / (hessian[j, j] * scale))
+                        np.clip(level, low, low + top, out=level)
+                        move = scale * (level - old)
+                        moves[j - k0] = move
+                        pull[j - k0 + 1 :] -= hessian[j + 1 : k1, j, None] * move
+                        self.levels[j] = level
+                    slope[k1:stop] -= hessian[k1:stop, k0:k1] @ moves
+                    moved[k0 - start : k1 - start] += moves
+            slope[stop:] -= hessian[stop:, start:stop] @ moved  # those before are not read again in this sweep
 
     def _refit(self, b: int, slope: Array, own: Array) -> Array:
         """The best scale and minimum of block b for its codes; returns the change of its values."""
@@ -206,6 +214,15 @@ class _State:
         change: Array = (new - scale) * levels + (bottom - minimum)
         self.scales[b], self.minima[b] = new, bottom
         return change
+
+
+def _panels(spans: list[tuple[int, int]]) -> Iterator[list[tuple[int, tuple[int, int]]]]:
+    """Consecutive blocks, with their numbers, that have about `_PANEL` columns together."""
+    size = spans[0][1] - spans[0][0]
+    count = max(1, _PANEL // size)
+    numbered = list(enumerate(spans))
+    for start in range(0, len(numbered), count):
+        yield numbered[start : start + count]
 
 
 def _pieces(first: int, last: int) -> Iterator[tuple[int, int]]:

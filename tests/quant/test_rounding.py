@@ -87,7 +87,7 @@ def test_the_target_of_other_inputs_is_the_least_squares_solution():
     weights = rng.standard_normal((5, 24)).astype(np.float32)
     objective = Objective(own.T @ own, damping=0, shrinkage=0)
     expected = np.linalg.lstsq(own, exact @ weights.T, rcond=None)[0].T
-    np.testing.assert_allclose(objective.target(weights, exact.T @ own), expected, atol=2e-4)
+    np.testing.assert_allclose(objective.target(weights, (exact @ weights.T).T @ own), expected, atol=2e-4)
 
 
 @pytest.mark.parametrize("shape", [(7, 64), (3, 72)])
