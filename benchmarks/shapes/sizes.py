@@ -43,6 +43,17 @@ SHAPES = {
         positions=4096,
         family="hrm_text",
     ),
+    "tiny-nanbeige": Shape(
+        layers=3,
+        hidden=64,
+        intermediate=176,
+        heads=4,
+        head_dim=16,
+        vocab=384,
+        positions=512,
+        family="nanbeige",
+        kv_heads=2,
+    ),
     "tiny": Shape(layers=3, hidden=64, intermediate=176, heads=4, head_dim=16, vocab=384, positions=512),
     "recurrent-llama-1b": Shape(
         layers=14,
