@@ -70,7 +70,8 @@ def command(
                 policy = options.exit_policy(loaded.default_exit())
                 names = None if any_model else {"any", loaded.name, model or loaded.name}
                 _answer(loaded, requests, output, parallel, policy, names)
-    click.echo(f"{len(requests) - requests.failed} lines answered, {requests.failed} failed: {target}", err=True)
+    count = len(requests) - requests.failed
+    click.echo(f"{count} line{'' if count == 1 else 's'} answered, {requests.failed} failed: {target}", err=True)
     if requests.failed:
         raise click.exceptions.Exit(_LINES_FAILED)
 

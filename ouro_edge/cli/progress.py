@@ -1,8 +1,9 @@
-"""Progress bars of long operations, on stderr and only in a terminal."""
+"""Progress of long operations on stderr: a bar in a terminal, now and then a line elsewhere."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,17 +12,26 @@ import click
 
 from ouro_edge.system.progress import WAITING, Progress
 
+_SECONDS = 30.0  # between two lines
+
 
 @contextmanager
 def conversion_progress(label: str = "Preparing") -> Iterator[Progress]:
-    """A callback for long operations; draws a progress bar, a new one for each job."""
+    """A callback for long operations; draws a progress bar, a new one for each job; no bar in a log file."""
     bars: list[Any] = []
+    last = time.monotonic()
 
     def show(done: int, total: int, what: str, /) -> None:
+        nonlocal last
         if what == WAITING:
             click.echo(f"{what[0].upper()}{what[1:]}.", err=True)
             return
-        if sys.stderr is None or not sys.stderr.isatty() or not total:
+        if sys.stderr is None or not total:
+            return
+        if not sys.stderr.isatty():
+            if time.monotonic() - last >= _SECONDS:
+                last = time.monotonic()
+                click.echo(f"{label}: {100 * done // total}%{f', {what}' if what else ''}", err=True)
             return
         if bars and done < bars[0].pos:
             bars.pop().__exit__(None, None, None)

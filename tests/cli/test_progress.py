@@ -1,4 +1,4 @@
-"""The bar of long operations: one for each job, on a terminal only."""
+"""The bar of long operations: one for each job in a terminal; lines elsewhere."""
 
 from __future__ import annotations
 
@@ -33,3 +33,14 @@ def test_no_bar_where_nobody_can_see_it(monkeypatch):
         with conversion_progress() as progress:
             progress(1, 2, "x")
         assert stderr is None or stderr.getvalue() == ""
+
+
+def test_a_line_now_and_then_in_a_log_file(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sys.stderr", stderr := io.StringIO())
+    with conversion_progress("Exporting") as progress:
+        for done in range(8):
+            now[0] += 12
+            progress(done, 7, f"layer {done}" if done < 7 else "")
+    assert stderr.getvalue() == "Exporting: 28%, layer 2\nExporting: 71%, layer 5\n"
