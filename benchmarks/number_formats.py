@@ -1,11 +1,12 @@
 """Quality of number formats on a model off their grids, against llama.cpp's own tools: the tables of docs/quality.md.
 
-    python benchmarks/number_formats.py SmolLM2-135M-Instruct.Q4_1.gguf WORK [--llama DIR] [--rows NAME...]
+    python benchmarks/number_formats.py SmolLM2-135M-Instruct.Q4_1.gguf WORK [--llama DIR] [--rows REGEX]
 
 Writes the checkpoint of `off_grid.py` to WORK/off, exports it in every format, and compares each with the checkpoint
 on the built-in text by llama-perplexity's protocol. With `--llama`, llama.cpp quantises the same weights, with an
 importance matrix of the text that our rows are calibrated on, and measures its own files and ours; its tools are
-built in DIR if they are not there. Figures are stored in WORK/results.json: an interrupted run continues.
+built in DIR if they are not there. Figures are stored in WORK/results.json: an interrupted run continues. `--rows`
+measures the rows whose names match.
 """
 
 from __future__ import annotations
@@ -82,10 +83,10 @@ class Export:
 def exports() -> Iterator[Export]:
     """Our rows."""
     both = None, WeightCalibration()
-    for precision in ("q4_1", "q4_0"):
-        yield from (Export(precision, rounding=rounding) for rounding in both)
+    yield from (Export("q4_1", rounding=rounding) for rounding in both)
     for precision in ("int8", "q8_0"):
         yield from (Export(precision, rounding=rounding) for rounding in (None, WeightCalibration(codes=False)))
+    yield from (Export("q4_0", rounding=rounding) for rounding in both)
     for symmetric in (True, False):
         for size in (128, 32, 64):
             yield from (Export("int4", size, symmetric, rounding) for rounding in both)
@@ -218,13 +219,13 @@ def final_estimate(text: str) -> float:
 class Table:
     """Figures by row, stored after each."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, wanted: str = "") -> None:
+        self.file, self._wanted = file, re.compile(wanted)
         self.rows: dict[str, Figures] = json.loads(file.read_text()) if file.is_file() else {}
 
     def add(self, row: str, measure: Callable[[], Figures]) -> None:
-        """Measure a row that is not there yet."""
-        if row in self.rows:
+        """Measure a row that is not there yet, if it is wanted."""
+        if row in self.rows or not self._wanted.search(row):
             return
         started = time.process_time(), os.times()
         say(row)
@@ -322,10 +323,11 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--llama", type=Path, metavar="DIR", help="folder of llama.cpp's tools")
+    parser.add_argument("--rows", default="", metavar="REGEX", help="only rows whose names match")
     given = parser.parse_args()
     if not (given.work / "off").is_dir():
         off_grid.write(given.source, given.work / "off")
-    ours, table = Ours(given.work), Table(given.work / "results.json")
+    ours, table = Ours(given.work), Table(given.work / "results.json", given.rows)
     measure_ours(table, ours)
     if given.llama is not None:
         llama = Llama(given.llama, ours)

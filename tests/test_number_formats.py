@@ -47,6 +47,7 @@ def test_a_row_that_is_there_is_not_measured_again(tmp_path):
     table.add("a", lambda: figures)
     again = number_formats.Table(tmp_path / "results.json")
     again.add("a", lambda: pytest.fail("measured again"))
+    number_formats.Table(tmp_path / "results.json", "^c").add("b", lambda: pytest.fail("not wanted"))
     assert json.loads((tmp_path / "results.json").read_text())["a"]["kl"] == 0.1
     assert again.text().splitlines()[-1] == "| a | x | 5.0 | 0.1000 | 0.2000 | 0.300 | 50.0% | 7.000 |"
 

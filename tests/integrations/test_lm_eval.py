@@ -120,3 +120,37 @@ def test_the_server_runs_the_same_task(python, tmp_path, tasks):
         finally:
             server.terminate()
     assert values(shown) == {"acc": 1.0, "exact_match": 1.0}
+
+
+def test_the_documented_task_accepts_a_dollar_sign(python, tmp_path):
+    folder = tmp_path / "dollar"
+    folder.mkdir()
+    data = tmp_path / "gsm8k.jsonl"
+    data.write_text(
+        "".join(json.dumps({"question": q, "answer": f"So\n#### {n}"}) + "\n" for q, n in (("a?", 18),) * 3)
+    )
+    [recipe] = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "quality.md").read_text(), re.DOTALL)
+    local = f"dataset_path: json\ndataset_name: null\ndataset_kwargs: {{data_files: {{train: {data}, test: {data}}}}}\n"
+    (folder / "gsm8k_dollar.yaml").write_text(recipe + local)
+    code = f"""
+import pathlib, shutil
+import lm_eval
+from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
+source = pathlib.Path(lm_eval.__file__).parent / "tasks" / "gsm8k" / "gsm8k.yaml"
+shutil.copy(source, {str(folder)!r})
+text = source.read_text().replace("task: gsm8k", "task: gsm8k_plain")
+pathlib.Path({str(folder / "plain.yaml")!r}).write_text(text + {local!r})
+class Says(LM):
+    def generate_until(self, requests, disable_tqdm=False):
+        return ["She has\\n#### $18", "She has\\n#### 18", "She has\\n#### $19"]
+    def loglikelihood(self, requests): raise NotImplementedError
+    loglikelihood_rolling = loglikelihood
+tasks = ["gsm8k_dollar", "gsm8k_plain"]
+found = lm_eval.simple_evaluate(Says(), tasks=tasks, task_manager=TaskManager(include_path={str(folder)!r}),
+                                num_fewshot=0, bootstrap_iters=0)
+for name in tasks:
+    print(name, round(found["results"][name]["exact_match,strict-match"], 3))
+"""
+    lines = run(python, tmp_path, "-c", code).splitlines()
+    assert lines[-2:] == ["gsm8k_dollar 0.667", "gsm8k_plain 0.333"]
