@@ -143,7 +143,7 @@ text = source.read_text().replace("task: gsm8k", "task: gsm8k_plain")
 pathlib.Path({str(folder / "plain.yaml")!r}).write_text(text + {local!r})
 class Says(LM):
     def generate_until(self, requests, disable_tqdm=False):
-        return ["She has\\n#### $18", "She has\\n#### 18", "She has\\n#### $19"]
+        return ["She has\\n#### $18", "She has\\n#### 18", "She has\\n#### $19"] * (len(requests) // 3)
     def loglikelihood(self, requests): raise NotImplementedError
     loglikelihood_rolling = loglikelihood
 tasks = ["gsm8k_dollar", "gsm8k_plain"]
