@@ -63,8 +63,7 @@ test-optimum: .cache/optimum/installed  ## optimum-cli and onnxruntime-genai (1.
 	.cache/optimum/$(notdir $(BIN))/python -m pytest tests/interop --require optimum
 
 test-clients: .cache/clients/installed  ## openai, LangChain, instructor, pydantic-ai, Agents SDK, openai for node
-	OURO_EDGE_CLIENTS_PYTHON=$(abspath .cache/clients/$(notdir $(BIN))/python) OURO_EDGE_CLIENTS_NODE=$(abspath .cache/clients/node) \
-		$(BIN)/python -m pytest -m clients --require clients
+	OURO_EDGE_CLIENTS=$(abspath .cache/clients) $(BIN)/python -m pytest -m clients --require clients
 
 test-min: .cache/min/installed  ## all tests with the oldest supported dependencies
 	.cache/min/$(notdir $(BIN))/python -m pytest
@@ -115,7 +114,11 @@ $(VENV)/installed-%: pyproject.toml
 .cache/clients/installed: pyproject.toml
 	mkdir -p $(@D)/node
 	cd $(@D)/node && npm install --silent --no-audit --no-fund openai
-	.ci/environment.sh $(@D) openai openai-agents langchain-openai instructor "pydantic-ai-slim[openai]"
+	.ci/environment.sh $(@D)/agents openai-agents
+	.ci/environment.sh $(@D)/instructor instructor "openai<3"  # pip would try dozens of releases for its jiter
+	.ci/environment.sh $(@D)/langchain langchain-openai
+	.ci/environment.sh $(@D)/pydantic_ai "pydantic-ai-slim[openai]" "openai<3"
+	touch $@
 
 .cache/llm/installed: pyproject.toml
 	.ci/environment.sh $(@D) -e . llm

@@ -105,7 +105,7 @@ def test_positions_are_decided_on_a_few_at_a_time(model, monkeypatch, text):
     """The steps of the core run for all positions of a part at once, whether or not the rule looks at logits."""
     rule, found = ouro_edge.parse_exit(text), {}
     for most in (1, 3, 64):
-        monkeypatch.setattr(coda_sequence, "_POSITIONS_AT_A_TIME", most)
+        monkeypatch.setattr(coda_sequence, "POSITIONS_AT_A_TIME", most)
         sequence = model.new_sequence()
         found[most] = run_forward(sequence, IDS, rule), sequence
     for forward, sequence in found.values():

@@ -19,6 +19,13 @@ TEMPLATE = "{{ tools or '' }}{% for m in messages %}<|{{ m.role }}|>{{ m.content
 CALL = '<tool_call>{"name": "find", "arguments": {"who": "Ada"}}</tool_call>'
 
 
+def clients():
+    """The directory that `make test-clients` fills: an environment per client, and node's modules."""
+    if not (home := os.environ.get("OURO_EDGE_CLIENTS")):
+        pytest.skip("OURO_EDGE_CLIENTS names no directory with the clients")
+    return Path(home)
+
+
 def run(command, *urls):
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "OPENAI_API_KEY", "OPENAI_BASE_URL")}
     environment["NO_PROXY"] = "*"
@@ -35,16 +42,13 @@ def scripted():
 
 @pytest.mark.parametrize("name", ["langchain", "instructor", "pydantic_ai", "agents"])
 def test_python_clients(serve, name):
-    python = os.environ.get("OURO_EDGE_CLIENTS_PYTHON")
-    if not python:
-        pytest.skip("OURO_EDGE_CLIENTS_PYTHON names no Python with the clients")
-    run([python, str(SCRIPTS / f"{name}_client.py")], f"{serve().url}/v1", f"{serve(scripted()).url}/v1")
+    python = clients() / name / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    run([str(python), str(SCRIPTS / f"{name}_client.py")], f"{serve().url}/v1", f"{serve(scripted()).url}/v1")
 
 
-def test_openai_for_node(serve, tmp_path):
-    """OURO_EDGE_CLIENTS_NODE names a directory with node_modules/openai."""
-    modules, node = os.environ.get("OURO_EDGE_CLIENTS_NODE"), shutil.which(os.environ.get("NODE", "node"))
-    if not modules or not node:
-        pytest.skip("OURO_EDGE_CLIENTS_NODE names no directory with openai for node, or node is missing")
-    script = shutil.copy(SCRIPTS / "node_client.mjs", Path(modules) / "node_client.mjs")  # imports follow the file
+def test_openai_for_node(serve):
+    modules, node = clients() / "node", shutil.which(os.environ.get("NODE", "node"))
+    if not node:
+        pytest.skip("node is missing")
+    script = shutil.copy(SCRIPTS / "node_client.mjs", modules / "node_client.mjs")  # imports follow the file
     run([node, str(script)], f"{serve().url}/v1", f"{serve(scripted()).url}/v1")

@@ -22,7 +22,7 @@ from ouro_edge.runtime.sequence.hidden_queue import HiddenQueue
 from ouro_edge.runtime.sequence.sequence import TokenSequence
 from ouro_edge.runtime.sequence.work import LoopChunk
 
-_POSITIONS_AT_A_TIME = 64  # whose states after every step are kept until a rule has decided on all of them
+POSITIONS_AT_A_TIME = 64  # whose states after every step are kept until a rule has decided on all of them
 
 
 class CodaSequence(TokenSequence):
@@ -112,7 +112,7 @@ class CodaSequence(TokenSequence):
             yield from DepthRun(self, positions, policy, cancel=cancel)
             return
         in_a_row = positions[-1] - positions[0] + 1 == len(positions)
-        most = _POSITIONS_AT_A_TIME if in_a_row else 1
+        most = POSITIONS_AT_A_TIME if in_a_row else 1
         for first in range(0, len(positions), most):
             part = positions[first : first + most]
             yield from (self._one_by_one if policy.needs_logits else self._together)(part, policy, cancel)
