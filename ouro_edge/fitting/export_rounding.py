@@ -27,9 +27,10 @@ from ouro_edge.fitting.equalize import equalized
 from ouro_edge.quant import Grid, Recipe, Rounded, Scheme, grid_of
 from ouro_edge.runtime.text.tokenizer import Tokenizer
 from ouro_edge.system.cache_dir import cache_directory
+from ouro_edge.system.file_lock import file_lock
 from ouro_edge.system.hub import Resolved
 from ouro_edge.system.memory import available_memory
-from ouro_edge.system.progress import Progress, stages
+from ouro_edge.system.progress import WAITING, Progress, stages
 from ouro_edge.version import __version__
 
 Grids = Callable[[str], Grid | None]  # name of a matrix -> its grid, or None if it is not rounded
@@ -134,9 +135,15 @@ def calibrated(
         return
     grids = list(map(repr, matrices.values()))
     folder = cache_directory() / _key(found, [checkpoint.config.to_dict(), windows.tolist(), grids, repr(embedding)])
-    round_weights(checkpoint.weights, windows, embedding, grid, folder, rounding)
-    yield Rounding(checkpoint, RoundedFiles(folder), record)
-    shutil.rmtree(folder, ignore_errors=True)
+
+    def waiting() -> None:
+        if progress:
+            progress(0, 1, WAITING)
+
+    with file_lock(folder.with_name(f".{folder.name}.lock"), waiting):  # of two equal exports, the second one waits
+        round_weights(checkpoint.weights, windows, embedding, grid, folder, rounding)
+        yield Rounding(checkpoint, RoundedFiles(folder), record)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _key(found: Resolved, settings: object) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from ouro_edge.fitting.calibrate_weights import (
     round_weights,
 )
 from ouro_edge.quant import Grid, Scheme
+from ouro_edge.system.progress import WAITING
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "max_position_embeddings": 128}
 
@@ -122,6 +125,31 @@ def test_an_interrupted_export_finds_its_layers(looped, tmp_path, own_cache):
     ouro_edge.export(looped, tmp_path / "out", rounding=WeightCalibration(rows=1024))
     assert open_bundle(tmp_path / "out").manifest.rounding
     assert not folder.exists()
+
+
+def test_of_two_equal_exports_the_second_one_waits(looped, tmp_path):
+    """Both keep their layers in the same folder, which the one that ends first removes."""
+    began, waits, said = threading.Event(), threading.Event(), []
+
+    def first(done: int, total: int, what: str) -> None:
+        if what.startswith("layer 2"):
+            began.set()
+            assert waits.wait(60)
+
+    def second(done: int, total: int, what: str) -> None:
+        said.append(what)
+        if what == WAITING:
+            waits.set()
+
+    def export(name: str, progress) -> Path:
+        return ouro_edge.export(looped, tmp_path / name, rounding=WeightCalibration(rows=1024), progress=progress).path
+
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(export, "one", first)
+        assert began.wait(60)
+        two = pool.submit(export, "two", second)
+        assert open_bundle(one.result()).weights_id == open_bundle(two.result()).weights_id
+    assert said.count(WAITING) == 1
 
 
 def test_the_memory_limit_lowers_the_number_of_rows():
