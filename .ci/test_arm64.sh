@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Tests on an emulated ARM64 CPU (Cortex-A76, as in a Raspberry Pi 5), with the real aarch64 wheels. Debian or Ubuntu,
-# as root for apt-get and debootstrap; about 8 minutes on one core. It says nothing about speed.
+# as root for apt-get and debootstrap; about 12 minutes on one core. It says nothing about speed.
 # Usage: .ci/test_arm64.sh [ARGUMENTS OF PYTHON]; CPU=max,pauth-impdef=on selects another CPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
