@@ -8,7 +8,7 @@ from shapes.sizes import Shape
 
 
 def hf_config(shape: Shape) -> dict[str, Any]:
-    """The published config.json of the shape's family; there is no generation_config.json."""
+    """The published config.json of the shape's family."""
     makers = {"ouro": _ouro_config, "nanbeige": _nanbeige_config, "hrm_text": _hrm_config}
     makers["huginn_raven"] = _raven_config
     return makers[shape.family](shape)

@@ -10,6 +10,7 @@ import pytest
 
 import ouro_edge
 from ouro_edge.runtime.backend.batching.call_queue import CallQueue
+from ouro_edge.runtime.backend.batching.job import Job
 from ouro_edge.runtime.backend.batching.prompt_budget import PromptBudget
 from ouro_edge.runtime.backend.protocol import GroupOutput, RowGroup
 
@@ -158,3 +159,24 @@ def test_long_prompts_take_turns():
     for name in ("a", "b"):
         starts = [start for call in block.calls for cache, start, _ in call if cache == name]
         assert starts == sorted(starts) and starts[0] == 600
+
+
+def test_a_prompt_that_was_passed_over_and_given_up_is_not_kept(monkeypatch):
+    """Its thread has gone: it could neither lead nor be woken."""
+    block = Block()
+    queue = CallQueue(block, lambda rows: rows, 8, 256)
+
+    def share(self, waiting, alone):
+        for job in jobs:
+            job.abandoned = len(job.work[0].rows) > 16
+        return [0 if rows > 16 else rows for rows in waiting]
+
+    jobs = []
+    before = Job.waiting_rows
+    monkeypatch.setattr(Job, "waiting_rows", lambda job: (jobs.append(job), before(job))[1])
+    monkeypatch.setattr(PromptBudget, "share", share)
+    block.release.set()
+    gone = Job("block", [group("prompt", 40)], None)
+    queue._waiting.append(gone)
+    assert len(queue.block([group("token", 1)], None, "block")) == 1
+    assert queue.waiting == 0

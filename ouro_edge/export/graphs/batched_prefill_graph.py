@@ -37,10 +37,9 @@ class BatchedPrefillBuilder(PrefillBuilder, BatchedBuilder):
         if self.kv == "fp32":
             return BatchedBuilder.attend(self, qkv, layer)
         names = self.attention_outputs(layer)
-        none = self.array("no_slots", np.array(0, np.int64))
         groups = self.branch(qkv, layer, self.all_slots(), "groups_")
         self.node(
-            "If", [self.node("Greater", ["slots", none])], *names,
+            "If", [self.node("Greater", ["slots", self._none()])], *names,
             then_branch=groups, else_branch=self._branch_of(self._prompt, qkv, layer, "prompt_"),
         )  # fmt: skip
         return names[0]
@@ -72,7 +71,10 @@ class BatchedPrefillBuilder(PrefillBuilder, BatchedBuilder):
         return [self.node("Concat", [mixed, names[0]], axis=1), *present]
 
     def _is_alone(self) -> str:
-        return self.node("Equal", ["slots", self.array("no_slots", np.array(0, np.int64))])
+        return self.node("Equal", ["slots", self._none()])
+
+    def _none(self) -> str:
+        return self.array("no_slots", np.array(0, np.int64))
 
     def _branch_of(
         self, add: Callable[[str, int, str], list[str]], qkv: str, layer: int, prefix: str

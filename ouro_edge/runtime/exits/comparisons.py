@@ -32,8 +32,17 @@ class Comparison(BoundedPolicy):
         return stopped
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OfStates(Comparison):
+    """A comparison of two states. Costs no call of the head."""
+
+    @property
+    def needs_logits(self) -> bool:
+        return False
+
+
 @dataclass(frozen=True, slots=True)
-class StateChange(Comparison):
+class StateChange(_OfStates):
     """Stop when a loop changed the state by at most this share of its length: |h_r - h_{r-1}| / |h_r|, from loop 2 on.
 
     Huginn: `latent-diff`, below 0.03.
@@ -44,10 +53,6 @@ class StateChange(Comparison):
     def __post_init__(self) -> None:
         check_number("share", self.share, np.inf, "a number of at least 0")
         BoundedPolicy.__post_init__(self)
-
-    @property
-    def needs_logits(self) -> bool:
-        return False
 
     def measure(self, states: LoopStates) -> Measures:
         if states.loop == 1:
@@ -60,7 +65,7 @@ class StateChange(Comparison):
 
 
 @dataclass(frozen=True, slots=True)
-class StateTurn(Comparison):
+class StateTurn(_OfStates):
     """Stop when a loop turned the state by a cosine distance of at most `distance`: 1 - cos(h_r, h_{r-1}), from loop 2.
 
     Huginn: `cosine`, below 0.001.
@@ -71,10 +76,6 @@ class StateTurn(Comparison):
     def __post_init__(self) -> None:
         check_number("distance", self.distance, np.inf, "a number of at least 0")
         BoundedPolicy.__post_init__(self)
-
-    @property
-    def needs_logits(self) -> bool:
-        return False
 
     def measure(self, states: LoopStates) -> Measures:
         if states.loop == 1:

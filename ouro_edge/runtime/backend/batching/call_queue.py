@@ -160,7 +160,8 @@ class CallQueue:
         shares = iter(self._budget.share(list(chain(*waiting)), alone))
         counts = [[next(shares) for _ in each] for each in waiting]
         with self._changed:  # prompts whose turn it is not keep their places
-            self._waiting[:0] = [job for job, share in zip(jobs, counts, strict=True) if share == [0]]
+            passed_over = (job for job, share in zip(jobs, counts, strict=True) if share == [0])
+            self._waiting[:0] = [job for job in passed_over if not job.abandoned]
         planned = [plan for plan in zip(jobs, waiting, counts, strict=True) if plan[2] != [0]]
         self._run([job for job, *_ in planned], [each for _, each, _ in planned], [share for *_, share in planned])
 
