@@ -13,7 +13,7 @@ from ouro_edge.errors import BundleError
 
 RECORD_FILE = "prefill_copy.json"
 PROBE_FILE = "probe.onnx"  # tests whether this CPU multiplies uint8 and int8 without saturation
-VERSION = 3
+VERSION = 4
 
 
 def prefill_copy_bytes(bundle: Bundle) -> int:

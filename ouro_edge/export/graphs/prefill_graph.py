@@ -57,6 +57,11 @@ class PrefillBuilder(GraphBuilder):
         rounded, scale = self.rounded(x, tensor.shape[1])
         return self.node("Mul", [self.product(rounded, weight), scale], *outputs)
 
+    def add_norm(self, residual: str, x: str, weight: str) -> tuple[str, str]:
+        """As in the block graph, in two operators, which take half the time of the fused one for many rows."""
+        total = self.node("Add", [residual, x])
+        return self.norm(total, weight), total
+
     def feed_forward(self, x: str, layer: str) -> str:
         """As in the block graph, with gate and up in separate products, which saves a copy of both.
 
@@ -132,9 +137,7 @@ class PrefillBuilder(GraphBuilder):
     def cached(self, x: str, name: str, present: str) -> str:
         """All keys or values [1, H, positions, D] as whole numbers, after appending x [1, T, KV * D] to the cache."""
         config, width = self.config, cache_head_dim(self.config)
-        most = 127.0 if self.kv == "int8" else 7.0
-        steps = self.node("Round", [self.node("Div", [x, f"scale.{name}{self.slot}"])])
-        x = self.node("Clip", [steps, self.number(-most - 1), self.number(most)])
+        x = self.whole(self.node("Div", [x, f"scale.{name}{self.slot}"]))
         x = self.node("Reshape", [x, self.constant([0, 0, config.num_kv_heads, width])])
         x = self.stored(self.node("Transpose", [x], perm=[0, 2, 1, 3]))
         extended = f"{present}.{name}{self.slot}"
@@ -147,10 +150,17 @@ class PrefillBuilder(GraphBuilder):
         x = self.node("Expand", [self.node("Unsqueeze", [x, axis]), self.constant([1, 1, groups, 1, 1])])
         return self.node("Reshape", [x, self.constant([1, config.num_heads, -1, width])])
 
+    def whole(self, x: str) -> str:
+        """x rounded to the codes of the cache: int8, or -8 to 7 in float32."""
+        if self.kv == "int8":  # one operator, and a quarter of the bytes for the next one
+            zero = self.array("zero_int8", np.array(0, np.int8))
+            return self.node("QuantizeLinear", [x, self.number(1.0), zero])
+        return self.node("Clip", [self.node("Round", [x]), self.number(-8.0), self.number(7.0)])
+
     def stored(self, x: str) -> str:
-        """Whole numbers in float32, converted to the type of the cache."""
+        """Codes of `whole` as the cache stores them."""
         if self.kv == "int8":
-            return self.node("Cast", [x], to=TensorProto.INT8)
+            return x
         # int4: two per byte, the first in the low nibble, each plus 8
         pairs = self.node("Reshape", [x, self.constant([0, 0, 0, -1, 2])])
         parts = self.node("Mul", [pairs, self.array("halves", np.array([1, 16], np.float32))])
