@@ -146,14 +146,19 @@ def _llama_cpp_batched(
 ) -> Outcome:
     """The prompt is computed once and its keys and values are copied (-pps): only decoding is timed.
 
-    Weights are not repacked, because decoding several sequences with repacked Q4_0 crashes on some CPUs.
+    Repacked weights are faster, but on some CPUs llama.cpp crashes when it decodes several sequences with them; there,
+    weights are used as they are stored.
     """
     positions = count * (BATCHED_CONTEXT + TOKENS)
-    done = _process(
-        wrap, llama_batched_bench, "-m", model, "-t", threads, "-ctk", contender.kv, "-ctv", contender.kv, "-fa", "on",
-        "-c", positions, "-npp", BATCHED_CONTEXT, "-ntg", TOKENS, "-npl", count, "-pps", "--no-repack",
-        "--output-format", "jsonl",
+    command = (
+        llama_batched_bench, "-m", model, "-t", threads, "-ctk", contender.kv, "-ctv", contender.kv, "-fa", "on",
+        "-c", positions, "-npp", BATCHED_CONTEXT, "-ntg", TOKENS, "-npl", count, "-pps", "--output-format", "jsonl",
     )  # fmt: skip
+    try:
+        done = _process(wrap, *command)
+    except SystemExit:
+        print("llama-batched-bench failed; measuring it with --no-repack", file=sys.stderr)
+        done = _process(wrap, *command, "--no-repack")
     [result] = [json.loads(line) for line in done["output"].splitlines() if line.startswith("{")]
     return Outcome(result["speed_tg"], None, None, None, done["others"])
 

@@ -11,7 +11,6 @@ from ouro_edge.runtime.backend.kv_choice import check_share, choose_kv
 from ouro_edge.runtime.backend.onnx_backend import OnnxBackend
 from ouro_edge.runtime.model import Model
 from ouro_edge.runtime.text.model_text import read_model_text
-from ouro_edge.system.huge_pages import large_pages
 from ouro_edge.system.progress import Progress
 
 
@@ -36,17 +35,16 @@ def open_model(
     fitted = choose_gate(bundle, gate)
     chosen, reason = choose_kv(bundle, kv)
     share = check_share(kv_share) == "last"
-    with large_pages():
-        backend = OnnxBackend(
-            bundle,
-            threads=threads,
-            gate=fitted,
-            kv=chosen,
-            share_kv=share,
-            prefill_copy=prefill_copy,
-            parallel_packing=parallel_packing,
-            open_head=open_head,
-            batched=batched,
-            progress=progress,
-        )
+    backend = OnnxBackend(
+        bundle,
+        threads=threads,
+        gate=fitted,
+        kv=chosen,
+        share_kv=share,
+        prefill_copy=prefill_copy,
+        parallel_packing=parallel_packing,
+        open_head=open_head,
+        batched=batched,
+        progress=progress,
+    )
     return Model(backend, read_model_text(bundle), gate=fitted, kv_reason=reason)

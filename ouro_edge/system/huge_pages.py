@@ -24,14 +24,31 @@ _MAX_STACK_GUARD_BYTES = 64 << 10  # the inaccessible range below a thread's sta
 MIN_WEIGHT_BYTES = 256 << 20  # smaller models gain little: processor caches hold much of them
 
 
+class PageMove:
+    """Memory that moves to huge pages in the background."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+
+    def start(self, ranges: list[Range]) -> None:
+        """Begin to move these ranges."""
+        self._thread = threading.Thread(target=collapse, args=(ranges,), name="large-pages", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when all has moved, at once if there was nothing to move."""
+        if self._thread is not None:
+            self._thread.join()
+
+
 @contextmanager
-def large_pages() -> Iterator[None]:
+def large_pages() -> Iterator[PageMove]:
     """Move memory allocated inside the block to huge pages afterwards, if it is large; takes a second per gigabyte."""
-    before = anonymous_memory()
-    yield
+    before, move = anonymous_memory(), PageMove()
+    yield move
     new = without(anonymous_memory(), before)
     if sum(end - start for start, end in new) >= MIN_WEIGHT_BYTES:
-        threading.Thread(target=collapse, args=(new,), name="large-pages", daemon=True).start()
+        move.start(new)
 
 
 def collapse(ranges: list[Range]) -> None:

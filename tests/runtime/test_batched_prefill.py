@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from ouro_edge.fitting.calibrate_kv import calibrate
 from ouro_edge.prefill_weights import prefill_copy_for
 from ouro_edge.runtime.backend import onnx_backend
 from ouro_edge.runtime.backend.batching.crossover import crossover
+from ouro_edge.runtime.backend.onnx_cache import OnnxCache
 from ouro_edge.runtime.exits.policies import FixedDepth
+from ouro_edge.system import huge_pages
 
 RNG = np.random.default_rng(6)
 PROMPTS = [[int(i) for i in RNG.integers(3, 96, n)] for n in (7, 1, 12, 30, 5)]
@@ -140,3 +143,24 @@ def test_the_crossover_is_measured_when_the_model_is_loaded(bundle_of, checkpoin
         rows = backend._prefill["block"].min_rows
         assert rows == measured and 6 <= rows <= 64
         assert backend.session_for(rows) is not backend.session_for(rows - 1)
+
+
+def test_the_crossover_is_measured_on_weights_that_have_moved_to_huge_pages(
+    bundle_of, checkpoint_of, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("OURO_EDGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huge_pages, "MIN_WEIGHT_BYTES", 0)
+    happened, time_call = [], OnnxCache.time
+
+    def collapse(_):
+        time.sleep(0.2)
+        happened.append("moved")
+
+    def timed(*args):
+        happened.append("timed")
+        return time_call(*args)
+
+    monkeypatch.setattr(huge_pages, "collapse", collapse)
+    monkeypatch.setattr(OnnxCache, "time", timed)
+    with ouro_edge.load(bundle_of(checkpoint_of(), "int4", block_size=16), parallel=2, prefill_weights="int8"):
+        assert happened[0] == "moved" and set(happened[1:]) == {"timed"}

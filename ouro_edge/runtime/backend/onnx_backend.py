@@ -37,6 +37,7 @@ from ouro_edge.runtime.backend.prefill_session import MIN_PREFILL_ROWS, PREFILL_
 from ouro_edge.runtime.backend.protocol import GroupOutput, RowGroup
 from ouro_edge.runtime.backend.session import import_onnxruntime, open_session
 from ouro_edge.system.cpus import cpu_name
+from ouro_edge.system.huge_pages import PageMove, large_pages
 from ouro_edge.system.progress import Progress
 
 # In the batched graph, a call of one group costs about a microsecond more per layer and slot. That is much for a small
@@ -72,21 +73,12 @@ class OnnxBackend:
         self._sessions: dict[str, Any] = {}  # by graph
         self._single: dict[str, Any] = {}  # for calls of one group
         self._prefill: dict[str, PrefillSession] = {}
-        for stack in self.program.stacks:
-            graph = bundle.block_graph(kv, progress, stack.name) if batched is None else batched.block(kv, stack.name)
-            session = open_session(graph, threads, parallel=parallel_packing)
-            self._sessions[stack.name] = self._single[stack.name] = session
-            if batched is not None and graph.weights_bytes <= MAX_WEIGHTS_OPENED_TWICE:
-                plain = bundle.block_graph(kv, progress, stack.name)
-                self._single[stack.name] = open_session(plain, threads, parallel=parallel_packing)
-            if prefill_copy is not None:
-                copy: Callable[[], Graph] = partial(prefill_graph, prefill_copy, kv, stack.name)
-                if batched is not None:
-                    copy = partial(batched.prefill, kv, prefill_copy, stack.name)
-                self._prefill[stack.name] = PrefillSession(copy, threads)
-        self._head = None
-        if open_head:
-            self._head = open_session(bundle.head_graph(progress), threads, parallel=parallel_packing)
+        self._head: Any = None
+        with large_pages() as pages:
+            for stack in self.program.stacks:
+                self._open_stack(bundle, stack.name, threads, parallel_packing, prefill_copy, batched, progress)
+            if open_head:
+                self._head = open_session(bundle.head_graph(progress), threads, parallel=parallel_packing)
         self.rows_per_call = PREFILL_ROWS if self._prefill else ROWS_PER_CALL
         self._embedding = bundle.embedding()
         self._second = None if self.program.second is None else bundle.values(self.program.second)
@@ -100,7 +92,7 @@ class OnnxBackend:
             self._dummies = {stack.name: DummyCache(self, stack.name) for stack in self.program.stacks}
             self._shared = SharedCalls(self, self._dummies, self._run_head)
             if prefill_copy is not None:
-                self._measure_crossover(prefill_copy)
+                self._measure_crossover(prefill_copy, pages)
 
     def new_cache(self, index: int) -> OnnxCache:
         """An empty cache number `index` of the loop program."""
@@ -204,8 +196,36 @@ class OnnxBackend:
             binding.bind_ortvalue_input(name, value)
         return ".0", list(kept.values())
 
-    def _measure_crossover(self, copy: Path) -> None:
-        """Open the prefill session, and let it serve calls of as few rows as it is faster for on this machine."""
+    def _open_stack(
+        self,
+        bundle: Bundle,
+        stack: str,
+        threads: int | None,
+        parallel_packing: bool,
+        prefill_copy: Path | None,
+        batched: BatchedGraphs | None,
+        progress: Progress | None,
+    ) -> None:
+        """Open the sessions of one stack."""
+        graph = bundle.block_graph(self.kv, progress, stack) if batched is None else batched.block(self.kv, stack)
+        session = open_session(graph, threads, parallel=parallel_packing)
+        self._sessions[stack] = self._single[stack] = session
+        if batched is not None and graph.weights_bytes <= MAX_WEIGHTS_OPENED_TWICE:
+            plain = bundle.block_graph(self.kv, progress, stack)
+            self._single[stack] = open_session(plain, threads, parallel=parallel_packing)
+        if prefill_copy is not None:
+            copy: Callable[[], Graph] = partial(prefill_graph, prefill_copy, self.kv, stack)
+            if batched is not None:
+                copy = partial(batched.prefill, self.kv, prefill_copy, stack)
+            self._prefill[stack] = PrefillSession(copy, threads)
+            if batched is not None:
+                self._prefill[stack].open()  # shared calls of few rows use it too
+
+    def _measure_crossover(self, copy: Path, pages: PageMove) -> None:
+        """Let the prefill sessions serve calls of as few rows as they are faster for on this machine.
+
+        Huge pages change the result, so the weights move to them before it is measured.
+        """
         cache = OnnxCache(self, 0)  # the stacks of a model have the same kind of layers, so one of them is measured
         session = self._prefill[cache.graph].open()
         if session is None:
@@ -213,9 +233,12 @@ class OnnxBackend:
         threads = session.get_session_options().intra_op_num_threads
         machine = f"{cpu_name()}, {threads} threads, onnxruntime {self._ort.__version__}, {self.kv}, {self.slots} slots"
         block = self._sessions[cache.graph]
-        rows = crossover(
-            copy, machine, lambda rows: (cache.time(block, rows), cache.time(session, rows)), MIN_PREFILL_ROWS
-        )
+
+        def seconds(rows: int) -> tuple[float, float]:
+            pages.wait()
+            return cache.time(block, rows), cache.time(session, rows)
+
+        rows = crossover(copy, machine, seconds, MIN_PREFILL_ROWS)
         for prefill in self._prefill.values():
             prefill.min_rows = rows
 
