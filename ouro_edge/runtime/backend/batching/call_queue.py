@@ -51,6 +51,7 @@ class CallQueue:
         self._budget = PromptBudget(max_prompt_rows)
         self._changed = threading.Condition()
         self._waiting: list[Job] = []
+        self._taken: list[Job] = []  # by the leader, who may be interrupted before they have run
         self._busy = False
         self._recent: set[int] = set()  # threads whose groups were in the last block call
         self._wait_seconds = _MIN_WAIT_SECONDS
@@ -124,6 +125,8 @@ class CallQueue:
             if not job.leads:
                 return
             job.leads = False
+            left = (other for other in self._taken if not (other.done or other.abandoned or other in self._waiting))
+            self._waiting, self._taken = [*left, *self._waiting], []
             if self._waiting:
                 self._waiting[0].leads = True
                 self._waiting[0].wake.set()
@@ -191,6 +194,7 @@ class CallQueue:
                     break
                 if not (job.kind and job.is_long_prompt and any(other.is_long_prompt for other in taken)):
                     taken.append(job)
+            self._taken = taken
             for job in taken:
                 self._waiting.remove(job)
             return taken
