@@ -16,20 +16,17 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import off_grid
-from peer_models.install import build_llama_cpp
+from peer_models.llama_quality import Figures, Llama
 
 import ouro_edge
 from ouro_edge.arch.weights import Array
@@ -42,18 +39,7 @@ from ouro_edge.measure.quality import built_in_text
 from ouro_edge.runtime.text.tokenizer import Tokenizer
 from ouro_edge.system.files import atomic_write
 
-TOOLS = ("llama-quantize", "llama-imatrix", "llama-perplexity")
 TYPES = ("Q4_0", "Q4_1", "Q4_K_M", "Q8_0")
-Figures = dict[str, Any]
-
-# What llama-perplexity --kl-divergence prints, with the names of our own figures.
-PRINTED = {
-    "perplexity": r"Mean PPL\(Q\)\s*:\s*([\d.]+)",
-    "kl": r"Mean\s+KLD:\s*([-\d.]+)",
-    "median": r"Median\s+KLD:\s*([-\d.]+)",
-    "percentile_99": r"99\.0%\s+KLD:\s*([-\d.]+)",
-    "same_top": r"Same top p:\s*([\d.]+)",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,70 +136,6 @@ class Remembered:
 
     def logits(self, hidden: Array) -> Array:
         return self._model.logits(hidden)
-
-
-class Llama:
-    """llama.cpp's tools, on the same weights and texts."""
-
-    def __init__(self, tools: Path, ours: Ours) -> None:
-        build_llama_cpp(tools, TOOLS, say)
-        self.tools, self.work = tools.resolve(), ours.work
-        self.floats, self.base, self.imatrix = (self.work / name for name in ("off.gguf", "off.base", "off.imatrix"))
-        package = resources.files("ouro_edge")
-        self.text, self.mix = package / "evaluation" / "held_out.txt", package / "fitting" / "calibration_mix.txt"
-        if not self.floats.is_file():
-            ouro_edge.export(ours.source, self.floats, precision="f32")
-        if not self.imatrix.is_file():
-            self.run("llama-imatrix", "-m", self.floats, "-f", self.mix, "-o", self.imatrix, "-t", 1)
-        if not self.base.is_file():
-            partial = self.base.with_suffix(".partial")
-            self.perplexity(self.floats, "--kl-divergence-base", partial)
-            partial.rename(self.base)
-
-    def run(self, tool: str, *arguments: object) -> str:
-        """Its output; SystemExit with the end of it when it fails."""
-        command = list(map(str, (self.tools / tool, *arguments)))
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"error: {' '.join(command)} failed:\n{(done.stdout + done.stderr)[-2000:]}")
-        return done.stdout + done.stderr
-
-    def perplexity(self, file: Path, *arguments: object) -> str:
-        return self.run("llama-perplexity", "-m", file, "-f", self.text, "-c", 512, "-t", 1, *arguments)
-
-    def quantize(self, kind: str, importance: bool) -> Path:
-        """The file of one of its types."""
-        out = self.work / f"llama-{kind}{'-imatrix' if importance else ''}.gguf"
-        if not out.is_file():
-            given = ("--imatrix", self.imatrix) if importance else ()
-            self.run("llama-quantize", *given, self.floats, out, kind, 1)
-        return out
-
-    def measure(self, file: Path) -> Figures:
-        """What llama-perplexity says of a file, run by llama.cpp."""
-        text = self.perplexity(file, "--kl-divergence-base", self.base, "--kl-divergence")
-        return printed(text)
-
-    def plain(self, file: Path) -> float:
-        """The perplexity alone, as users of llama-perplexity see it."""
-        return final_estimate(self.perplexity(file))
-
-
-def printed(text: str) -> Figures:
-    """Figures in the output of llama-perplexity --kl-divergence."""
-    found = {name: re.search(pattern, text) for name, pattern in PRINTED.items()}
-    if missing := [name for name, match in found.items() if match is None]:
-        raise SystemExit(f"error: llama-perplexity printed no {', '.join(missing)}:\n{text[-1000:]}")
-    figures = {name: float(match[1]) for name, match in found.items() if match}
-    return figures | {"same_top": figures["same_top"] / 100}
-
-
-def final_estimate(text: str) -> float:
-    """The perplexity in the output of llama-perplexity."""
-    match = re.search(r"Final estimate: PPL = ([\d.]+)", text)
-    if match is None:
-        raise SystemExit(f"error: llama-perplexity printed no estimate:\n{text[-1000:]}")
-    return float(match[1])
 
 
 class Table:
@@ -330,7 +252,7 @@ def main() -> None:
     ours, table = Ours(given.work), Table(given.work / "results.json", given.rows)
     measure_ours(table, ours)
     if given.llama is not None:
-        llama = Llama(given.llama, ours)
+        llama = Llama(given.llama, ours.source, ours.work, say)
         measure_llama(table, ours, llama)
         measure_perplexity(table, ours, llama, given.source)
     print(table.text())

@@ -8,6 +8,7 @@ import number_formats
 import numpy as np
 import pytest
 from models import write_checkpoint
+from peer_models import llama_quality
 from peer_models.install import build_llama_cpp
 from toy_text import add_tokenizer
 
@@ -32,12 +33,12 @@ Same top p: 84.118 ± 0.935 %
 
 
 def test_the_output_of_llama_perplexity_is_read():
-    assert number_formats.printed(PRINTED) == pytest.approx(
+    assert llama_quality.printed(PRINTED) == pytest.approx(
         {"perplexity": 30.142071, "kl": 0.064911, "median": 0.050311, "percentile_99": 0.283337, "same_top": 0.84118}
     )
-    assert number_formats.final_estimate("Final estimate: PPL = 28.1708 +/- 1.93184") == 28.1708
+    assert llama_quality.final_estimate("Final estimate: PPL = 28.1708 +/- 1.93184") == 28.1708
     with pytest.raises(SystemExit, match="printed no median"):
-        number_formats.printed(PRINTED.replace("Median", ""))
+        llama_quality.printed(PRINTED.replace("Median", ""))
 
 
 def test_a_row_that_is_there_is_not_measured_again(tmp_path):

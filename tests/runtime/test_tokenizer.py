@@ -4,94 +4,17 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import write_checkpoint
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from toy_text import add_tokenizer
+from tokenizers import processors
+from toy_tokenizers import KINDS, byte_level, ours, sentencepiece
 
-import ouro_edge
 from ouro_edge.errors import BundleError, RequestError
-from ouro_edge.export.gguf.write_file import checkpoint_to_gguf
-from ouro_edge.export.open_checkpoint import open_checkpoint
 from ouro_edge.runtime.text.tokenizer import TextStream, Tokenizer
-
-CORPUS = ["The capital of France is Paris.", "naïve café, 日本語 and 😀 smileys", "  indented\n\tlines  ", "0123"] * 3
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-
-
-@cache
-def byte_level() -> tokenizers.Tokenizer:
-    library = tokenizers.Tokenizer(models.BPE())
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    library.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=330, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
-    )
-    library.train_from_iterator(CORPUS, trainer)
-    library.add_tokens([AddedToken("<think>", special=False), AddedToken(" odd 日", special=False)])
-    return library
-
-
-@cache
-def sentencepiece() -> tokenizers.Tokenizer:
-    """As in Llama 2: byte fallback, a leading space added and dropped again."""
-    letters = sorted(set("▁" + "".join(CORPUS)) - set(" \n\t日本語😀ï"))
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters, "▁c", "▁▁", "is"]
-    vocab = {piece: i for i, piece in enumerate(pieces)}
-    merges = [("▁", "c"), ("▁", "▁"), ("i", "s")]
-    library = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    library.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    library.add_special_tokens(["<unk>", "<s>", "</s>"])
-    return library
-
-
-@cache
-def unigram(prepend: str) -> tokenizers.Tokenizer:
-    pieces = ["<unk>", "<s>", "▁", "▁the", "▁▁", "a", "b", "<", "s", ">", "é", "日"]
-    library = tokenizers.Tokenizer(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=0))
-    library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
-    library.decoder = decoders.Metaspace(prepend_scheme=prepend)
-    library.add_special_tokens(["<unk>", "<s>"])
-    return library
-
-
-@cache
-def words(decoder: str) -> tokenizers.Tokenizer:
-    vocab = {piece: i for i, piece in enumerate(["[UNK]", "the", "cat", "##s", ".", "<0x41>", "a▁b"])}
-    library = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
-    library.pre_tokenizer = pre_tokenizers.Whitespace()
-    library.add_special_tokens(["[UNK]"])
-    if decoder == "wordpiece":
-        library.decoder = decoders.WordPiece()
-    return library
-
-
-KINDS: dict[str, Callable[[], tokenizers.Tokenizer]] = {
-    "byte-level": byte_level,
-    "metaspace": lambda: unigram("always"),
-    "metaspace-first": lambda: unigram("first"),
-    "metaspace-never": lambda: unigram("never"),
-    "no-decoder": lambda: words(""),
-    "wordpiece": lambda: words("wordpiece"),
-}
-
-
-@cache
-def ours(kind: str) -> Tokenizer:
-    library = sentencepiece() if kind == "sentencepiece" else KINDS[kind]()
-    return Tokenizer.from_json(library.to_str())
 
 
 def stream(tokenizer: Tokenizer, ids: list[int], skip: bool = True) -> list[str]:
@@ -348,56 +271,3 @@ def test_a_text_after_special_tokens_only_starts_a_text() -> None:
     assert start is not None
     stream = TextStream(tokenizer, after=[start])
     assert "".join(map(stream.push, ids)) == "Paris is"
-
-
-def with_start(*, eos: bool = False) -> tokenizers.Tokenizer:
-    """A tokenizer whose post-processor adds <s> before a text, inside a sequence of processors as in Llama 3."""
-    library = tokenizers.Tokenizer.from_str(sentencepiece().to_str())
-    template = processors.TemplateProcessing(
-        single="<s> $A </s>" if eos else "<s> $A", pair=None, special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
-    library.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
-    return library
-
-
-@pytest.mark.parametrize("eos", [False, True])
-def test_the_token_before_a_text_comes_from_the_post_processor(eos: bool) -> None:
-    tokenizer = Tokenizer(with_start(eos=eos))
-    plain = tokenizer.encode("Paris is")
-    assert plain[0] != 1 and tokenizer.encode_text("Paris is") == [1, *plain]
-    assert tokenizer.encode_text("<s>Paris is") == tokenizer.encode("<s>Paris is")  # no second one
-    assert ours("sentencepiece").encode_text("Paris") == ours("sentencepiece").encode("Paris")
-
-
-def test_settings_overrule_the_post_processor() -> None:
-    text = sentencepiece().to_str()
-    added = Tokenizer.from_json("\ufeff" + text, start="<s>")
-    assert added.encode_text("is") == [1, *added.encode("is")]
-    without = Tokenizer(with_start(), start=False)
-    assert without.encode_text("is") == without.encode("is")
-    assert Tokenizer(with_start(), start="absent").text_start == ()
-
-
-@pytest.mark.parametrize(
-    ("settings", "extra", "start"),
-    [
-        ({"add_bos_token": True, "bos_token": "<|im_start|>"}, {}, [1]),
-        ({"add_bos_token": True, "bos_token": {"content": "<|im_start|>"}}, {}, [1]),
-        ({"add_bos_token": True}, {"bos_token": "<|im_start|>"}, [1]),
-        ({"add_bos_token": False, "bos_token": "<|im_start|>"}, {}, []),
-        ({"bos_token": "<|im_start|>"}, {}, []),
-    ],
-)
-def test_tokenizer_config_asks_for_bos(
-    tmp_path: Path, settings: dict[str, Any], extra: dict[str, Any], start: list[int]
-) -> None:
-    path = add_tokenizer(write_checkpoint(tmp_path / "talker", vocab_size=300))
-    (path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8-sig")
-    (path / "special_tokens_map.json").write_text(json.dumps(extra))
-    result = ouro_edge.export(path, tmp_path / "out", precision="fp32", calibration=None)
-    with ouro_edge.load(result.path, threads=1) as model:
-        assert model.tokenizer.encode_text("hello") == start + model.tokenizer.encode("hello")
-        assert (model.embed("hello") == model.embed([start + model.tokenizer.encode("hello")])).all()
-    gguf, _ = checkpoint_to_gguf(open_checkpoint(path), tmp_path / "m.gguf", "f32")
-    with ouro_edge.load(gguf, threads=1) as model:
-        assert model.tokenizer.encode_text("hello")[: len(start)] == start or not settings.get("bos_token")
