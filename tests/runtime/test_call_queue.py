@@ -182,39 +182,17 @@ def test_a_prompt_that_was_passed_over_and_given_up_is_not_kept(monkeypatch):
     assert queue.waiting == 0
 
 
-@pytest.mark.parametrize("kind", ["groups", "heads"])
-def test_jobs_of_a_leader_who_is_interrupted_before_they_run_are_computed_by_the_next(monkeypatch, kind):
+def test_jobs_of_a_leader_who_is_interrupted_before_they_run_are_handed_over(monkeypatch):
     """Ctrl-C can arrive between any two steps of the leader."""
-    block = Block()
-    block.release.set()
-    queue = CallQueue(block, lambda rows: rows + 1, 8, 256)
-    found, both_wait = {}, threading.Barrier(2)
+    queue = CallQueue(Block(), lambda rows: rows, 8, 256)
+    other = Job("block", [group("other", 2)], None)
+    queue._waiting.append(other)
 
-    def submit():
-        both_wait.wait(60)
-        found["other"] = queue.head(np.ones((2, 2))) if kind == "heads" else queue.block([group("other", 2)], None)
+    def interrupt(self, waiting, alone):
+        assert waiting == [1, 2] and queue.waiting == 0
+        raise KeyboardInterrupt
 
-    other = threading.Thread(target=submit)
-    other.start()
-    real, interrupted = CallQueue._take, []
-
-    def take(self, *args):
-        taken = real(self, *args)
-        if taken and not interrupted:
-            interrupted.append(len(taken))
-            raise KeyboardInterrupt
-        return taken
-
-    def wait_for_both(self):
-        if not interrupted:
-            both_wait.wait(60)
-            while queue.waiting < 2:
-                time.sleep(0.001)
-
-    monkeypatch.setattr(CallQueue, "_take", take)
-    monkeypatch.setattr(CallQueue, "_await_recent", wait_for_both)
+    monkeypatch.setattr(PromptBudget, "share", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        queue.head(np.ones((1, 2))) if kind == "heads" else queue.block([group("own", 1)], None)
-    other.join(60)
-    assert not other.is_alive() and interrupted == [2]
-    assert len(found["other"]) == (2 if kind == "heads" else 1) and queue.waiting == 0
+        queue.block([group("own", 1)], None, "block")
+    assert queue.waiting == 1 and other.leads and other.wake.is_set() and not other.done
