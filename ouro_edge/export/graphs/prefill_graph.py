@@ -58,7 +58,7 @@ class PrefillBuilder(GraphBuilder):
         return self.node("Mul", [self.product(rounded, weight), scale], *outputs)
 
     def add_norm(self, residual: str, x: str, weight: str) -> tuple[str, str]:
-        """As in the block graph, in two operators, which take half the time of the fused one for many rows."""
+        """As in the block graph, but in two operators, which are faster than the fused one for many rows."""
         total = self.node("Add", [residual, x])
         return self.norm(total, weight), total
 
@@ -137,7 +137,7 @@ class PrefillBuilder(GraphBuilder):
     def cached(self, x: str, name: str, present: str) -> str:
         """All keys or values [1, H, positions, D] as whole numbers, after appending x [1, T, KV * D] to the cache."""
         config, width = self.config, cache_head_dim(self.config)
-        x = self.whole(self.node("Div", [x, f"scale.{name}{self.slot}"]))
+        x = self.codes(self.node("Div", [x, f"scale.{name}{self.slot}"]))
         x = self.node("Reshape", [x, self.constant([0, 0, config.num_kv_heads, width])])
         x = self.stored(self.node("Transpose", [x], perm=[0, 2, 1, 3]))
         extended = f"{present}.{name}{self.slot}"
@@ -150,7 +150,7 @@ class PrefillBuilder(GraphBuilder):
         x = self.node("Expand", [self.node("Unsqueeze", [x, axis]), self.constant([1, 1, groups, 1, 1])])
         return self.node("Reshape", [x, self.constant([1, config.num_heads, -1, width])])
 
-    def whole(self, x: str) -> str:
+    def codes(self, x: str) -> str:
         """x rounded to the codes of the cache: int8, or -8 to 7 in float32."""
         if self.kv == "int8":  # one operator, and a quarter of the bytes for the next one
             zero = self.array("zero_int8", np.array(0, np.int8))
@@ -158,7 +158,7 @@ class PrefillBuilder(GraphBuilder):
         return self.node("Clip", [self.node("Round", [x]), self.number(-8.0), self.number(7.0)])
 
     def stored(self, x: str) -> str:
-        """Codes of `whole` as the cache stores them."""
+        """The result of `codes` as the cache stores it."""
         if self.kv == "int8":
             return x
         # int4: two per byte, the first in the low nibble, each plus 8
