@@ -6,13 +6,13 @@ after those before. One pass over question and answer therefore measures all dep
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ouro_edge.arch.json_object import load_json
 from ouro_edge.errors import RequestError
 from ouro_edge.runtime.exits.policies import ExitPolicy
 from ouro_edge.runtime.model import Model
@@ -38,7 +38,7 @@ def read_questions(file: Path, most: int | None = None) -> list[Question]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = load_json(line)
             prompt = record["prompt"] if "prompt" in record else record["question"]
             answer = record["answer"]
         except (ValueError, KeyError, TypeError):

@@ -14,7 +14,6 @@ answer counts if it is a stop id of the model. Prompt and answer are tokenised s
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ouro_edge.arch.json_object import load_json
 from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.runtime.checks import check_ids
 from ouro_edge.runtime.model import Model
@@ -128,8 +128,8 @@ def count(pieces: Iterable[Piece]) -> int:
 
 def _record(source: str, where: str) -> dict[str, Any]:
     try:
-        record = json.loads(source)
-    except (ValueError, RecursionError) as problem:
+        record = load_json(source)
+    except ValueError as problem:
         raise RequestError(f"{where} is not valid JSON ({problem}); {_EXPECTED_FORM}") from None
     if not isinstance(record, dict):
         raise RequestError(f"{where} is {type(record).__name__}; {_EXPECTED_FORM}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
@@ -12,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ouro_edge.arch.json_object import load_json
 from ouro_edge.errors import RequestError
 
 # Conversions, prefill copies, and leftovers of either from a killed process, and a file of thread counts that earlier
@@ -115,8 +115,8 @@ def _is_ours(entry: os.DirEntry[str]) -> bool:
     if entry.name != _OLD_TUNING or not entry.is_file(follow_symlinks=False):
         return False
     try:
-        content = json.loads(Path(entry).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = load_json(Path(entry).read_bytes())
+    except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.keys() == _OLD_TUNING_KEYS
 

@@ -21,6 +21,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ouro_edge.arch.json_object import load_json
 from ouro_edge.errors import ContextOverflowError, RequestError
 from ouro_edge.runtime.backend.kv import kv_bytes_per_layer
 from ouro_edge.runtime.checks import check_kind
@@ -81,8 +82,8 @@ def is_saved_sequence(path: Path) -> bool:
         if not path.is_file():
             return False
         with path.open("rb") as file:
-            return bool(json.loads(file.readline(_MAX_HEADER_BYTES))["format"] == _FORMAT)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return bool(load_json(file.readline(_MAX_HEADER_BYTES))["format"] == _FORMAT)
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -98,11 +99,11 @@ def _checked(path: str | os.PathLike[str]) -> Path:
 def _read(model: Model, path: Path, file: IO[bytes]) -> TokenSequence:
     line = file.readline(_MAX_HEADER_BYTES)
     try:
-        header = json.loads(line)
+        header = load_json(line)
         if header["format"] != _FORMAT:
             raise ValueError
         version, frontier = header["version"], header["frontier"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise RequestError(f"{path} is not a saved sequence of ouro-edge") from None
     if version != _VERSION:
         raise RequestError(f"{path} is version {version!r} of a saved sequence; this program reads {_VERSION}")

@@ -6,10 +6,10 @@ Templates concatenate contents, test `tool_calls is defined` and skip roles that
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from ouro_edge.arch.json_object import load_json
 from ouro_edge.errors import RequestError, TemplateError
 
 Message = dict[str, Any]
@@ -84,8 +84,8 @@ def arguments_object(arguments: Any) -> Any:
     if not arguments.strip():
         return {}
     try:
-        value = json.loads(arguments, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
+        value = load_json(arguments, _no_constant)
+    except ValueError:
         return arguments
     return value if isinstance(value, dict) else arguments
 

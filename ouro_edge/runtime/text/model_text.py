@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ouro_edge.arch.json_object import load_json
 from ouro_edge.bundle.bundle import Bundle
 from ouro_edge.errors import BundleError
 from ouro_edge.runtime.text.chat_template import ChatTemplate
@@ -110,8 +110,8 @@ def _read_json(bundle: Bundle, name: str) -> dict[str, Any]:
 
 def _object(text: str | None, file: Path) -> dict[str, Any]:
     try:
-        data = json.loads(text.removeprefix("\ufeff")) if text else {}
-    except (ValueError, RecursionError) as problem:
+        data = load_json(text.removeprefix("\ufeff")) if text else {}
+    except ValueError as problem:
         raise BundleError(f"{file} is not valid JSON: {problem}") from None
     return data if isinstance(data, dict) else {}
 

@@ -5,7 +5,6 @@ Per line of the input only a few bytes are kept: a hash of its custom_id (64 bit
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections.abc import Generator, Iterable
 from hashlib import blake2b
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ouro_edge.arch.json_object import load_json
 from ouro_edge.errors import RequestError, one_line
 from ouro_edge.server.batch.lines import Line, custom_id_of, read_lines
 
@@ -69,9 +69,9 @@ class BatchInput:
         """Count the lines of an existing output as finished. RequestError if it was not made from this input."""
         for count, data in enumerate(lines, start=1):
             try:
-                found = json.loads(data)
+                found = load_json(data)
                 number, failed = self._number(found), (found["response"] or {}).get("status_code") != 200
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            except (ValueError, KeyError, TypeError, AttributeError):
                 raise RequestError(
                     f"{output} exists and its line {count} is not one of a batch output: "
                     "choose another name, or --overwrite"

@@ -9,6 +9,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
+from ouro_edge.arch.json_object import load_json
 from ouro_edge.server.http.errors import ApiError, bad_field
 
 _KINDS = {
@@ -19,7 +20,6 @@ _KINDS = {
     list: "a list",
     dict: "an object",
 }
-_MAX_DEPTH = 64  # levels of nested lists and objects, so that recursive code cannot exhaust the stack
 
 T = TypeVar("T")
 
@@ -27,13 +27,9 @@ T = TypeVar("T")
 def parse_json(body: bytes) -> Fields:
     """The top-level object of a request's body; ApiError 400 for anything else."""
     try:
-        value = json.loads(body, parse_constant=_no_constant)
-    except RecursionError:
-        raise ApiError(400, "the body is nested too deeply") from None
-    except (ValueError, UnicodeDecodeError) as problem:
+        value = load_json(body, _no_constant)
+    except ValueError as problem:
         raise ApiError(400, f"the body is not valid JSON: {problem}") from None
-    if _depth(value) > _MAX_DEPTH:
-        raise ApiError(400, f"the body is nested more than {_MAX_DEPTH} levels deep")
     return Fields(value, "")
 
 
@@ -147,20 +143,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, str):
         return json.dumps(value[:40])
     return _KINDS[type(value)]
-
-
-def _depth(value: Any) -> int:
-    """The nesting depth of lists and objects, computed level by level without recursion."""
-    depth, level = 0, [value]
-    while level and depth <= _MAX_DEPTH:
-        level = [
-            item
-            for outer in level
-            if isinstance(outer, (dict, list))
-            for item in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        depth += 1
-    return depth
 
 
 def _no_constant(text: str) -> float:

@@ -11,6 +11,8 @@ import uuid
 from collections.abc import Collection
 from typing import Any, NoReturn
 
+from ouro_edge.arch.json_object import is_nested_too_deeply
+
 _ARGUMENTS = ("arguments", "parameters")
 
 Call = tuple[str, str]  # the name of the tool, and the arguments as JSON text
@@ -19,11 +21,13 @@ Call = tuple[str, str]  # the name of the tool, and the arguments as JSON text
 def find_calls(text: str, names: Collection[str]) -> list[Call]:
     """The calls in a text; empty unless all of it is calls of the named tools."""
     calls: list[Call] = []
+    if is_nested_too_deeply(text):
+        return calls
     at = skip_between(text, 0)
     while at < len(text):
         try:
             value, at = _DECODER.raw_decode(text, at)
-        except (ValueError, RecursionError):
+        except ValueError:
             return []
         found = [_call(item, names) for item in (value if isinstance(value, list) else [value])]
         calls += [call for call in found if call is not None]
@@ -115,8 +119,10 @@ def _call(value: Any, names: Collection[str]) -> Call | None:
     arguments = value[key] if key is not None else {}
     if isinstance(arguments, str):
         try:
+            if is_nested_too_deeply(arguments):
+                return None
             arguments = _DECODER.decode(arguments) if arguments.strip() else {}
-        except (ValueError, RecursionError):
+        except ValueError:
             return None
     arguments = {} if arguments is None else arguments
     if not isinstance(arguments, dict):
